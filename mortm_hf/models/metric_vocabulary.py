@@ -225,7 +225,9 @@ class MetricVocabulary:
             table = self._lookup[kind]
             found = int(table[value]) if 0 <= value < len(table) else -1
         if found < 0:
-            raise VocabularyError(f"this vocabulary has no {kind.name} token" + ("" if value is None else f" for {value}"))
+            raise VocabularyError(
+                f"this vocabulary has no {kind.name} token" + ("" if value is None else f" for {value}")
+            )
         return found
 
     def has(self, kind: TokenKind, value: int | None = None) -> bool:
