@@ -27,7 +27,7 @@ class MortmError(ValueError):
 
 
 class MidiError(MortmError):
-    """A MIDI input that cannot be used. `code`: midi.unreadable, midi.empty, midi.timing, midi.too_large, midi.meter."""
+    """A MIDI input that cannot be used. `code`: midi.unreadable, .empty, .timing, .too_large, .argument."""
 
     code = "midi.unreadable"
 

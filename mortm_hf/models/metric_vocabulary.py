@@ -237,5 +237,5 @@ class MetricVocabulary:
         return 0 <= value < len(self._lookup[kind]) and self._lookup[kind][value] >= 0
 
     def lookup(self, kind: TokenKind) -> np.ndarray:
-        """Array value -> id (-1 where the table has no such token): `ids = vocabulary.lookup(TokenKind.PITCH)[pitch]`."""
+        """Array value -> id, -1 where the table has no such token: `vocabulary.lookup(TokenKind.PITCH)[pitch]`."""
         return self._lookup[kind]

@@ -1,440 +1,58 @@
-"""MIDI <-> quantised music <-> token ids: the default dialect's codec.
+"""Quantised music <-> token ids: the default dialect's codec.
 
 Design decisions
-- Two steps each way: `symusic.Score -> MetricScore` (notes, bars and tempi on the grid) and
-  `MetricScore -> ids`; back again through `Segment`. Windows, tasks and transposition work on `MetricScore`.
-- Everything is columns of numpy arrays: the tokens of a whole song are scattered into place by computed positions;
-  no Python loop runs over notes or bars.
-- What does not fit is counted in `CodecReport`, never dropped in silence.
+- Everything is columns of numpy arrays: the tokens of a whole song are scattered into place by computed positions,
+  and read back by positions; no Python loop runs over notes or bars.
+- Windows, tasks and transposition work on `MetricScore`, before this module.
 
-Knows: MIDI (through symusic), the grid, the token table. Must not know: torch, tokenizers, prompts, legality of
-sequences (`metric_grammar`).
+Knows: `MetricScore` and the token table. Must not know: MIDI files, torch, tokenizers, prompts, legality of sequences
+(`metric_grammar`).
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from .errors_mortm import MidiError
-from .metric_grid import COMMON_TIME, TICKS_PER_QUARTER, BarTable, bars_of_meters, round_to_grid
+from .metric_grid import COMMON_TIME, BarTable
+from .metric_score import ChordTable, CodecReport, MetricScore
 from .metric_vocabulary import (
-    DRUMS,
     KEY_NAMES,
     LONG_DURATIONS,
     MAX_BAR_TICKS,
     MAX_DURATION,
-    METERS,
-    TEMPO_CENTRES,
+    METER_TICKS,
     MetricVocabulary,
     TokenKind,
 )
+from .midi_files import Caps, load_score, quantize, read_midi, tempo_bin, to_midi_score
 
 
-try:
-    import symusic
-except ImportError:  # a folder loaded from the Hub may run where only ids are needed
-    symusic = None
+__all__ = [
+    "Caps",
+    "ChordTable",
+    "CodecReport",
+    "Header",
+    "MetricScore",
+    "Segment",
+    "density_of",
+    "encode_chords",
+    "encode_header",
+    "encode_tracks",
+    "load_score",
+    "parse_segment",
+    "quantize",
+    "read_midi",
+    "tempo_bin",
+    "to_midi_score",
+    "uses_velocity",
+    "velocity_bin",
+]
 
 DEFAULT_VELOCITY = 90
-OUTPUT_TPQ = 480
-_MARK = "mortm:"
-_MAJOR_BY_SHARPS = "BM GbM DbM AbM EbM BbM FM CM GM DM AM EM BM F#M C#M".split()  # CbM has no token: BM
-_MINOR_BY_SHARPS = "Abm Ebm Bbm Fm Cm Gm Dm Am Em Bm F#m C#m G#m D#m A#m".split()
 DENSITY_EDGES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24])
-
-
-@dataclass(frozen=True)
-class Caps:
-    """Limits on a MIDI input, so that loading one never stalls or fills the machine."""
-
-    bytes: int = 64 << 20
-    notes: int = 2_000_000
-    tracks: int = 4096
-    bars: int = 200_000
-    cells: int = 20_000_000  # tracks x bars
-
-
-@dataclass
-class CodecReport:
-    """What quantisation changed: counts of notes, bars and events."""
-
-    notes: int = 0
-    duplicates: int = 0
-    zero_length: int = 0
-    clipped: int = 0
-    cut_bars: int = 0
-    ignored_meters: int = 0
-
-
-@dataclass(frozen=True)
-class ChordTable:
-    """Chords: `onset [n]` int64 ticks, and `root`, `quality`, `bass` `[n]` int16 values of the chord token kinds.
-    Each holds until the next."""
-
-    onset: np.ndarray
-    root: np.ndarray
-    quality: np.ndarray
-    bass: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.onset)
-
-    def window(self, start: int, stop: int) -> ChordTable:
-        """Chords in ticks `[start, stop)` re-based to 0; the one sounding at `start` is restated there."""
-        first = int(np.searchsorted(self.onset, start, side="right")) - 1
-        last = int(np.searchsorted(self.onset, stop, side="left"))
-        rows = slice(max(first, 0), last)
-        onset = np.maximum(self.onset[rows] - start, 0)
-        return ChordTable(onset, self.root[rows], self.quality[rows], self.bass[rows])
-
-
-@dataclass(frozen=True)
-class MetricScore:
-    """Quantised music.
-
-    Attributes:
-        bars: the bar table.
-        track, onset, pitch, duration, velocity: `[n_notes]` int64; ticks are absolute, rows sorted by (track, onset,
-            pitch, duration) without duplicates; track is an index into `programs`.
-        programs: `[n_tracks]` int16 General MIDI programs, `DRUMS` for drums; drums last.
-        tempo: `[n_bars]` int16 tempo bins, -1 where none is known.
-        key: token name without `k_`, or None. chords: `ChordTable` or None. genres: genre values. names: of tracks.
-        explicit_velocity: what an earlier decode recorded about velocity tokens, else None.
-    """
-
-    bars: BarTable
-    track: np.ndarray
-    onset: np.ndarray
-    pitch: np.ndarray
-    duration: np.ndarray
-    velocity: np.ndarray
-    programs: np.ndarray
-    tempo: np.ndarray
-    key: str | None = None
-    chords: ChordTable | None = None
-    genres: tuple[int, ...] = ()
-    names: tuple[str, ...] = ()
-    explicit_velocity: bool | None = None
-    report: CodecReport = field(default_factory=CodecReport, compare=False)
-
-    @property
-    def n_bars(self) -> int:
-        return self.bars.n_bars
-
-    @property
-    def n_tracks(self) -> int:
-        return len(self.programs)
-
-    @property
-    def n_notes(self) -> int:
-        return len(self.onset)
-
-    def bar_of_notes(self) -> np.ndarray:
-        """`[n_notes]` bar of each onset."""
-        return self.bars.of(self.onset)
-
-    def sounding_tracks(self) -> np.ndarray:
-        """Indices of the tracks that have notes."""
-        return np.flatnonzero(np.bincount(self.track, minlength=self.n_tracks))
-
-    def _select(self, rows: np.ndarray, shift: int, **changes) -> MetricScore:
-        notes = {name: getattr(self, name)[rows] for name in ("track", "pitch", "duration", "velocity")}
-        return replace(self, onset=self.onset[rows] - shift, **notes, **changes)
-
-    def window(self, start: int, stop: int, tracks=None) -> MetricScore:
-        """Bars `[start, stop)` re-based to tick 0: the notes whose onset lies inside, with whole durations. Track
-        indices stay; `tracks` keeps the notes of some of them only."""
-        first, last = int(self.bars.start[start]), int(self.bars.start[stop])
-        rows = (self.onset >= first) & (self.onset < last)
-        if tracks is not None:
-            rows &= np.isin(self.track, tracks)
-        chords = None if self.chords is None else self.chords.window(first, last)
-        return self._select(
-            np.flatnonzero(rows),
-            first,
-            bars=self.bars.window(start, stop),
-            tempo=self.tempo[start:stop],
-            chords=chords,
-        )
-
-    def take_tracks(self, tracks) -> MetricScore:
-        """Only these tracks, renumbered in the given order."""
-        tracks = np.asarray(tracks, dtype=np.int64)
-        new_index = np.full(self.n_tracks + 1, -1, dtype=np.int64)
-        new_index[tracks] = np.arange(len(tracks))
-        rows = np.flatnonzero(new_index[self.track] >= 0)
-        moved = new_index[self.track[rows]]
-        order = np.argsort(moved, kind="stable")
-        names = tuple(self.names[t] for t in tracks) if self.names else ()
-        chosen = self._select(rows[order], 0, programs=self.programs[tracks], names=names)
-        return replace(chosen, track=moved[order])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# MIDI -> MetricScore
-
-
-def load_score(midi, caps: Caps = Caps()):
-    """A path, MIDI bytes or a `symusic.Score` -> `symusic.Score` in ticks; anything unusable raises `MidiError`."""
-    if symusic is None:
-        raise MidiError("reading MIDI needs the package symusic: pip install 'symusic>=0.5.9,<0.6'", "midi.symusic")
-    if hasattr(midi, "tracks") and hasattr(midi, "ticks_per_quarter"):
-        score, name = (midi if str(midi.ttype) in ("Tick", "TimeUnit.Tick") else midi.to("tick")), "the given score"
-    else:
-        if isinstance(midi, (bytes, bytearray, memoryview)):
-            data, name = bytes(midi), "the given bytes"
-        elif isinstance(midi, (str, os.PathLike)):
-            name = str(midi)
-            try:
-                size = os.stat(midi).st_size
-                data = Path(midi).read_bytes() if size <= caps.bytes else b""
-            except OSError as error:
-                raise MidiError(f"cannot read {name}: {error.strerror or error}") from None
-            if size > caps.bytes:
-                raise MidiError(f"{name} has {size} bytes, more than the cap of {caps.bytes}", "midi.too_large")
-        else:
-            raise MidiError(f"expected a path, bytes or a symusic.Score, got {type(midi).__name__}")
-        if len(data) > caps.bytes:
-            raise MidiError(f"{name} has {len(data)} bytes, more than the cap of {caps.bytes}", "midi.too_large")
-        if data[:4] != b"MThd" or len(data) < 14:
-            raise MidiError(f"{name} is not a MIDI file (no MThd header)")
-        if data[8:10] == b"\x00\x02":
-            raise MidiError(f"{name} is a type 2 file (independent patterns); save each pattern as a file of its own")
-        if data[12] & 0x80 or data[12:14] == b"\x00\x00":
-            raise MidiError(f"{name} has no musical time (SMPTE or zero division); export it with ticks per quarter")
-        try:
-            score = symusic.Score.from_midi(data)
-        except Exception as error:  # symusic raises plain RuntimeError, and more on odd files
-            raise MidiError(f"cannot read {name} as MIDI: {str(error).strip()[:200]}") from None
-    if score.ticks_per_quarter <= 0:
-        raise MidiError(f"{name} has no musical time (zero ticks per quarter)", "midi.timing")
-    if len(score.tracks) > caps.tracks:
-        raise MidiError(f"{name} has {len(score.tracks)} tracks, more than the cap of {caps.tracks}", "midi.too_large")
-    notes = score.note_num()
-    if notes > caps.notes:
-        raise MidiError(f"{name} has {notes} notes, more than the cap of {caps.notes}", "midi.too_large")
-    return score
-
-
-def _extend_by_pedal(track, onset, offset, pitch):
-    """Offsets moved to the release of a pedal that is down at them, but not past the next onset of the same pitch."""
-    pedals = track.pedals.numpy()
-    if not len(pedals["time"]):
-        return offset
-    down = pedals["time"].astype(np.int64)
-    up = down + pedals["duration"]
-    index = np.searchsorted(down, offset, side="right") - 1
-    held = (index >= 0) & (offset < up[np.maximum(index, 0)])
-    longer = np.where(held, up[np.maximum(index, 0)], offset)
-    order = np.lexsort((onset, pitch))
-    same = pitch[order[1:]] == pitch[order[:-1]]
-    limit = np.full(len(onset), np.iinfo(np.int64).max)
-    limit[order[:-1][same]] = onset[order[1:][same]]
-    return np.maximum(np.minimum(longer, limit), offset)
-
-
-def _meter_changes(score, report: CodecReport) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    events = score.time_signatures.numpy()
-    tick, num, den = (events[k].astype(np.int64) for k in ("time", "numerator", "denominator"))
-    # A usable meter has a bar of at least one grid tick; the last of several on one tick wins, as in playback.
-    usable = (num > 0) & (den > 0) & (num * 96 >= den) & (tick >= 0)
-    report.ignored_meters = int((~usable).sum())
-    tick, num, den = tick[usable], num[usable], den[usable]
-    order = np.argsort(tick, kind="stable")
-    tick, num, den = tick[order], num[order], den[order]
-    if len(tick) == 0 or tick[0] > 0:
-        tick, num, den = np.append(0, tick), np.append(4, num), np.append(4, den)
-    if len(tick) > 1:
-        keep = np.append(tick[1:] != tick[:-1], True)
-        tick, num, den = tick[keep], num[keep], den[keep]
-        keep = np.append(True, (num[1:] != num[:-1]) | (den[1:] != den[:-1]))
-        tick, num, den = tick[keep], num[keep], den[keep]
-    return tick, num, den
-
-
-def _tempo_bins(score, bars: BarTable) -> np.ndarray:
-    """Tempo bin of each bar: quarters x 60 / seconds of the bar, on the file's tempo map."""
-    events = score.tempos.numpy()
-    tick, mspq = events["time"].astype(np.float64), events["mspq"].astype(np.float64)
-    usable = (mspq > 0) & (tick >= 0)
-    if not usable.any():
-        return np.full(bars.n_bars, -1, dtype=np.int16)
-    tick, mspq = tick[usable], mspq[usable]
-    if len(tick) == 1 and tick[0] == 0:
-        return np.full(bars.n_bars, tempo_bin(6e7 / mspq[0]), dtype=np.int16)
-    order = np.argsort(tick, kind="stable")
-    tick, mspq = tick[order], mspq[order]
-    if tick[0] > 0:
-        tick, mspq = np.append(0.0, tick), np.append(500_000.0, mspq)
-    keep = np.append(tick[1:] != tick[:-1], True)
-    tick, mspq = tick[keep], mspq[keep]
-    seconds = np.append(0.0, np.cumsum(np.diff(tick) * mspq[:-1]))  # in tick x microseconds per quarter
-    line = bars.start * (score.ticks_per_quarter / TICKS_PER_QUARTER)
-    segment = np.searchsorted(tick, line, side="right") - 1
-    time = seconds[segment] + (line - tick[segment]) * mspq[segment]
-    # quarters x 60 / seconds: the ticks per quarter cancel out
-    return tempo_bin(6e7 * np.diff(line) / np.diff(time)).astype(np.int16)
-
-
-def tempo_bin(bpm):
-    """Nearest of the 32 log-spaced tempo bins (quarters a minute, clamped to 30 to 240)."""
-    return np.clip(np.floor(np.log(np.asarray(bpm) / 30.0) * (31.0 / np.log(8.0)) + 0.5), 0, 31).astype(np.int64)
-
-
-def _file_key(score) -> str | None:
-    for event in score.key_signatures:
-        if -7 <= event.key <= 7 and event.tonality in (0, 1):
-            return (_MINOR_BY_SHARPS if event.tonality else _MAJOR_BY_SHARPS)[event.key + 7]
-    return None
-
-
-@lru_cache(maxsize=1)
-def _chord_names() -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    from .metric_vocabulary import (
-        CHORD_BASSES,
-        CHORD_QUALITIES,
-        CHORD_ROOTS,
-        EXTRA_CHORD_QUALITIES,
-        EXTRA_CHORD_ROOTS,
-    )
-
-    tables = (CHORD_ROOTS + EXTRA_CHORD_ROOTS, CHORD_QUALITIES + EXTRA_CHORD_QUALITIES, CHORD_BASSES)
-    return tuple({name: i for i, name in enumerate(names)} for names in tables)
-
-
-def _read_markers(score):
-    """(segment fields, bar lines, chords) that an earlier decode left as marker events; all empty otherwise."""
-    fields, lines, chords = {}, [], []
-    scale = TICKS_PER_QUARTER / score.ticks_per_quarter
-    for event in score.markers:
-        if not event.text.startswith(_MARK):
-            continue
-        kind, _, body = event.text[len(_MARK) :].partition(" ")
-        if kind == "segment":
-            fields = dict(part.partition("=")[::2] for part in body.split())
-        elif kind == "line":
-            lines.append(round(event.time * scale))
-        elif kind == "chord":
-            names = body.split()
-            if len(names) == 3:
-                found = [table.get(name) for table, name in zip(_chord_names(), names)]
-                if None not in found:
-                    chords.append((round(event.time * scale), *found))
-    table = None
-    if chords:
-        columns = np.array(sorted(chords), dtype=np.int64).T
-        table = ChordTable(columns[0], *(c.astype(np.int16) for c in columns[1:]))
-    return fields, np.array(lines, dtype=np.int64), table
-
-
-def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
-    """A `symusic.Score` in ticks -> `MetricScore` (DESIGN 3 and 4).
-
-    Args:
-        pedal: "ignore" keeps durations as played, "extend" lets notes ring while the sustain pedal is down (not drums).
-
-    Raises:
-        MidiError: no notes (`midi.empty`), or longer than the caps (`midi.too_large`).
-    """
-    tpq = score.ticks_per_quarter
-    report = CodecReport()
-    parts = [t for t in score.tracks if len(t.notes)]
-    if not parts:
-        raise MidiError("the MIDI file has no notes: there is nothing to tokenise", "midi.empty")
-    parts = [t for t in parts if not t.is_drum] + [t for t in parts if t.is_drum]
-    columns = [t.notes.numpy() for t in parts]
-    sizes = [len(c["time"]) for c in columns]
-    tick = np.concatenate([c["time"] for c in columns]).astype(np.int64)
-    ending = tick + np.concatenate([c["duration"] for c in columns])
-    pitch = np.concatenate([c["pitch"] for c in columns]).astype(np.int64) & 127
-    velocity = np.clip(np.concatenate([c["velocity"] for c in columns]).astype(np.int64), 1, 127)
-    track = np.repeat(np.arange(len(parts)), sizes)
-    if tick.min() < 0 or (ending < tick).any():
-        raise MidiError("the MIDI file has notes at negative times or of negative length", "midi.timing")
-    if pedal == "extend":
-        edges = np.cumsum([0, *sizes])
-        for part, first, last in zip(parts, edges, edges[1:]):
-            if not part.is_drum:
-                rows = slice(first, last)
-                ending[rows] = _extend_by_pedal(part, tick[rows], ending[rows], pitch[rows])
-    elif pedal != "ignore":
-        raise MidiError(f"pedal must be 'ignore' or 'extend', got {pedal!r}", "midi.argument")
-    report.notes = len(tick)
-    onset, offset = round_to_grid(tick, tpq), round_to_grid(ending, tpq)
-    report.zero_length = int((ending == tick).sum())
-
-    # First-in first-out pairing of the notes of one pitch: the k-th onset gets the k-th offset.
-    voice = track * 128 + pitch
-    span = int(offset.max()) + 2
-    if span * (len(parts) * 128) < 1 << 62:
-        order = np.argsort(voice * span + onset, kind="stable")
-    else:
-        order = np.lexsort((onset, voice))
-    onset, offset, voice, velocity = onset[order], offset[order], voice[order], velocity[order]
-    nested = (voice[1:] == voice[:-1]) & (offset[1:] < offset[:-1])
-    if nested.any():
-        offset = offset[np.lexsort((offset, voice))]
-    duration = np.maximum(offset - onset, 1)
-    report.clipped = int((duration > MAX_DURATION).sum())
-    if report.clipped:
-        duration = np.minimum(duration, MAX_DURATION)
-    track, pitch = voice >> 7, voice & 127
-    # (track, onset, pitch, duration): within one voice rows are already in (onset, duration) order
-    order = np.argsort(((track * span + onset) << 7) | pitch, kind="stable")
-    track, onset, pitch, duration, velocity = (a[order] for a in (track, onset, pitch, duration, velocity))
-    if len(onset) > 1:
-        twin = (np.diff(onset) == 0) & (np.diff(pitch) == 0) & (np.diff(duration) == 0) & (np.diff(track) == 0)
-        if twin.any():
-            report.duplicates = int(twin.sum())
-            starts = np.flatnonzero(np.append(True, ~twin))
-            velocity = np.maximum.reduceat(velocity, starts)  # the loudest of the merged notes is what one hears
-            track, onset, pitch, duration = (a[starts] for a in (track, onset, pitch, duration))
-
-    fields, lines, chords = _read_markers(score) if len(score.markers) else ({}, np.empty(0, np.int64), None)
-    count = int(fields["bars"]) if fields.get("bars", "").isdigit() else 0
-    if count > caps.bars:
-        count = 0
-    until = int(onset.max()) + 1 if count else int((onset + duration).max())
-    meter_events = _meter_changes(score, report)
-    made = bars_of_meters(*meter_events, tpq, lines, until, count, max_bars=min(caps.bars, caps.cells // len(parts)))
-    if made is None:
-        raise MidiError(
-            f"the MIDI file is longer than {caps.bars} bars (or {caps.cells} bars x tracks); cut it first",
-            "midi.too_large",
-        )
-    bars, report.cut_bars = made
-    key = fields.get("key")
-    return MetricScore(
-        bars=bars,
-        track=track,
-        onset=onset,
-        pitch=pitch,
-        duration=duration,
-        velocity=velocity,
-        programs=np.array([DRUMS if t.is_drum else t.program & 127 for t in parts], dtype=np.int16),
-        tempo=_tempo_bins(score, bars),
-        key=key if key in KEY_NAMES else _file_key(score),
-        chords=chords,
-        genres=tuple(int(g) for g in fields.get("genres", "").split(",") if g.isdigit()),
-        names=tuple(t.name for t in parts),
-        explicit_velocity={"0": False, "1": True}.get(fields.get("velocity", "")),
-        report=report,
-    )
-
-
-def read_midi(midi, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
-    """Path, bytes or Score -> `MetricScore`."""
-    try:
-        return quantize(load_score(midi, caps), caps, pedal)
-    except MidiError as error:
-        if isinstance(midi, (str, os.PathLike)) and str(midi) not in str(error):
-            raise MidiError(f"{midi}: {error}", error.code) from None
-        raise
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -509,7 +127,7 @@ def _duration_ids(vocabulary: MetricVocabulary) -> tuple[np.ndarray, np.ndarray]
 
 
 def _bar_prefix(vocabulary, bars: BarTable, tempo: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """`[n_bars, 4]` ids of `<SME> [<TS> [d_len]] [<BPM>]` and a mask of those present (the blank is not among them)."""
+    """`[n_bars, 4]` ids of `<SME> [<TS> [d_len]] [<BPM>]` and a mask of those present (without the blank)."""
     n = bars.n_bars
     ids = np.zeros((n, 4), dtype=np.int32)
     mask = np.zeros((n, 4), dtype=bool)
@@ -659,7 +277,7 @@ _BLOCKS = (
 
 
 def parse_segment(vocabulary: MetricVocabulary, ids) -> Segment:
-    """Ids -> `Segment`; lenient: malformed notes are dropped. Ids without a block marker count as a generated field."""
+    """Ids -> `Segment`; lenient: malformed notes are dropped. Ids without a marker are a generated field."""
     ids = np.asarray(ids, dtype=np.int64).reshape(-1)
     ids = ids[(ids >= 0) & (ids < len(vocabulary))]
     kind, value = vocabulary.kind[ids].astype(np.int64), vocabulary.value[ids].astype(np.int64)
@@ -743,8 +361,6 @@ def _parse_block(kind: np.ndarray, value: np.ndarray) -> MetricScore:
     own_length[bar_of[sized][::-1]] = value[sized + 1][::-1]
     stated = np.maximum.accumulate(np.where(meter >= 0, np.arange(n_bars), -1))
     meter = np.where(stated >= 0, meter[np.maximum(stated, 0)], COMMON_TIME)
-    from .metric_grid import METER_TICKS
-
     length = np.where((own_length > 0) & (own_length <= MAX_BAR_TICKS), own_length, METER_TICKS[meter])
     bars = BarTable.from_lengths(length, meter)
 
@@ -799,66 +415,3 @@ def _parse_block(kind: np.ndarray, value: np.ndarray) -> MetricScore:
         names=(),
         explicit_velocity=bool(loud.any()) if len(at) else None,
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# MetricScore -> MIDI
-
-
-def to_midi_score(score: MetricScore, markers: bool = True):
-    """`MetricScore` -> `symusic.Score` at 480 ticks a quarter.
-
-    Meter, tempo, key and chords become events; with `markers` one marker keeps the bar count, key, genres and the
-    velocity choice, and one stands on each line that the meters alone would not put there, so that encoding the
-    result gives the same ids.
-    """
-    if symusic is None:
-        raise MidiError("writing MIDI needs the package symusic: pip install 'symusic>=0.5.9,<0.6'", "midi.symusic")
-    step = OUTPUT_TPQ // TICKS_PER_QUARTER
-    out = symusic.Score(OUTPUT_TPQ)
-    bars = score.bars
-    changes = np.append(True, bars.meter[1:] != bars.meter[:-1]) if bars.n_bars else np.empty(0, bool)
-    for bar in np.flatnonzero(changes).tolist():
-        n, d = METERS[bars.meter[bar]]
-        out.time_signatures.append(symusic.TimeSignature(int(bars.start[bar]) * step, n, d))
-    tempo = score.tempo
-    if len(tempo):
-        changed = np.append(True, tempo[1:] != tempo[:-1]) & (tempo >= 0)
-        for bar in np.flatnonzero(changed).tolist():
-            mspq = int(round(6e7 / TEMPO_CENTRES[tempo[bar]]))
-            out.tempos.append(symusic.Tempo(int(bars.start[bar]) * step, mspq=mspq))
-    if score.key is not None and score.key != "Unknown":
-        names = _MINOR_BY_SHARPS if score.key.endswith("m") else _MAJOR_BY_SHARPS
-        if score.key in names:
-            # the spelling nearest to no accidentals
-            sharps = min((i - 7 for i, name in enumerate(names) if name == score.key), key=abs)
-            out.key_signatures.append(symusic.KeySignature(0, sharps, int(score.key.endswith("m"))))
-    if markers:
-        fields = [f"bars={bars.n_bars}"]
-        if score.key is not None:
-            fields.append(f"key={score.key}")
-        if score.genres:
-            fields.append("genres=" + ",".join(str(g) for g in score.genres))
-        if score.explicit_velocity is not None:
-            fields.append(f"velocity={int(score.explicit_velocity)}")
-        out.markers.append(symusic.TextMeta(0, f"{_MARK}segment {' '.join(fields)}"))
-        for bar in np.flatnonzero(bars.irregular).tolist():
-            out.markers.append(symusic.TextMeta(int(bars.start[bar + 1]) * step, f"{_MARK}line"))
-    if score.chords is not None:
-        roots, qualities, basses = (list(table) for table in _chord_names())
-        for t, r, q, b in zip(score.chords.onset, score.chords.root, score.chords.quality, score.chords.bass):
-            text = f"{_MARK}chord {roots[r]} {qualities[q]} {basses[b]}"
-            out.markers.append(symusic.TextMeta(int(t) * step, text))
-    edges = np.searchsorted(score.track, np.arange(score.n_tracks + 1))
-    time, length = (score.onset * step).astype(np.int32), (score.duration * step).astype(np.int32)
-    pitch, velocity = score.pitch.astype(np.int8), np.clip(score.velocity, 1, 127).astype(np.int8)
-    for index, program in enumerate(score.programs.tolist()):
-        rows = slice(edges[index], edges[index + 1])
-        if rows.start == rows.stop:
-            continue
-        drums = program == DRUMS
-        name = score.names[index] if index < len(score.names) else ""
-        part = symusic.Track(name, 0 if drums else min(program, 127), drums)
-        part.notes = symusic.Note.from_numpy(time[rows], length[rows], pitch[rows], velocity[rows])
-        out.tracks.append(part)
-    return out

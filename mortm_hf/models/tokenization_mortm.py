@@ -237,7 +237,7 @@ class MortmTokenizer(PreTrainedTokenizer):
         """The music of the generated field of `ids` (or of tracks without any field marker) on the grid.
 
         Raises:
-            GrammarError: `strict` and the ids break the grammar (`position`, `token` say where), or they hold no music.
+            GrammarError: `strict` and the ids break the grammar (`position`, `token` say where).
         """
         ids = self._plain_ids(ids)
         if strict:
