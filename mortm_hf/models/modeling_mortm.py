@@ -1,0 +1,573 @@
+"""MORTM: a decoder over music tokens with mixture-of-experts or dense layers, rotary or ALiBi positions.
+
+Design decisions
+- The structure, flags and parameter names are those of the newest mixture-of-experts models of transformers, so that
+  its attention and expert implementations, caches, parallel plans, PEFT and `generate()` apply unchanged.
+- Experts are fused 3-D parameters. `eager` is the choice under CPU autocast, `grouped_mm` (the default) elsewhere.
+- The router works in fp32 whatever the model's type: half precision flips the choice of experts.
+
+Knows: tensors. Must not know: which token means what, MIDI, the grammar.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.integrations import use_experts_implementation
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_mortm import MortmConfig
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """[..., 2n] -> [-second half, first half]."""
+    half = x.shape[-1] // 2
+    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+
+
+def apply_rotary_pos_emb(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate query and key [batch, heads, length, head_dim] by tables [batch, length, head_dim]."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
+
+
+def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:
+    """[batch, kv_heads, length, dim] -> [batch, kv_heads * n_rep, length, dim], each head repeated in place."""
+    if n_rep == 1:
+        return hidden_states
+    batch, heads, length, dim = hidden_states.shape
+    return hidden_states[:, :, None].expand(batch, heads, n_rep, length, dim).reshape(batch, -1, length, dim)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out: the only implementation that returns its weights."""
+    key = repeat_kv(key, module.num_key_value_groups)
+    value = repeat_kv(value, module.num_key_value_groups)
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if position_bias is not None:
+        weights = weights + position_bias
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class MortmRMSNorm(nn.Module):
+    """`weight * x / rms(x)`; the mean square is taken in fp32."""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.float32)
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        return self.weight * hidden_states.to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
+class MortmLayerNorm(nn.LayerNorm):
+    """Layer norm with bias, under a name of our own so that its class says which model it belongs to."""
+
+
+class MortmDynamicTanh(nn.Module):
+    """`tanh(alpha * x) * weight + bias`: upstream's default in place of a norm (one scalar alpha)."""
+
+    def __init__(self, hidden_size: int, alpha: float = 0.5):
+        super().__init__()
+        self.alpha_init = alpha
+        self.alpha = nn.Parameter(torch.full((1,), alpha))
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return (torch.tanh(self.alpha * hidden_states) * self.weight + self.bias).to(hidden_states.dtype)
+
+
+def make_norm(config: MortmConfig) -> nn.Module:
+    """The norm the configuration asks for, over the hidden size."""
+    if config.norm_type == "rmsnorm":
+        return MortmRMSNorm(config.hidden_size, eps=config.norm_eps)
+    if config.norm_type == "layernorm":
+        return MortmLayerNorm(config.hidden_size, eps=config.norm_eps)
+    return MortmDynamicTanh(config.hidden_size, alpha=config.dynamic_tanh_alpha)
+
+
+class MortmRotaryEmbedding(nn.Module):
+    """cos and sin tables [batch, length, head_dim] of half-split rotary positions."""
+
+    def __init__(self, config: MortmConfig):
+        super().__init__()
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        self.config = config
+        self.rope_type = config.rope_parameters["rope_type"]
+        rope_init_fn: Callable = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            rope_init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = rope_init_fn(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: MortmConfig, *args, **kwargs) -> tuple[torch.Tensor, float]:
+        """Inverse frequencies base^(-2i / head_dim), [head_dim / 2], and the factor 1 on the tables."""
+        dim = config.head_dim
+        exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
+        return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        freqs = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
+        emb = torch.cat((freqs, freqs), dim=-1)
+        cos, sin = emb.cos() * self.attention_scaling, emb.sin() * self.attention_scaling
+        return cos.to(dtype=x.dtype), sin.to(dtype=x.dtype)
+
+
+class MortmAttention(nn.Module):
+    """Multi-head attention through transformers' attention interface."""
+
+    def __init__(self, config: MortmConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = config.is_causal
+        hidden, queries = config.hidden_size, config.num_attention_heads * self.head_dim
+        keys = config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(hidden, queries, bias=config.attention_bias)
+        self.k_proj = nn.Linear(hidden, keys, bias=config.attention_bias)
+        self.v_proj = nn.Linear(hidden, keys, bias=config.attention_bias)
+        self.o_proj = nn.Linear(queries, hidden, bias=config.attention_output_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[FlashAttentionKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        key = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        if position_embeddings is not None:
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*input_shape, -1).contiguous()), weights
+
+
+class MortmMLP(nn.Module):
+    """A feed-forward layer, gated (`down(act(gate) * up)`) or plain (`down(act(up))`)."""
+
+    def __init__(self, config: MortmConfig, intermediate_size: int | None = None, gated: bool | None = None):
+        super().__init__()
+        hidden, inner = config.hidden_size, intermediate_size or config.intermediate_size
+        self.gated = config.gated_mlp if gated is None else gated
+        if self.gated:
+            self.gate_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.dropout = config.activation_dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x) if self.gated else self.act_fn(self.up_proj(x))
+        return self.down_proj(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)
+
+
+@use_experts_implementation
+class MortmExperts(nn.Module):
+    """All experts of a layer in 3-D parameters: `gate_up_proj` [E, 2I, H], `down_proj` [E, H, I], biases if asked."""
+
+    def __init__(self, config: MortmConfig):
+        super().__init__()
+        self.num_experts = config.num_local_experts
+        self.hidden_dim = config.hidden_size
+        self.intermediate_dim = config.moe_intermediate_size
+        width, hidden = self.intermediate_dim, self.hidden_dim
+        self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, width))
+        if config.mlp_bias:
+            self.gate_up_proj_bias = nn.Parameter(torch.empty(self.num_experts, 2 * width))
+            self.down_proj_bias = nn.Parameter(torch.empty(self.num_experts, hidden))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """[tokens, H], chosen experts and weights [tokens, k] -> [tokens, H]; the `eager` implementation.
+
+        Tokens are sorted by expert so that each expert sees one contiguous slice; an index equal to the number of
+        experts (another rank's expert under expert parallelism) is left out.
+        """
+        tokens, k = top_k_index.shape
+        expert_ids, order = torch.sort(top_k_index.reshape(-1))
+        counts = torch.bincount(expert_ids, minlength=self.num_experts)[: self.num_experts].tolist()
+        order = order[: sum(counts)]
+        token_ids = order // k
+        slices = hidden_states[token_ids].split(counts)
+        # unbind once: indexing a parameter per expert would make a full-size gradient for each of them.
+        gate_up, down = self.gate_up_proj.unbind(0), self.down_proj.unbind(0)
+        gate_up_bias = self.gate_up_proj_bias.unbind(0) if self.has_bias else [None] * self.num_experts
+        down_bias = self.down_proj_bias.unbind(0) if self.has_bias else [None] * self.num_experts
+        outputs = [
+            F.linear(self._apply_gate(F.linear(x, gate_up[e], gate_up_bias[e])), down[e], down_bias[e])
+            for e, x in enumerate(slices)
+            if counts[e]
+        ]
+        weights = top_k_weights.reshape(-1)[order].unsqueeze(-1)
+        weighted = torch.cat(outputs) * weights
+        result = torch.zeros((tokens, self.hidden_dim), dtype=weighted.dtype, device=weighted.device)
+        return result.index_add_(0, token_ids, weighted).to(hidden_states.dtype)
+
+
+class MortmTopKRouter(nn.Module):
+    """Chooses experts for every token. Returns (logits [tokens, E] fp32, weights [tokens, k], indices [tokens, k])."""
+
+    def __init__(self, config: MortmConfig):
+        super().__init__()
+        self.config = config
+        self.top_k = config.num_experts_per_tok
+        self.num_experts = config.num_local_experts
+        self.weight = nn.Parameter(torch.zeros(self.num_experts, config.hidden_size))
+        if config.router_balancing == "bias":
+            self.register_buffer("e_score_correction_bias", torch.zeros(self.num_experts))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        config = self.config
+        hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            logits = F.linear(hidden_states.float(), self.weight.float())
+        scores = logits.softmax(-1) if config.scoring_func == "softmax" else logits.sigmoid()
+        choice = scores
+        weights, indices = torch.topk(choice, self.top_k, dim=-1, sorted=False)
+        if config.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + config.norm_topk_eps)
+        if config.routed_scaling_factor != 1.0:
+            weights = weights * config.routed_scaling_factor
+        return logits, weights.to(hidden_states.dtype), indices
+
+
+class MortmSparseMoeBlock(nn.Module):
+    """Routed experts plus an optional expert that every token passes through."""
+
+    def __init__(self, config: MortmConfig):
+        super().__init__()
+        self.gate = MortmTopKRouter(config)
+        self.experts = MortmExperts(config)
+        self.experts.has_bias = config.mlp_bias  # the decorator knows it per class only
+        self.shared_experts = None
+        if config.shared_expert_intermediate_size:
+            self.shared_experts = MortmMLP(config, config.shared_expert_intermediate_size, gated=True)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+        _, weights, indices = self.gate(flat)
+        output = self.experts(flat, indices, weights)
+        if self.shared_experts is not None:
+            output = output + self.shared_experts(flat)
+        return output.reshape(hidden_states.shape)
+
+
+class MortmDecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm attention and feed-forward, each with dropout and a residual."""
+
+    def __init__(self, config: MortmConfig, layer_idx: int):
+        super().__init__()
+        self.self_attn = MortmAttention(config, layer_idx)
+        self.mlp = MortmSparseMoeBlock(config) if config.mlp_layer_types[layer_idx] == "sparse" else MortmMLP(config)
+        self.input_layernorm = make_norm(config)
+        self.post_attention_layernorm = make_norm(config)
+        self.dropout = config.hidden_dropout
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        update, _ = self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            position_embeddings=position_embeddings,
+            **kwargs,
+        )
+        hidden_states = hidden_states + F.dropout(update, self.dropout, self.training)
+        update = self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + F.dropout(update, self.dropout, self.training)
+
+
+class MortmPreTrainedModel(PreTrainedModel):
+    """What all MORTM models share: flags, recorded outputs and initialisation."""
+
+    config_class = MortmConfig
+    config: MortmConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MortmDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "router_logits": OutputRecorder(MortmTopKRouter, index=0),
+        "hidden_states": MortmDecoderLayer,
+        "attentions": MortmAttention,
+    }
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, MortmExperts):
+            init.normal_(module.gate_up_proj, mean=0.0, std=std)
+            init.normal_(module.down_proj, mean=0.0, std=std)
+            if hasattr(module, "gate_up_proj_bias"):
+                init.zeros_(module.gate_up_proj_bias)
+                init.zeros_(module.down_proj_bias)
+        elif isinstance(module, MortmTopKRouter):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if hasattr(module, "e_score_correction_bias"):
+                init.zeros_(module.e_score_correction_bias)
+        elif isinstance(module, MortmDynamicTanh):
+            init.constant_(module.alpha, module.alpha_init)
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+class MortmModel(MortmPreTrainedModel):
+    """The layers without a head."""
+
+    def __init__(self, config: MortmConfig):
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList([MortmDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = make_norm(config)
+        self.rotary_emb = MortmRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MoeModelOutputWithPast:
+        """Token ids [batch, length] (or embeddings) -> states [batch, length, hidden_size], and the cache if used.
+
+        `attention_mask` [batch, keys] is 1 for real tokens. Several pieces in one row are told apart by
+        `position_ids` that restart at 0 (without attention mask and cache): none sees another.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=causal_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+
+def load_balancing_loss(
+    router_logits: tuple[torch.Tensor, ...], config: MortmConfig, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Switch Transformer's balancing loss over all sparse layers: E * sum_e(share of choices * mean probability).
+
+    Args:
+        router_logits: per sparse layer [tokens, E].
+        attention_mask: [batch, length] with tokens = batch * length; padding does not count.
+    """
+    mask = None if attention_mask is None else attention_mask.reshape(-1, 1).to(router_logits[0].dtype)
+    rows = router_logits[0].shape[0] if mask is None else mask.sum()
+    chosen = probability = 0.0
+    for logits in router_logits:
+        logits = logits.to(router_logits[0].device)
+        if config.scoring_func == "softmax":
+            scores = logits.softmax(-1)
+        else:
+            scores = logits.sigmoid()
+            scores = scores / scores.sum(-1, keepdim=True)
+        hits = torch.zeros_like(scores).scatter_(-1, scores.topk(config.num_experts_per_tok, dim=-1).indices, 1.0)
+        chosen = chosen + (hits if mask is None else hits * mask).sum(0)
+        probability = probability + (scores if mask is None else scores * mask).sum(0)
+    total = rows * len(router_logits)
+    return config.num_local_experts * torch.sum(chosen / total * probability / total)
+
+
+class MortmForCausalLM(MortmPreTrainedModel, GenerationMixin):
+    """MORTM with an output layer over the vocabulary."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: MortmConfig):
+        super().__init__(config)
+        self.model = MortmModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MoeCausalLMOutputWithPast:
+        """Next-token logits [batch, length, vocab_size], and the loss if `labels` (-100 = not counted) are given.
+
+        With `router_balancing="loss"` the balancing loss is part of the training loss (not of the evaluation loss);
+        `output_router_logits=True` adds it always and returns the router's logits.
+        """
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
+        config = self.config
+        balance = output_router_logits or (
+            self.training and labels is not None and config.router_balancing == "loss" and config.router_aux_loss_coef
+        )
+        balance = bool(balance) and "sparse" in config.mlp_layer_types
+        outputs: MoeModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_router_logits=balance,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
+        aux_loss = None
+        if balance:
+            aux_loss = load_balancing_loss(outputs.router_logits, config, attention_mask)
+            if loss is not None:
+                loss = loss + config.router_aux_loss_coef * aux_loss.to(loss.device)
+        return MoeCausalLMOutputWithPast(
+            loss=loss,
+            aux_loss=aux_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits if output_router_logits else None,
+        )
+
+
+class MortmForSequenceClassification(GenericForSequenceClassification, MortmPreTrainedModel):
+    """MORTM with a score of `num_labels` values read at the last real token."""
+
+    def __init__(self, config: MortmConfig):
+        MortmPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = MortmModel(config)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
+        self.post_init()
+
+
+__all__ = ["MortmForCausalLM", "MortmForSequenceClassification", "MortmModel", "MortmPreTrainedModel"]
