@@ -170,7 +170,7 @@ def bars_of_meters(
         last = stop is None or stop > until
         # One line more than the bars that could be needed; what lies at or past `stop` is dropped below.
         span = max((until if last else stop) - begin, 0)
-        count = -(-(span + 1) * unit * den // per_bar) + 2 + (at_least if last else 0)
+        count = max(-(-(span + 1) * unit * den // per_bar), at_least if last else 0) + 2
         total += count
         if total > max_bars:
             return None
