@@ -1,0 +1,134 @@
+"""Registration with transformers' Auto classes and pipelines, at the moment those are loaded.
+
+Design decisions
+- Registering needs our classes, and those need torch: done at `import mortm_hf` it would cost several seconds. So an
+  import hook waits for transformers' Auto modules instead, and `import mortm_hf` stays as light as a few small files.
+  Whoever can name `AutoModel` finds it knowing our classes, whatever was imported first.
+- An entry is settled once both sides are fully executed. A module of ours may be the one whose import pulls in
+  transformers; its entries then wait until it is done.
+- Nothing here ever makes an import of transformers fail: a class of ours that cannot be imported is logged.
+
+Knows: module and class names. Must not know: what is in them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from importlib.abc import MetaPathFinder
+
+
+MODELS = f"{__package__}.models"
+_AUTO = "transformers.models.auto"
+_CONFIG = f"{MODELS}.configuration_mortm"
+
+# module of transformers -> (Auto class, our module, our class)
+AUTO_CLASSES = {
+    f"{_AUTO}.configuration_auto": [("AutoConfig", "configuration_mortm", "MortmConfig")],
+    f"{_AUTO}.modeling_auto": [
+        ("AutoModel", "modeling_mortm", "MortmModel"),
+        ("AutoModelForCausalLM", "modeling_mortm", "MortmForCausalLM"),
+        ("AutoModelForSequenceClassification", "modeling_mortm", "MortmForSequenceClassification"),
+    ],
+    f"{_AUTO}.tokenization_auto": [("AutoTokenizer", "tokenization_mortm", "MortmTokenizer")],
+}
+_PIPELINES = "transformers.pipelines"
+# task -> (our class in pipeline_mortm, Auto class of its model)
+PIPELINE_CLASSES = {
+    "midi-generation": ("MidiGenerationPipeline", "AutoModelForCausalLM"),
+    "chord-estimation": ("ChordEstimationPipeline", "AutoModelForCausalLM"),
+}
+
+logger = logging.getLogger(__package__)
+
+
+def _register_auto(entry: tuple[str, str, str], auto_module, module) -> None:
+    auto_name, _, class_name = entry
+    auto, ours = getattr(auto_module, auto_name), getattr(module, class_name)
+    config = importlib.import_module(_CONFIG).MortmConfig
+    auto.register(config.model_type if auto_name == "AutoConfig" else config, ours, exist_ok=True)
+
+
+def _register_pipeline(task: str, pipelines, module) -> None:
+    class_name, auto_name = PIPELINE_CLASSES[task]
+    auto = getattr(importlib.import_module(f"{_AUTO}.modeling_auto"), auto_name)
+    registry = pipelines.PIPELINE_REGISTRY
+    if task not in registry.supported_tasks:
+        registry.register_pipeline(task, pipeline_class=getattr(module, class_name), pt_model=(auto,), type="text")
+
+
+class _Registrar(MetaPathFinder):
+    """Watches the imports of both sides and settles each entry when both are there."""
+
+    def __init__(self):
+        self.open = {}
+        for watched, entries in AUTO_CLASSES.items():
+            for entry in entries:
+                self.open[entry] = (watched, f"{MODELS}.{entry[1]}", _register_auto)
+        for task in PIPELINE_CLASSES:
+            self.open[task] = (_PIPELINES, f"{MODELS}.pipeline_mortm", _register_pipeline)
+        self.theirs = {watched for watched, _, _ in self.open.values()}
+        self.ours = {module for _, module, _ in self.open.values()}
+        self.done = {name for name in self.theirs | self.ours if _is_executed(name)}
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.theirs and name not in self.ours:
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                break
+        else:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            self.done.add(name)
+            if name in self.ours:
+                _carry_code(module)
+            self.settle()
+
+        spec.loader.exec_module = exec_module  # each spec has a loader object of its own
+        return spec
+
+    def settle(self) -> None:
+        """Register every entry whose two sides are executed; import our side where nobody is importing it yet."""
+        for entry, (theirs, ours, register) in list(self.open.items()):
+            if entry not in self.open or theirs not in self.done:
+                continue
+            if ours not in self.done:
+                if ours in sys.modules:
+                    continue  # being imported right now: it settles its entries when it is done
+                try:
+                    importlib.import_module(ours)
+                except ImportError as error:
+                    logger.warning("%s is not registered with transformers: %s", entry, error)
+                    self.open.pop(entry, None)
+                    continue
+            if self.open.pop(entry, None) is not None:
+                register(entry, sys.modules[theirs], sys.modules[ours])
+
+
+def _carry_code(module) -> None:
+    """Make the classes of one of our modules copy their code into every folder that they save."""
+    for entries in AUTO_CLASSES.values():
+        for auto_name, ours, class_name in entries:
+            if module.__name__ == f"{MODELS}.{ours}":
+                getattr(module, class_name).register_for_auto_class(auto_name)
+
+
+def _is_executed(name: str) -> bool:
+    module = sys.modules.get(name)
+    return module is not None and not getattr(module.__spec__, "_initializing", False)
+
+
+def install() -> None:
+    """Start watching (once), and settle what is loaded already."""
+    if not any(type(finder).__name__ == "_Registrar" for finder in sys.meta_path):
+        registrar = _Registrar()
+        sys.meta_path.insert(0, registrar)
+        registrar.settle()
