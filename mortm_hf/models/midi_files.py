@@ -58,6 +58,34 @@ class Caps:
     cells: int = 20_000_000  # tracks x bars
 
 
+def _clean_container(data: bytes, name: str) -> bytes:
+    """The same tracks in a well-formed container, so that the parser never leaves the buffer: RIFF wrapping, foreign
+    chunks and wrong track counts are mended, a track that ends past the end of the file raises `MidiError`."""
+    if data[:4] == b"RIFF" and data[8:12] == b"RMID":
+        data = data[20:]
+    if data[:4] != b"MThd" or len(data) < 14:
+        raise MidiError(f"{name} is not a MIDI file (no MThd header)")
+    if data[8:10] == b"\x00\x02":
+        raise MidiError(f"{name} is a type 2 file (independent patterns); save each pattern as a file of its own")
+    if data[12] & 0x80 or data[12:14] == b"\x00\x00":
+        raise MidiError(f"{name} has no musical time (SMPTE or zero division); export it with ticks per quarter")
+    position, tracks = 8 + int.from_bytes(data[4:8], "big"), []
+    while position + 8 <= len(data):
+        size = int.from_bytes(data[position + 4 : position + 8], "big")
+        end = position + 8 + size
+        is_track = data[position : position + 4] == b"MTrk"
+        if is_track and end > len(data):
+            raise MidiError(f"{name} is damaged: a track ends {end - len(data)} bytes past the end of the file")
+        if is_track:
+            tracks.append((position, end))
+        position = end
+    if len(tracks) > 0xFFFF:
+        raise MidiError(f"{name} has {len(tracks)} track chunks, more than a MIDI file can announce", "midi.too_large")
+    head = b"MThd\0\0\0\6" + data[8:10] + len(tracks).to_bytes(2, "big") + data[12:14]
+    # A damaged last event may make the parser look a few bytes further: let it find zeros, not memory.
+    return b"".join([head, *(data[a:b] for a, b in tracks), bytes(16)])
+
+
 def load_score(midi, caps: Caps = Caps()):
     """A path, MIDI bytes or a `symusic.Score` -> `symusic.Score` in ticks; anything unusable raises `MidiError`."""
     if symusic is None:
@@ -80,12 +108,7 @@ def load_score(midi, caps: Caps = Caps()):
             raise MidiError(f"expected a path, bytes or a symusic.Score, got {type(midi).__name__}")
         if len(data) > caps.bytes:
             raise MidiError(f"{name} has {len(data)} bytes, more than the cap of {caps.bytes}", "midi.too_large")
-        if data[:4] != b"MThd" or len(data) < 14:
-            raise MidiError(f"{name} is not a MIDI file (no MThd header)")
-        if data[8:10] == b"\x00\x02":
-            raise MidiError(f"{name} is a type 2 file (independent patterns); save each pattern as a file of its own")
-        if data[12] & 0x80 or data[12:14] == b"\x00\x00":
-            raise MidiError(f"{name} has no musical time (SMPTE or zero division); export it with ticks per quarter")
+        data = _clean_container(data, name)
         try:
             score = symusic.Score.from_midi(data)
         except Exception as error:  # symusic raises plain RuntimeError, and more on odd files

@@ -255,3 +255,23 @@ def test_pieces_of_ids_without_a_marker_decode():
     whole = parse_segment(VOCABULARY, ids).generated
     cut = parse_segment(VOCABULARY, ids[: len(ids) // 2]).generated
     assert 0 < cut.n_notes < whole.n_notes
+
+
+def test_containers_are_mended_or_refused():
+    good = song([(0, 480, 60), (480, 480, 62)]).dumps_midi()
+    assert good[8:14].hex() == "0001000101e0" or good[:4] == b"MThd"
+    expected = read_midi(good).pitch.tolist()
+    more_promised = good[:10] + b"\0\x09" + good[12:]
+    none_promised = good[:10] + b"\0\0" + good[12:]
+    foreign_chunk = good[:14] + b"XFIH\0\0\0\4abcd" + good[14:]
+    riff = b"RIFF" + (len(good) + 12).to_bytes(4, "little") + b"RMIDdata" + len(good).to_bytes(4, "little") + good
+    for data in (more_promised, none_promised, foreign_chunk, riff, good + b"trailing rubbish"):
+        assert read_midi(data).pitch.tolist() == expected
+    for cut in range(14, len(good) - 1, 3):
+        with pytest.raises(MidiError):
+            read_midi(good[:cut])
+
+
+def test_scores_in_other_time_units():
+    score = song([(0, 480, 60), (480, 480, 62)])
+    assert read_midi(score.to("quarter")).onset.tolist() == [0, 24]
