@@ -1,4 +1,4 @@
-"""The configuration of MORTM: a decoder over music tokens, dense or mixture-of-experts, with rotary or ALiBi positions.
+"""The configuration of MORTM: a decoder over music tokens, dense or mixture-of-experts, rotary or ALiBi positions.
 
 Design decisions
 - Field names are those of transformers, so that tools which read configurations (parallel plans, PEFT, exporters,
@@ -26,13 +26,14 @@ class MortmConfig(PreTrainedConfig):
     Args:
         vocab_size: number of tokens; 1162 is the default token table.
         hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim: as in transformers;
-            `num_key_value_heads` defaults to `num_attention_heads`, `head_dim` to `hidden_size // num_attention_heads`.
+            `num_key_value_heads` defaults to `num_attention_heads`, `head_dim` to their share of `hidden_size`.
         intermediate_size: width of dense feed-forward layers.
         moe_intermediate_size: width of one expert. `shared_expert_intermediate_size`: width of the expert every token
             passes through, 0 for none.
         num_local_experts, num_experts_per_tok: experts of a sparse layer and how many of them see one token.
         mlp_layer_types: "dense" or "sparse" for each layer; all sparse by default.
-        gated_mlp: `down(act(gate(x)) * up(x))` if true (SwiGLU with `hidden_act="silu"`), else `down(act(up(x)))`.
+        gated_mlp: dense layers are `down(act(gate(x)) * up(x))` if true (SwiGLU with `hidden_act="silu"`), else
+            `down(act(up(x)))`. Experts are always gated.
         scoring_func: "softmax" over all experts, or "sigmoid" of each.
         n_group, topk_group: experts are cut into `n_group` equal groups, of which the `topk_group` with the best
             expert stay in the choice.
@@ -163,13 +164,19 @@ class MortmConfig(PreTrainedConfig):
             )
         if self.position_embedding_type == "rope" and self.head_dim % 2:
             raise ValueError(f"rotary positions need an even head_dim, got {self.head_dim}; use ALiBi or change it.")
-        if "sparse" in self.mlp_layer_types:
+        kinds = self.mlp_layer_types
+        if len(kinds) != self.num_hidden_layers or not set(kinds) <= {"dense", "sparse"}:
+            raise ValueError(
+                f"mlp_layer_types must name dense or sparse for all {self.num_hidden_layers} layers, got {kinds}."
+            )
+        if "sparse" in kinds:
             experts, chosen = self.num_local_experts, self.num_experts_per_tok
             if not 1 <= chosen <= experts:
                 raise ValueError(f"num_experts_per_tok ({chosen}) must lie in 1 to num_local_experts ({experts}).")
             if self.n_group < 1 or experts % self.n_group or not 1 <= self.topk_group <= self.n_group:
                 raise ValueError(
-                    f"{experts} experts cannot form n_group={self.n_group} groups with topk_group={self.topk_group} kept."
+                    f"{experts} experts cannot form n_group={self.n_group} groups of which "
+                    f"topk_group={self.topk_group} are kept."
                 )
             if chosen > experts // self.n_group * self.topk_group:
                 raise ValueError(

@@ -3,13 +3,19 @@
 Design decisions
 - The structure, flags and parameter names are those of the newest mixture-of-experts models of transformers, so that
   its attention and expert implementations, caches, parallel plans, PEFT and `generate()` apply unchanged.
-- Experts are fused 3-D parameters. `eager` is the choice under CPU autocast, `grouped_mm` (the default) elsewhere.
+- Experts are fused 3-D parameters; `grouped_mm` is the default, `eager` the faster choice for training on a CPU.
 - The router works in fp32 whatever the model's type: half precision flips the choice of experts.
+- ALiBi needs no length x length bias where attention is causal: a softmax ignores what is constant in a row, so
+  -slope * (i - j) may be replaced by slope * j, which is a dot product with one further key dimension (sdpa). Flash
+  attention and flex attention compute the bias inside their kernels. Bias matrices remain for eager, for
+  bidirectional sdpa and for the few queries of a decoding step.
+- An attention implementation that would ignore ALiBi is refused by name.
 
 Knows: tensors. Must not know: which token means what, MIDI, the grammar.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +25,21 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation
-from transformers.masking_utils import create_causal_mask
+from transformers.integrations.flash_attention import flash_attention_forward
+from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
+from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
+)
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import AttentionInterface, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -63,20 +78,268 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    position_bias: torch.Tensor | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out: the only implementation that returns its weights."""
     key = repeat_kv(key, module.num_key_value_groups)
     value = repeat_kv(value, module.num_key_value_groups)
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if position_bias is not None:
-        weights = weights + position_bias
     if attention_mask is not None:
         weights = weights + attention_mask
     weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def alibi_slopes(num_heads: int) -> torch.Tensor:
+    """Slopes [num_heads] of "Train Short, Test Long" (Press et al. 2022), largest first for powers of two.
+
+    For n a power of two: 2^(-8/n), its square, ... Other counts take all slopes of the next lower power of two, then
+    every second one of the next higher.
+    """
+    lower = 2 ** (num_heads.bit_length() - 1)
+    first = [2.0 ** (-8.0 * (i + 1) / lower) for i in range(lower)]
+    rest = [2.0 ** (-4.0 * (i + 1) / lower) for i in range(0, 2 * (num_heads - lower), 2)]
+    return torch.tensor(first + rest, dtype=torch.float32)
+
+
+class MortmAlibi(nn.Module):
+    """Linear distance penalties: -slope * |i - j| on the scores, one slope a head, no learned parameters."""
+
+    def __init__(self, config: MortmConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        # Not saved: a function of the number of heads. `_init_weights` writes it too, for models made on "meta".
+        self.register_buffer("slopes", alibi_slopes(self.num_heads), persistent=False)
+
+    def add_to_mask(
+        self,
+        mask: torch.Tensor | None,
+        query_length: int,
+        key_length: int,
+        offset: int | torch.Tensor,
+        is_causal: bool,
+    ) -> torch.Tensor:
+        """The additive fp32 mask [batch or 1, heads, queries, keys] of penalties and `mask` (bool, float or None).
+
+        `offset` is the position of the first query among the keys. Distances are between places in the row: within
+        one sequence they do not depend on padding or packing.
+        """
+        device = self.slopes.device
+        keys = torch.arange(key_length, device=device)
+        queries = torch.arange(query_length, device=device)[:, None] + offset
+        bias = -self.slopes.float()[:, None, None] * (queries - keys).abs()
+        if mask is None:
+            return bias.masked_fill(keys > queries, torch.finfo(torch.float32).min)[None] if is_causal else bias[None]
+        if mask.dtype == torch.bool:
+            return torch.where(mask, bias, torch.finfo(torch.float32).min)
+        return mask.float() + bias
+
+
+def alibi_as_dimensions(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slopes: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Causal ALiBi as further dimensions of query and key; the value is padded with zeros to the same size.
+
+    In fp32 one dimension does it: slope / scaling against the key's index, counted from the middle of the row so that
+    products stay small. In half precision neither is exact, so the index is written in base 256 (two exact digits)
+    and the slope as a sum of three halves; kernels sum products in fp32, hence the result is as exact as in fp32.
+    The slope stands on the query's side, so that grouped heads keep sharing their keys.
+    """
+    device_type = query.device.type
+    if torch.is_autocast_enabled(device_type):  # sdpa would cast later, and round the index
+        dtype = torch.get_autocast_dtype(device_type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    length, dtype = key.shape[2], query.dtype
+    index = torch.arange(length, device=query.device) - length // 2
+    factor = slopes.float() / scaling
+    if dtype in (torch.float32, torch.float64):
+        key_side, query_side = index[:, None], factor[:, None]
+    else:
+        if length > 1 << 16:
+            raise ValueError(f"ALiBi in {dtype} is exact up to 65536 keys, got {length}: use float32.")
+        high = torch.div(index, 256, rounding_mode="floor")
+        low = index - 256 * high
+        parts, rest = [], factor
+        for _ in range(3):
+            parts.append(rest.to(dtype))
+            rest = rest - parts[-1].float()
+        digits = torch.stack([part.float() for part in parts], dim=-1)
+        query_side = torch.cat([digits * 256, digits], dim=-1)
+        key_side = torch.stack([high] * 3 + [low] * 3, dim=-1)
+    width = key_side.shape[-1]
+    # CUDA kernels want head sizes in multiples of 8
+    padding = -(query.shape[-1] + width) % 8 if query.device.type == "cuda" else 0
+    query_side = F.pad(query_side.to(dtype), (0, padding))[None, :, None].expand(*query.shape[:3], -1)
+    key_side = F.pad(key_side.to(dtype), (0, padding)).expand(*key.shape[:3], -1)
+    query = torch.cat([query, query_side], dim=-1)
+    key = torch.cat([key, key_side], dim=-1)
+    return query, key, F.pad(value, (0, width + padding))
+
+
+def sdpa_alibi_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    slopes: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """`sdpa`, with causal ALiBi where `slopes` [heads] are given."""
+    if slopes is None:
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.to(query.dtype)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    head_dim = value.shape[-1]
+    query, key, value = alibi_as_dimensions(query, key, value, slopes, scaling)
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return output[..., :head_dim], None
+
+
+def flex_alibi_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask,
+    scaling: float,
+    slopes: torch.Tensor | None = None,
+    query_offset: int | torch.Tensor = 0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`flex_attention`, with ALiBi as a score function where `slopes` [heads] are given."""
+    if slopes is None:
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if kwargs.get("dropout", 0.0) > 0:
+        raise ValueError("flex_attention has no attention dropout: set attention_dropout=0 or use sdpa.")
+    if isinstance(attention_mask, torch.Tensor):
+        raise ValueError("flex_attention with ALiBi takes no ready-made 4-D mask: give a 2-D mask or use sdpa.")
+    heads = query.shape[1]
+    if heads & (heads - 1):  # as transformers does: grouped heads need a power of two
+        key, value = (repeat_kv(x, module.num_key_value_groups) for x in (key, value))
+
+    def score_mod(score, batch, head, query_index, key_index):
+        return score - slopes[head] * (query_index + query_offset - key_index).abs()
+
+    output = compile_friendly_flex_attention(
+        query,
+        key,
+        value,
+        score_mod=score_mod,
+        block_mask=attention_mask,
+        enable_gqa=True,
+        scale=scaling,
+        kernel_options=kwargs.get("kernel_options"),
+        training=module.training,
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+@lru_cache
+def flash_functions() -> tuple[Callable, Callable]:
+    """flash-attn's dense and variable-length functions, the ones that know ALiBi slopes."""
+    try:
+        from flash_attn import flash_attn_func, flash_attn_varlen_func
+    except ImportError as error:
+        raise ValueError("ALiBi with flash_attention_2 needs the flash-attn package; use sdpa instead.") from error
+    return flash_attn_func, flash_attn_varlen_func
+
+
+def flash_alibi_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    slopes: torch.Tensor | None = None,
+    dropout: float = 0.0,
+    position_ids: torch.Tensor | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """`flash_attention_2`, with ALiBi where `slopes` [heads] are given.
+
+    transformers' own wrapper drops `alibi_slopes` without a word, so flash-attn is called here. `attention_mask`
+    [batch, keys] marks padding; the queries are the last columns of it.
+    """
+    if slopes is None:
+        lengths = dict(
+            cu_seq_lens_q=cu_seq_lens_q,
+            cu_seq_lens_k=cu_seq_lens_k,
+            max_length_q=max_length_q,
+            max_length_k=max_length_k,
+        )
+        return flash_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            dropout=dropout,
+            position_ids=position_ids,
+            **lengths,
+            **kwargs,
+        )
+    dense, varlen = flash_functions()
+    batch, _, length, _ = query.shape
+    if query.dtype == torch.float32:  # layer norms kept in fp32 must not push the kernel out of half precision
+        device_type = query.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if autocast else module.q_proj.weight.dtype
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    options = dict(dropout_p=dropout, softmax_scale=scaling, causal=module.is_causal, alibi_slopes=slopes.float())
+    if attention_mask is not None:
+        mask = attention_mask.bool()
+        key, value = key[:, : mask.shape[1]], value[:, : mask.shape[1]]  # a static cache is longer than its content
+        query_mask = mask[:, -length:]
+        counts = [m.sum(1, dtype=torch.int32) for m in (query_mask, mask)]
+        lens_q, lens_k = (F.pad(c.cumsum(0, dtype=torch.int32), (1, 0)) for c in counts)
+        output = torch.zeros_like(query)
+        output[query_mask] = varlen(
+            query[query_mask],
+            key[mask],
+            value[mask],
+            cu_seqlens_q=lens_q,
+            cu_seqlens_k=lens_k,
+            max_seqlen_q=int(counts[0].max()),
+            max_seqlen_k=int(counts[1].max()),
+            **options,
+        )
+        return output, None
+    if cu_seq_lens_q is None and position_ids is not None and length > 1 and length == key.shape[1]:
+        rows = find_packed_sequence_indices(position_ids)
+        if rows is not None:  # one row of several pieces (`MortmModel` flattens batches of them)
+            starts = (position_ids.reshape(-1).diff() != 1).nonzero().reshape(-1) + 1
+            ends = torch.tensor([position_ids.numel()], device=starts.device)
+            cu_seq_lens_q = cu_seq_lens_k = F.pad(torch.cat([starts, ends]), (1, 0)).to(torch.int32)
+            max_length_q = max_length_k = int(cu_seq_lens_q.diff().max())
+    if cu_seq_lens_q is not None:
+        output = varlen(
+            *(x.reshape(-1, *x.shape[2:]) for x in (query, key, value)),
+            cu_seqlens_q=cu_seq_lens_q,
+            cu_seqlens_k=cu_seq_lens_k,
+            max_seqlen_q=max_length_q,
+            max_seqlen_k=max_length_k,
+            **options,
+        )
+        return output.reshape(batch, length, *output.shape[1:]), None
+    return dense(query, key, value, **options), None
+
+
+# Overrides for this file only; every other implementation is transformers' own.
+ALL_ATTENTION_FUNCTIONS = AttentionInterface()
+ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_alibi_forward
+ALL_ATTENTION_FUNCTIONS["flex_attention"] = flex_alibi_forward
+ALL_ATTENTION_FUNCTIONS["flash_attention_2"] = flash_alibi_forward
+ALIBI_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 
 
 class MortmRMSNorm(nn.Module):
@@ -194,6 +457,9 @@ class MortmAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
 
+        slopes = kwargs.get("slopes")
+        if slopes is not None and slopes.shape[0] != query.shape[1]:
+            raise ValueError("ALiBi does not support tensor parallelism: every rank would use the first heads.")
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -229,7 +495,46 @@ class MortmMLP(nn.Module):
         return self.down_proj(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)
 
 
-@use_experts_implementation
+class _ExpertsInHalf:
+    """Experts seen through autocast: weights in its type, everything else as in the module."""
+
+    def __init__(self, experts: nn.Module, dtype: torch.dtype):
+        self.experts = experts
+        self.gate_up_proj = experts.gate_up_proj.to(dtype)
+        self.down_proj = experts.down_proj.to(dtype)
+
+    def __getattr__(self, name: str):
+        return getattr(self.experts, name)
+
+
+def grouped_mm_autocast(
+    experts: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    """`grouped_mm` that follows autocast, as linear layers do; torch's own operator stays in the weights' type."""
+    device_type = hidden_states.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        experts = _ExpertsInHalf(experts, dtype)
+        output = grouped_mm_experts_forward(experts, hidden_states.to(dtype), top_k_index, top_k_weights.to(dtype))
+        return output.to(hidden_states.dtype)
+    return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
+
+
+EXPERTS_FUNCTIONS = ExpertsInterface()
+EXPERTS_FUNCTIONS["grouped_mm"] = grouped_mm_autocast
+
+
+def choose_experts(scores: torch.Tensor, config: MortmConfig) -> torch.Tensor:
+    """Scores [tokens, E] -> indices [tokens, k] of the best experts, from the best groups where there are groups."""
+    if config.n_group > 1:
+        best = scores.unflatten(-1, (config.n_group, -1)).amax(-1)
+        kept = torch.zeros_like(best).scatter_(-1, best.topk(config.topk_group, dim=-1).indices, 1.0)
+        kept = kept.repeat_interleave(scores.shape[-1] // config.n_group, dim=-1)
+        scores = scores.masked_fill(kept == 0, float("-inf"))
+    return scores.topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
+
+
+@use_experts_implementation(experts_interface=EXPERTS_FUNCTIONS)
 class MortmExperts(nn.Module):
     """All experts of a layer in 3-D parameters: `gate_up_proj` [E, 2I, H], `down_proj` [E, H, I], biases if asked."""
 
@@ -276,16 +581,23 @@ class MortmExperts(nn.Module):
 
 
 class MortmTopKRouter(nn.Module):
-    """Chooses experts for every token. Returns (logits [tokens, E] fp32, weights [tokens, k], indices [tokens, k])."""
+    """Chooses experts for every token. Returns (logits [tokens, E] fp32, weights [tokens, k], indices [tokens, k]).
+
+    With `router_balancing="bias"` a bias per expert takes part in the choice but not in the weights; it rises for
+    experts that saw fewer tokens than the mean and falls for the others (Wang et al. 2024, "Auxiliary-Loss-Free Load
+    Balancing"). Choices are counted in the forward pass and applied at the start of the next one, so that gradient
+    checkpointing recomputes with the bias it first used. Nothing is copied to the host.
+    """
 
     def __init__(self, config: MortmConfig):
         super().__init__()
         self.config = config
-        self.top_k = config.num_experts_per_tok
         self.num_experts = config.num_local_experts
         self.weight = nn.Parameter(torch.zeros(self.num_experts, config.hidden_size))
-        if config.router_balancing == "bias":
+        self.has_bias = config.router_balancing == "bias"
+        if self.has_bias:
             self.register_buffer("e_score_correction_bias", torch.zeros(self.num_experts))
+            self.register_buffer("expert_counts", torch.zeros(self.num_experts), persistent=False)
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         config = self.config
@@ -293,13 +605,29 @@ class MortmTopKRouter(nn.Module):
         with torch.autocast(hidden_states.device.type, enabled=False):
             logits = F.linear(hidden_states.float(), self.weight.float())
         scores = logits.softmax(-1) if config.scoring_func == "softmax" else logits.sigmoid()
-        choice = scores
-        weights, indices = torch.topk(choice, self.top_k, dim=-1, sorted=False)
+        choice = scores.detach()
+        if self.has_bias and (self.training or config.router_bias_in_eval):
+            choice = choice + self.e_score_correction_bias.float()
+        indices = choose_experts(choice, config)
+        if self.has_bias and self.training:
+            hits = torch.zeros_like(choice).scatter_(-1, indices, 1.0)
+            self.expert_counts.add_(hits.sum(0))
+        weights = scores.gather(-1, indices)
         if config.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + config.norm_topk_eps)
         if config.routed_scaling_factor != 1.0:
             weights = weights * config.routed_scaling_factor
         return logits, weights.to(hidden_states.dtype), indices
+
+    @torch.no_grad()
+    def update_bias(self) -> None:
+        """Move the bias by the choices counted since the last call (summed over all processes), and start anew."""
+        counts = self.expert_counts
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(counts)
+        step = torch.sign(counts.mean() - counts) * self.config.router_bias_update_rate
+        self.e_score_correction_bias.add_(step.to(self.e_score_correction_bias.dtype))
+        counts.zero_()
 
 
 class MortmSparseMoeBlock(nn.Module):
@@ -310,12 +638,17 @@ class MortmSparseMoeBlock(nn.Module):
         self.gate = MortmTopKRouter(config)
         self.experts = MortmExperts(config)
         self.experts.has_bias = config.mlp_bias  # the decorator knows it per class only
+        self.expert_biases, self.moe_intermediate_size = config.mlp_bias, config.moe_intermediate_size
         self.shared_experts = None
         if config.shared_expert_intermediate_size:
             self.shared_experts = MortmMLP(config, config.shared_expert_intermediate_size, gated=True)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+        if self.expert_biases and self.experts.down_proj.shape[-1] != self.moe_intermediate_size:
+            raise ValueError(
+                "mlp_bias of experts with tensor parallelism would be added once per rank: use expert parallelism."
+            )
         _, weights, indices = self.gate(flat)
         output = self.experts(flat, indices, weights)
         if self.shared_experts is not None:
@@ -393,6 +726,9 @@ class MortmPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std)
             if hasattr(module, "e_score_correction_bias"):
                 init.zeros_(module.e_score_correction_bias)
+                init.zeros_(module.expert_counts)
+        elif isinstance(module, MortmAlibi):
+            init.copy_(module.slopes, alibi_slopes(module.num_heads))
         elif isinstance(module, MortmDynamicTanh):
             init.constant_(module.alpha, module.alpha_init)
             init.ones_(module.weight)
@@ -409,7 +745,9 @@ class MortmModel(MortmPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList([MortmDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = make_norm(config)
-        self.rotary_emb = MortmRotaryEmbedding(config)
+        rope = config.position_embedding_type == "rope"
+        self.rotary_emb = MortmRotaryEmbedding(config) if rope else None
+        self.alibi = None if rope else MortmAlibi(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -432,33 +770,93 @@ class MortmModel(MortmPreTrainedModel):
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if not self.config.is_causal:
+            if past_key_values is not None:
+                raise ValueError("A bidirectional model (is_causal=False) has no cache: leave past_key_values out.")
+            use_cache = False
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        if self.training and torch.is_grad_enabled() and self.config.router_balancing == "bias":
+            for layer in self.layers:
+                if isinstance(layer.mlp, MortmSparseMoeBlock):
+                    layer.mlp.gate.update_bias()
+        implementation = self.config._attn_implementation
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if implementation == "flex_attention" and inputs_embeds.device.type == "cpu" and past:
+            raise ValueError(
+                "flex_attention cannot decode with a cache on a CPU (torch fails to compile it): use sdpa or eager."
+            )
+        shape = inputs_embeds.shape
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+            position_ids = (torch.arange(shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
+        elif implementation == "flash_attention_2" and attention_mask is None and past_key_values is None:
+            # Flash attention tells pieces apart in a batch of one row only; several packed rows become one.
+            if shape[0] > 1 and position_ids.shape[0] > 1 and find_packed_sequence_indices(position_ids) is not None:
+                inputs_embeds, position_ids = inputs_embeds.reshape(1, -1, shape[-1]), position_ids.reshape(1, -1)
+        attention_mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
         hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        position_embeddings = None
+        if self.alibi is None:
+            position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        else:
+            attention_mask, alibi = self._alibi(inputs_embeds.shape[1], attention_mask, past_key_values, past)
+            kwargs.update(alibi)
         for layer in self.layers[: self.config.num_hidden_layers]:
             hidden_states = layer(
                 hidden_states,
-                attention_mask=causal_mask,
+                attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        hidden_states = self.norm(hidden_states).reshape(shape)
+        return MoeModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def _attention_mask(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor,
+    ):
+        """The mask in the form the attention implementation wants; packed pieces do not see each other."""
+        options = dict(config=self.config, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+        if self.config.is_causal:
+            return create_causal_mask(**options, past_key_values=past_key_values, position_ids=position_ids)
+        # transformers' bidirectional mask knows nothing of packing (flash attention reads position_ids itself)
+        pieces = None
+        if attention_mask is None and self.config._attn_implementation != "flash_attention_2":
+            pieces = find_packed_sequence_indices(position_ids.expand(inputs_embeds.shape[0], -1))
+        if pieces is not None:
+            options["and_mask_function"] = packed_sequence_mask_function(pieces)
+        return create_bidirectional_mask(**options)
+
+    def _alibi(
+        self, length: int, mask: torch.Tensor | None, past_key_values: Cache | None, past: int | torch.Tensor
+    ) -> tuple[torch.Tensor | None, dict]:
+        """ALiBi for `length` queries after `past` keys: (mask, further arguments of the attention function)."""
+        implementation, slopes = self.config._attn_implementation, self.alibi.slopes
+        if implementation not in ALIBI_IMPLEMENTATIONS:
+            raise ValueError(
+                f"The attention implementation {implementation!r} would ignore ALiBi: use one of "
+                f"{', '.join(ALIBI_IMPLEMENTATIONS)} (set_attn_implementation), or a model with rotary positions."
+            )
+        if implementation == "flash_attention_2":
+            return mask, {"slopes": slopes}
+        if implementation == "flex_attention":
+            return mask, {"slopes": slopes, "query_offset": past}
+        # Up to head_dim queries a bias is smaller than the copies of keys and values that further dimensions need.
+        if implementation == "sdpa" and self.config.is_causal and length > self.config.head_dim:
+            return mask, {"slopes": slopes}
+        if mask is not None:
+            keys = mask.shape[-1]
+        else:
+            keys = length if past_key_values is None else past_key_values.get_mask_sizes(length, 0)[0]
+        return self.alibi.add_to_mask(mask, length, keys, past, self.config.is_causal), {}
 
 
 def load_balancing_loss(
@@ -480,7 +878,7 @@ def load_balancing_loss(
         else:
             scores = logits.sigmoid()
             scores = scores / scores.sum(-1, keepdim=True)
-        hits = torch.zeros_like(scores).scatter_(-1, scores.topk(config.num_experts_per_tok, dim=-1).indices, 1.0)
+        hits = torch.zeros_like(scores).scatter_(-1, choose_experts(scores.detach(), config), 1.0)
         chosen = chosen + (hits if mask is None else hits * mask).sum(0)
         probability = probability + (scores if mask is None else scores * mask).sum(0)
     total = rows * len(router_logits)
