@@ -12,7 +12,7 @@ Knows: token names and ids of upstream 4.0 to 4.9. Must not know: MIDI, checkpoi
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 from .errors_mortm import VocabularyError
 from .metric_vocabulary import KEY_NAMES, upstream_pro_tokens
@@ -71,7 +71,7 @@ def _base_table() -> dict[str, int]:
     return table
 
 
-@lru_cache(maxsize=None)
+@cache
 def _table(flavour: str, version: str) -> dict[str, int]:
     keys = [f"k_{key}" for key in KEY_NAMES]
     if flavour == "base":
