@@ -1,0 +1,59 @@
+"""The command `mortm`.
+
+Design decisions
+- One module per command; each offers `add_command(subparsers)`, and its `run(args)` imports what is heavy, so that
+  `mortm --help` answers at once. A further command is a module more in `COMMANDS`.
+- The words and defaults of the options are those of the Python API.
+- What the user can mend ends with exit code 2 and one line on stderr; anything else is a defect and shows its
+  traceback.
+
+Knows: argparse. Must not know: how any command does its work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .._version import __version__
+from . import generate, info, tokenize
+
+
+COMMANDS = (generate, tokenize, info)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line on a wrong option instead of the whole usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
+    parser = _Parser(prog="mortm", description="Music with MORTM: MIDI in, new grammatical bars out.")
+    parser.add_argument("--version", action="version", version=f"mortm_hf {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_command(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code (2: bad input, one line on stderr)."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except ValueError as error:
+        # by its code, not its class: code loaded from a checkpoint folder has classes of its own
+        if not isinstance(getattr(error, "code", None), str):
+            raise
+        print(f"mortm: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Values of command-line options: parsing them, with messages for people.
+
+Knows: strings. Must not know: music theory (keys, chords and instruments are checked by the package).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def at_least(low: int):
+    """An integer option that is `low` or more."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float = float("inf")):
+    """A real option in `(low, high]`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+        if not low < value <= high:
+            limit = f"above {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
+            raise argparse.ArgumentTypeError(f"must be {limit}, got {text}")
+        return value
+
+    return parse
+
+
+def bar_range(text: str) -> tuple[int, int]:
+    """`"8:12"` -> `(8, 12)`: bars 8 to 11."""
+    start, separator, stop = text.partition(":")
+    try:
+        span = int(start), int(stop)
+    except ValueError:
+        span = None
+    if not separator or span is None or not 0 <= span[0] < span[1]:
+        raise argparse.ArgumentTypeError(f"expected A:B with 0 <= A < B (bars count from 0), got {text!r}")
+    return span
+
+
+def names(text: str) -> list[str]:
+    """`"piano, drums"` -> `["piano", "drums"]`."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("expected names separated by commas")
+    return found
+
+
+def chords(text: str) -> list[str]:
+    """`"C Am F G"` or `"C | Am | F | G"` -> a list of symbols."""
+    found = text.replace("|", " ").replace(",", " ").split()
+    if not found:
+        raise argparse.ArgumentTypeError('expected chord symbols such as "C Am F G"')
+    return found
+
+
+def suffixed(*suffixes: str):
+    """A path that must end in one of `suffixes`."""
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(suffixes)}")
+        return path
+
+    return parse
