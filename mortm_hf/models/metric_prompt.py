@@ -242,7 +242,9 @@ def _write(vocabulary: MetricVocabulary, scene: _Scene, max_length: int | None, 
     report.dropped_past_bars, report.dropped_future_bars = lost_past, lost_future
     given = (("past", scene.past, past, lost_past), ("future", scene.future, future, lost_future))
     given += (("tracks", scene.const, const, 0),)
-    report.empty_blocks = tuple(n for n, score, block, lost in given if score is not None and block is None and not lost)
+    report.empty_blocks = tuple(
+        n for n, score, block, lost in given if score is not None and block is None and not lost
+    )
     return np.concatenate([*head, *(b for b in (past, future) if b is not None), *tail])
 
 
@@ -271,8 +273,8 @@ def _known(vocabulary: MetricVocabulary, header: Header, dialect: str) -> Header
 def training_example(
     vocabulary: MetricVocabulary,
     score: MetricScore,
-    start: int,
-    bars: int,
+    start: int | MetricPrompt,
+    bars: int | None = None,
     *,
     past_bars: int = 0,
     future_bars: int = 0,
@@ -283,20 +285,23 @@ def training_example(
     velocity: bool = False,
     genres: Sequence[int] | None = None,
     drop: float | Mapping[str, float] = 0.0,
+    omit: Sequence[str] = (),
     rng: np.random.Generator | None = None,
     max_length: int | None = None,
 ) -> TrainingExample:
     """Prompt and answer of one window of a song.
 
     Args:
-        start, bars: the generated bars. past_bars, future_bars: how many given bars before and after them; both are
+        start, bars: the generated bars. Instead of `start` a `MetricPrompt` whose `start`, `bars`, `past`, `future` (bar
+            counts), `targets`, `tracks` (indices), `chords` (True), `task`, `velocity` and `genre` say the same.
+            past_bars, future_bars: how many given bars before and after them; both are
             clipped to the song.
         task: "melody", "chords" or "meta". targets: tracks to generate (melody; by default all but `const`).
         const: tracks given over the generated bars; for "chords" and "meta" by default all.
         chords: give the song's chords of the generated bars (melody).
         genres: GENRE values, by default the score's.
         drop: probability with which each header field is left out (one number, or by name: `HEADER_FIELDS`); needs
-            `rng`. With `rng` a key is also spelled as its enharmonic twin now and then.
+            `rng`. With `rng` a key is also spelled as its enharmonic twin now and then. omit: fields always left out.
         max_length: the whole example has at most this many tokens; past and future give way.
 
     Returns:
@@ -306,7 +311,15 @@ def training_example(
         PromptError: no generated track sounds, or there are no chords to learn (`prompt.empty`); the answer and the
             constant material alone are too long (`prompt.too_long`); the bars are not in the song (`prompt.bars`).
     """
-    if not (0 <= start and 0 < bars and start + bars <= score.n_bars):
+    if not isinstance(start, (int, np.integer)):
+        asked = start
+        start, bars, task, targets = int(asked.start or 0), int(asked.bars), asked.task, asked.targets
+        past_bars, future_bars = _bar_count(asked.past, score), _bar_count(asked.future, score)
+        const = () if asked.tracks is None else asked.tracks
+        chords, velocity = bool(asked.chords), bool(asked.velocity)
+        if asked.genre is not None:
+            genres = _parse_genres(asked.genre)
+    if bars is None or not (0 <= start and 0 < bars and start + bars <= score.n_bars):
         raise PromptError(
             f"generated bars {start} to {start + bars} are not within the song's {score.n_bars}", "prompt.bars"
         )
@@ -345,7 +358,7 @@ def training_example(
         if not described.n_notes:
             raise PromptError(f"nothing sounds in bars {start} to {start + bars}", "prompt.empty")
     header = _header_of(window, described, given, past, future, genres)
-    header = _thin(header, drop, rng)
+    header = _thin(header, drop, rng, omit)
     if kind == TokenKind.META:
         answer = encode_header(vocabulary, header)
         past = future = None
@@ -412,18 +425,20 @@ def _common_key(scores: Sequence[MetricScore]) -> str | None:
     return ESTIMATED_KEYS[found] if found >= 0 else None
 
 
-def _thin(header: Header, drop, rng: np.random.Generator | None) -> Header:
-    """Header fields left out at random; density goes with the instruments."""
-    if rng is None:
-        if drop:
-            raise PromptError("drop needs a random generator: pass rng")
-        return header
-    chance = {name: float(drop.get(name, 0.0) if isinstance(drop, Mapping) else drop) for name in HEADER_FIELDS}
-    draw = rng.random(len(HEADER_FIELDS) + 1)
-    gone = {name for name, x in zip(HEADER_FIELDS, draw) if x < chance[name]}
-    key = header.key
-    if key is not None and draw[-1] < 0.15:
-        key = key_twins(key)[-1]
+def _thin(header: Header, drop, rng: np.random.Generator | None, omit: Sequence[str] = ()) -> Header:
+    """Header fields left out, always (`omit`) or at random; density goes with the instruments."""
+    gone, key = set(omit), header.key
+    unknown = gone.union(drop if isinstance(drop, Mapping) else ()) - set(HEADER_FIELDS)
+    if unknown:
+        raise PromptError(f"no header field {', '.join(sorted(unknown))}: there are {', '.join(HEADER_FIELDS)}")
+    if rng is not None:
+        chance = [float(drop.get(name, 0.0) if isinstance(drop, Mapping) else drop) for name in HEADER_FIELDS]
+        draw = rng.random(len(HEADER_FIELDS) + 1)
+        gone.update(name for name, x, p in zip(HEADER_FIELDS, draw, chance) if x < p)
+        if key is not None and draw[-1] < 0.15:
+            key = key_twins(key)[-1]
+    elif drop:
+        raise PromptError("drop needs a random generator: pass rng (or name fixed fields in omit)")
     none = "instruments" in gone
     return Header(
         instruments=() if none else header.instruments,
@@ -434,6 +449,32 @@ def _thin(header: Header, drop, rng: np.random.Generator | None) -> Header:
         tempo=None if "tempo" in gone else header.tempo,
         key=None if "key" in gone else key,
     )
+
+
+def _bar_count(given, score: MetricScore) -> int:
+    if given is None or given is False:
+        return 0
+    if given is True:
+        return score.n_bars
+    if isinstance(given, (int, np.integer)):
+        return int(given)
+    return int(given[1]) - int(given[0])
+
+
+def _parse_genres(genre) -> tuple[int, ...]:
+    """GENRE values of one or several names (or values)."""
+    names = (genre,) if isinstance(genre, (str, int)) else tuple(genre)
+    plain = {g.replace(" ", ""): i for i, g in enumerate(GENRES)}
+    values = []
+    for name in names:
+        if isinstance(name, (int, np.integer)) and 0 <= name < len(GENRES):
+            values.append(int(name))
+            continue
+        text = str(name).lower().replace(" ", "").replace("-", "").replace("&", "n").replace("_", "")
+        if text not in plain:
+            raise VocabularyError(f"unknown genre {name!r}: use one of {', '.join(GENRES)}", "vocabulary.genre")
+        values.append(plain[text])
+    return tuple(dict.fromkeys(values))
 
 
 def _task_kind(task: str) -> TokenKind:
