@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 # Small models run fastest on one thread, and a test that reaches for the network must fail.
 ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST_ARGS ?=
+SONG ?= mortm_hf/app/demo/schumann_wenn_ich_in_deine_augen_seh.mid
 DATA ?= ../shared/data
 BENCHMARKS ?= $(sort $(wildcard benchmarks/*.py))
 
@@ -18,8 +19,12 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
 	touch $@
 
+# Eight new bars for a song that the model has not heard, from where its first eight end.
 music: $(STAMP)
-	$(ENV) $(BIN)/python -m mortm_hf demo --out build/music
+	mkdir -p build/music
+	$(ENV) $(BIN)/mortm info $(SONG)
+	$(ENV) $(BIN)/mortm generate $(SONG) -o build/music/continued.mid --start 8 --bars 8 --seed 1 --wav --png
+	@echo "Listen: build/music/continued.wav   Look: build/music/continued.png   Edit: build/music/continued.mid"
 
 test: $(STAMP)
 	$(ENV) $(BIN)/python -m pytest -q -m "not slow and not gpu" $(PYTEST_ARGS)

@@ -1,0 +1,168 @@
+"""`mortm generate`: new bars for a MIDI file, or music from nothing.
+
+Design decisions
+- The options are the words of `mortm_hf.pipeline("midi-generation")`; one that is not given is not passed on, so the
+  defaults are the pipeline's own.
+- What can fail early fails early: outputs, soundfont and the MIDI file are checked before the model is loaded, and
+  all files of a run appear together at its end.
+
+Knows: the pipeline's call. Must not know: prompts, tokens, sampling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from .files import CommandError, Outputs, write_json
+from .options import at_least, bar_range, chords, names, number, suffixed
+
+
+EXAMPLES = """examples:
+  mortm generate song.mid -o longer.mid --bars 8                  eight more bars
+  mortm generate song.mid -o new.mid --start 16 --wav --png       go on from bar 16, with sound and a picture
+  mortm generate song.mid -o new.mid --infill 8:12                rewrite bars 8 to 11, the rest untouched
+  mortm generate song.mid -o new.mid --start 0 --tracks 0 --instruments bass,drums     accompany track 0
+  mortm generate -o idea.mid --bars 8 --instruments piano,drums --key "C major" --chords "C Am F G" --tempo 96
+  mortm generate song.mid -o take.mid --num 4 --seed 1            take-1.mid to take-4.mid
+
+Bars and tracks count from 0. Instruments are General MIDI names, families or numbers."""
+
+# option -> word of the pipeline's call, where they differ
+REQUEST = ("bars", "start", "infill", "instruments", "key", "chords", "meter", "tempo", "genre", "density", "past")
+REQUEST += ("tracks", "velocity", "seed", "temperature", "top_p", "top_k")
+
+
+def add_command(commands) -> None:
+    """Adds `generate` to the parser's commands."""
+    parser = commands.add_parser(
+        "generate",
+        help="continue, rewrite, accompany or invent music",
+        description="Generates new bars for a MIDI file, or music from nothing.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("input", nargs="?", type=Path, help="MIDI file to work on; none: music from nothing")
+    parser.add_argument("-o", "--output", required=True, type=suffixed(".mid", ".midi"), help="MIDI file to write")
+
+    music = parser.add_argument_group("the music")
+    music.add_argument("--bars", type=at_least(1), help="how many bars to generate (default: 8)")
+    place = music.add_mutually_exclusive_group()
+    place.add_argument("--start", type=at_least(0), metavar="BAR", help="first new bar (default: after the last)")
+    place.add_argument("--infill", type=bar_range, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")
+    music.add_argument("--instruments", type=names, help='e.g. "piano,drums" (default: those of the file)')
+    music.add_argument("--tracks", type=names, help="tracks of the file to keep and play along with: numbers or names")
+    music.add_argument("--past", type=at_least(0), metavar="N", help="how many bars before the new ones to listen to")
+    music.add_argument("--key", help='e.g. "C major", "F# minor"')
+    music.add_argument("--chords", type=chords, help='one a bar, repeating, e.g. "C Am F G"')
+    music.add_argument("--meter", help='e.g. "3/4" (default: that of the file)')
+    music.add_argument("--tempo", type=number(0), help="quarter notes a minute")
+    music.add_argument("--genre", type=names, help='e.g. "classical" or "jazz,swing"')
+    music.add_argument("--density", type=at_least(1), metavar="1-10", help="how busy each instrument is")
+    music.add_argument(
+        "--velocity", action=argparse.BooleanOptionalAction, default=None, help="write loudness (default: as the file)"
+    )
+
+    drawing = parser.add_argument_group("sampling")
+    drawing.add_argument("--num", type=at_least(1), default=1, metavar="N", help="how many versions (default: 1)")
+    drawing.add_argument("--seed", type=at_least(0), help="the same seed gives the same music")
+    drawing.add_argument("--temperature", type=number(0), help="above 1 bolder, below 1 safer")
+    drawing.add_argument("--top-p", type=number(0, 1), help="draw from the likeliest tokens of this total probability")
+    drawing.add_argument("--top-k", type=at_least(1), help="draw from this many likeliest tokens")
+    drawing.add_argument("--model", help="folder or repository of a checkpoint (default: the bundled starter)")
+
+    more = parser.add_argument_group("further outputs, beside OUTPUT")
+    more.add_argument("--wav", action="store_true", help="sound")
+    more.add_argument("--png", action="store_true", help="piano roll, new bars shaded")
+    more.add_argument("--soundfont", type=Path, metavar="FILE", help="SF2 or SF3 bank (default: pretty_midi's)")
+    more.add_argument("--json", type=Path, metavar="FILE", help="figures of the run, and the token ids")
+    parser.set_defaults(run=run)
+
+
+def output_paths(output: Path, number_of: int) -> list[Path]:
+    """`take.mid` for one version, `take-1.mid` ... for several."""
+    if number_of == 1:
+        return [output]
+    return [output.with_stem(f"{output.stem}-{index + 1}") for index in range(number_of)]
+
+
+def load_pipeline(model: str | None):
+    """The generation pipeline of a checkpoint on the installed code."""
+    import transformers
+
+    from mortm_hf import pipeline
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        return pipeline("midi-generation", model=model)
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CommandError(f"cannot load a model from {model}: {reason}", "command.input") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Generates and writes everything asked for; prints the paths.
+
+    Raises:
+        CommandError, MidiError, VocabularyError, PromptError: bad options, files or requests.
+    """
+    from ..models.midi_files import load_score
+    from .rendering import draw_piano_roll, find_soundfont, render_wav, require_matplotlib
+
+    if args.infill and args.bars is not None and args.bars != args.infill[1] - args.infill[0]:
+        raise CommandError(f"--infill {args.infill[0]}:{args.infill[1]} says how many bars; leave out --bars")
+    if args.input is None and (args.infill or args.start or args.tracks or args.past):
+        raise CommandError("--start, --infill, --tracks and --past need a MIDI file to work on")
+    soundfont = find_soundfont(args.soundfont) if args.wav or args.soundfont else None
+    if args.png:
+        require_matplotlib()
+    if args.input is not None:
+        load_score(args.input)
+
+    paths = output_paths(args.output, args.num)
+    with Outputs([args.input] if args.input else []) as out:
+        staged = [out.stage(path) for path in paths]
+        sounds = [out.stage(path.with_suffix(".wav")) for path in paths] if args.wav else []
+        pictures = [out.stage(path.with_suffix(".png")) for path in paths] if args.png else []
+        report = out.stage(args.json) if args.json else None
+
+        request = {word: getattr(args, word) for word in REQUEST if getattr(args, word) is not None}
+        if args.tracks:
+            request["tracks"] = [int(name) if name.isdigit() else name for name in args.tracks]
+        pipe = load_pipeline(args.model)
+        began = time.perf_counter()
+        results = pipe(str(args.input) if args.input else None, num_return_sequences=args.num, **request)
+        seconds = time.perf_counter() - began
+
+        for target, result in zip(staged, results):
+            target.write_bytes(result["midi"])
+        for target, result in zip(sounds, results):
+            render_wav(result["score"], target, soundfont)
+        for target, path, result in zip(pictures, paths, results):
+            draw_piano_roll(result["score"], target, highlight=tuple(result["bars"]), title=path.name)
+        if report:
+            write_json(report, _figures(args, paths, results, request, seconds))
+    for path in paths:
+        further = [path.with_suffix(suffix).name for suffix, asked in ((".wav", args.wav), (".png", args.png)) if asked]
+        print(", ".join([str(path), *further]))
+
+
+def _figures(args, paths, results, request, seconds) -> dict:
+    """What `--json` writes."""
+    return {
+        "input": str(args.input) if args.input else None,
+        "model": args.model,
+        "request": request,
+        "seconds": round(seconds, 3),
+        "outputs": [
+            {
+                "file": str(path),
+                "bars": list(result["bars"]),
+                "notes": sum(len(track.notes) for track in result["score"].tracks),
+                "token_ids": list(map(int, result["token_ids"])),
+            }
+            for path, result in zip(paths, results)
+        ],
+    }
