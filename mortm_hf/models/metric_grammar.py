@@ -19,7 +19,7 @@ The dialect `metric`::
     note      := s_x p_y d_z+ [v_w]
     chordbar  := <SME> [<TS_n/d> [d_len]] (<BLANK> | (s_x CR_r CQ_q CB_b)+)
 
-with notes strictly increasing in (onset, pitch, duration), offsets of one pitch never decreasing, every track sounding,
+with notes strictly increasing in (onset, pitch, duration), offsets of a pitch never decreasing, every track sounding,
 all notes with velocity or none, drums last, each block at most once and in the order above.
 
 The dialect `mortm` (upstream; every bar is 4/4 with 96 ticks) differs so::

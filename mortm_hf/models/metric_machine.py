@@ -3,9 +3,11 @@
 Design decisions
 - One machine over *batches of rows*: `step` and `allowed` are a fixed number of tensor operations, whatever the
   vocabulary, the batch or the piece. Nothing loops over tokens, kinds or rows.
-- What may come next is a product of three look-ups: a table (phase x kind), an interval of values for every kind
-  (onsets inside the bar and in order, durations that keep offsets in order, forced meters, tempi and instruments), and
-  a pitch mask. A token is legal when its kind is open and its value lies in the interval.
+- What may come next is a product of three look-ups: the *price* of every kind in the row's situation (a table over
+  phase, bar prefix, last bar, sounding track, ...: how many tokens it adds to the shortest way to finish), an interval
+  of values for every kind (onsets inside the bar and in order, durations that keep offsets in order, forced meters,
+  tempi and instruments), and a pitch mask. A token is legal when its kind's price fits the budget, its value lies in
+  the interval and its pitch is open.
 - `closing_cost` is the exact minimum number of tokens that finish the field legally; with a budget a token is legal
   only if the field can still be finished after it. `closing_cost(s) == 1 + min over legal t of closing_cost(s t)`.
 - There are no dead ends: the last bar of a silent track may not be blank, an onset is offered only if some pitch can
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -38,30 +41,14 @@ DIALECTS = ("metric", "mortm")
 BLOCK_KINDS = (K.PAST, K.FUTURE, K.CONST_M, K.CONST_C)
 GENERATED_KINDS = (K.MGEN, K.CGEN, K.META)
 
-# Phases: the last thing written. BAR .. TEMPO are consecutive (columns of the prefix tables).
-(
-    START,
-    TRACK,
-    BAR,
-    METER,
-    LENGTH,
-    TEMPO,
-    BLANK,
-    ONSET,
-    PITCH,
-    DURATION,
-    VELOCITY,
-    CLOSED,
-    END,
-    DEAD,
-    ROOT,
-    QUALITY,
-    BASS,
-) = range(17)
-(H_START, H_SYSTEM, H_INST, H_DENSITY, H_COUNT, H_GENRE, H_METER, H_TEMPO, H_KEY, H_END) = range(17, 27)
+# Phases: the last thing written. The prefix of a bar comes first: these are the columns of the prefix tables.
+BAR, METER, LENGTH, TEMPO = range(4)
+START, TRACK, BLANK, ONSET, PITCH, DURATION, VELOCITY, CLOSED, END, DEAD, ROOT, QUALITY, BASS = range(4, 17)
+H_START, H_SYSTEM, H_INST, H_DENSITY, H_COUNT, H_GENRE, H_METER, H_TEMPO, H_KEY, H_END = range(17, 27)
 N_PHASES = 27
 _OPEN = 1 << 30  # "any value"
 _FREE = 1 << 20  # "no budget"
+_NEVER = 1 << 24  # price of what cannot follow
 
 
 @dataclass(frozen=True)
@@ -112,6 +99,7 @@ def _phase_tables(dialect: str) -> tuple[np.ndarray, np.ndarray]:
     if dialect == "mortm":
         rule((BASS,), K.PITCH, PITCH)
     rule((END,), K.PAD, END)
+    follow[DEAD, K.PAD] = DEAD
     # The header: each field at most once and in this order, genres and instruments repeat.
     order = [(K.BAR_COUNT, H_COUNT), (K.GENRE, H_GENRE), (K.METER, H_METER), (K.TEMPO, H_TEMPO), (K.KEY, H_KEY)]
     rule((H_START,), K.SYSTEM, H_SYSTEM)
@@ -122,7 +110,81 @@ def _phase_tables(dialect: str) -> tuple[np.ndarray, np.ndarray]:
         rule([*earlier, phase] if kind == K.GENRE else earlier, kind, phase)
         earlier.append(phase)
     rule(earlier, K.TAG_END, H_END)
-    return follow, follow != DEAD
+    possible = follow != DEAD
+    possible[DEAD, K.PAD] = True  # an illegal row (a beam of no probability) keeps a finite score
+    return follow, possible
+
+
+# What follows the prefix written so far; 0: not in a prefix.
+_TO_METER, _TO_LENGTH, _TO_TEMPO, _TO_BODY, _TO_BODY_OR_TEMPO = range(1, 6)
+# A situation is (phase, what follows the prefix, last bar, sounding, duration long enough, velocity + 1, side, more
+# tracks), side 0: MGEN, 1: CGEN, 2: META.
+_SITUATION = (N_PHASES, 6, 2, 2, 2, 3, 3, 2)
+_STRIDES = tuple(int(np.prod(_SITUATION[i + 1 :])) for i in range(len(_SITUATION)))
+_S_PHASE, _S_CODE, _S_LAST, _S_SOUNDING, _S_ENOUGH, _S_VELOCITY, _S_SIDE, _S_MORE = _STRIDES
+_FIXED, _SAME = N_KINDS, N_KINDS + 1  # further columns: constant part of the closing cost; same onset possible
+
+
+@lru_cache(maxsize=8)
+def _prices(dialect: str, loose: bool) -> np.ndarray:
+    """`[situation, kind]` int64: tokens that a kind adds to the shortest way to finish, `_NEVER` if it cannot."""
+    possible = _phase_tables(dialect)[1]
+    phase, code, last, sounding, enough, velocity, side, more = (
+        axis.reshape(-1) for axis in np.indices(_SITUATION, dtype=np.int16)
+    )
+    carries, last, sounding, enough = (velocity == 2).astype(np.int64), last == 1, sounding == 1, enough == 1
+    chord, header, body = side == 1, phase >= H_START, code >= _TO_BODY
+    written = (phase == VELOCITY) | ((phase == DURATION) & enough & (velocity != 2)) | ((phase == BASS) & chord)
+    done = written | (phase == BLANK)
+    extra = np.where(chord, 1, carries)
+
+    table = np.full((len(phase), N_KINDS + 2), _NEVER, dtype=np.int64)
+
+    def rule(kind, where, price=0):
+        table[:, kind] = np.where(where & possible[phase, kind], price, _NEVER)
+
+    anyhow = np.ones(len(phase), dtype=bool)
+    for kind in (K.PAD, K.SYSTEM, K.TAG_END, K.CHORD_QUALITY, K.CHORD_BASS):
+        rule(kind, anyhow)
+    for kind in (K.DENSITY, K.BAR_COUNT, K.GENRE, K.KEY):
+        rule(kind, header, 1)
+    rule(K.END, header | (more == 0))
+    rule(K.BAR, (phase == TRACK) | (done & ~last))
+    rule(K.TRACK_END, done & last)
+    rule(K.BLANK, body & (sounding | ~last))
+    rule(K.METER, header | (code == _TO_METER), header * 1)
+    rule(K.TEMPO, header | (code == _TO_TEMPO) | (code == _TO_BODY_OR_TEMPO), (code != _TO_TEMPO) * 1)
+    rule(K.DURATION, (phase != METER) | (code == _TO_LENGTH), (phase != METER) & enough)
+    rule(K.INSTRUMENT, header | (more == 1), header * 1)
+    rule(K.ONSET, body | written, np.where(written, 3 + extra, np.where(sounding, 2 + extra, 0)))
+    rule(K.PITCH, ~chord)
+    rule(K.VELOCITY, enough & (velocity != 1), (velocity == 0) * 1)
+    rule(K.CHORD_ROOT, anyhow if loose else chord)
+
+    # The closing cost: see `Grammar._cost`; this is the part that the situation alone decides.
+    silent = np.where(sounding, 0, 2 + carries)
+    fixed = np.zeros(len(phase), dtype=np.int64)
+    fixed[phase == TRACK] = (2 + silent)[phase == TRACK]
+    fixed[phase <= TEMPO] = (1 + silent)[phase <= TEMPO]
+    fixed[phase == BLANK] = silent[phase == BLANK]
+    fixed[phase == ONSET] = np.where(chord, 2, 1 + carries)[phase == ONSET]
+    fixed[(phase == PITCH) | (phase == DURATION)] = carries[(phase == PITCH) | (phase == DURATION)]
+    fixed[phase == ROOT], fixed[phase == QUALITY] = 2, 1
+    fixed[header], fixed[phase == H_START], fixed[phase == H_END] = 2, 3, 1
+    table[:, _FIXED], table[:, _SAME] = fixed, written & ~chord
+    return table
+
+
+def _coefficients() -> np.ndarray:
+    """`[phase, 5]`: whether the closing cost counts (prefix left, duration tokens of the cheapest pitch, duration
+    tokens left, all after this bar, the later tracks)."""
+    table = np.zeros((N_PHASES, 5), dtype=np.int64)
+    table[[START, CLOSED]] = (0, 0, 0, 0, 1)
+    table[[TRACK, BAR, METER, LENGTH, TEMPO]] = (1, 0, 0, 1, 1)
+    table[[BLANK, VELOCITY, ROOT, QUALITY, BASS]] = (0, 0, 0, 1, 1)
+    table[ONSET] = (0, 1, 0, 1, 1)
+    table[[PITCH, DURATION]] = (0, 0, 1, 1, 1)
+    return table
 
 
 class VocabularyTables:
@@ -142,7 +204,7 @@ class VocabularyTables:
         value = np.zeros(size, dtype=np.int64)
         kind[: len(vocab)], value[: len(vocab)] = vocab.kind, np.maximum(vocab.value, 0)
         table = np.flatnonzero(vocab.lookup(K.DURATION) > 0)
-        table = table[table > 0]
+        table = table[(table > 0) & ((dialect == "metric") | (table <= 288))]
         self.size = size
         self.top = int(table[-1]) if len(table) else 1
         # Durations are sums, greatest first, each the largest that fits: `gap[z]` is what may still follow z.
@@ -152,38 +214,38 @@ class VocabularyTables:
             self.longest = min(MAX_DURATION, 4 * self.top)
             gap[table[:-1]] = np.diff(table) - 1
             gap[self.top] = self.top
-        # `floor[m]`, `ceil[m]`: neighbours of m in the table, for 0 <= m <= top.
+        # Neighbours of m in the table, 0 <= m <= top: the next above, then the next below.
         m = np.arange(self.top + 1)
         at = np.searchsorted(table, m, side="left").clip(0, len(table) - 1)
         ceil = table[at] if len(table) else m
         floor = np.where(ceil == m, m, table[np.maximum(at - 1, 0)]) if len(table) else m
-        follow, possible = _phase_tables(dialect)
-        possible = possible.copy()
-        present = np.zeros(N_KINDS, dtype=bool)
-        present[np.unique(vocab.kind)] = True
-        possible[:, ~present] = False
-        velocity = vocab.lookup(K.VELOCITY)
-        blocked = np.ones(size, dtype=bool)  # ids never written although their kind and value exist
-        blocked[kind == K.OTHER] = False
+        masked = kind.copy()  # ids that are never written although their kind and value exist: kind OTHER
         if dialect == "metric":
+            velocity = vocab.lookup(K.VELOCITY)
             unused = velocity[(np.arange(len(velocity)) % 4) != 2]
-            blocked[unused[unused >= 0]] = False
-        blocked[len(vocab) :] = False
+            masked[unused[unused >= 0]] = K.OTHER
 
         def put(array):
             return torch.as_tensor(array, device=self.device)
 
-        self.token = put(np.stack([kind, value], axis=1))
-        self.kind, self.value = put(kind), put(value)
-        self.usable = put(blocked)
-        self.follow, self.possible = put(follow.reshape(-1)), put(possible)
-        self.gap, self.floor, self.ceil = put(gap), put(floor), put(ceil)
-        pitch = vocab.lookup(K.PITCH)
+        self.token, self.kind = put(np.stack([kind, value], axis=1)), put(kind)
+        self.mask_kind, self.mask_value = put(masked), put(value)
+        self.follow = put(_phase_tables(dialect)[0].reshape(-1))
+        self.gap, self.neighbour = put(gap), put(np.stack([ceil, floor]).reshape(-1))
         self.pitch_of = put(np.where(kind == K.PITCH, value, 128))  # column of the pitch mask of every id
         self.tempo_id = put(np.maximum(vocab.lookup(K.TEMPO), 0).astype(np.int64))
-        self.pitches = put(pitch >= 0)
-        self.cr_none = _named_value(vocab, "CR_N")
-        self.cq_none, self.cb_none = _named_value(vocab, "CQ_None"), _named_value(vocab, "CB_None")
+        self.pitches = vocab.lookup(K.PITCH) >= 0
+        self.no_chord = tuple(_named_value(vocab, name) for name in ("CR_N", "CQ_None", "CB_None"))
+        # Pitches below the last one at this onset are past; the same one needs a longer duration.
+        pitch, column = np.arange(-1, 128)[:, None], np.arange(128)
+        self.past = put(np.where(column < pitch, _OPEN, (column == pitch) * 1))
+        bound = np.zeros(N_KINDS, dtype=np.int64)
+        bound[list(_BOUND)] = np.arange(len(_BOUND)) + 1
+        self.bound = put(bound)
+        self.coefficients = put(_coefficients())
+
+    def prices(self, loose: bool) -> torch.Tensor:
+        return torch.as_tensor(_prices(self.dialect, loose), device=self.device)
 
 
 def _named_value(vocab: MetricVocabulary, token: str) -> int:
@@ -222,28 +284,14 @@ class GrammarState:
         return GrammarState(*pick)
 
 
-# Columns of the bar constants. CODE: what follows each prefix phase (see `_CODES`); LEFT: prefix tokens still due.
-_START, _TICKS, _METER, _TEMPO, _LAST, _AFTER, _CODE, _LEFT, _N_BAR = 0, 1, 2, 3, 4, 5, 6, 10, 14
-_TO_METER, _TO_LENGTH, _TO_TEMPO, _TO_BODY, _TO_BODY_OR_TEMPO = range(5)
-# Columns of the track constants: next instrument, whether there is one, cost of later tracks and <TE>, their count.
-_NEXT, _MORE, _LATER_COST, _LATER, _N_TRACK = 0, 1, 2, 3, 4
-
-
-def _coefficients() -> np.ndarray:
-    """`[2 * phases, 8]` closing cost of a phase as a sum over (1, prefix left, note of a silent track, duration tokens
-    of the cheapest pitch, velocity, duration tokens left, all after this bar, later tracks); chord rows second."""
-    table = np.zeros((2, N_PHASES, 8), dtype=np.int64)
-    table[:, [START, CLOSED], 7] = 1
-    table[:, TRACK] = (2, 1, 1, 0, 0, 0, 1, 0)
-    table[:, BAR : TEMPO + 1] = (1, 1, 1, 0, 0, 0, 1, 0)
-    table[:, BLANK] = (0, 0, 1, 0, 0, 0, 1, 0)
-    table[:, ONSET] = (1, 0, 0, 1, 1, 0, 1, 0)
-    table[:, [PITCH, DURATION]] = (0, 0, 0, 0, 1, 1, 1, 0)
-    table[:, VELOCITY, 6] = 1
-    for left, phase in ((3, ONSET), (2, ROOT), (1, QUALITY), (0, BASS)):
-        table[1, phase] = (left, 0, 0, 0, 0, 0, 1, 0)
-    table[:, H_START, 0], table[:, H_SYSTEM:H_END, 0], table[:, H_END, 0] = 3, 2, 1
-    return table.reshape(-1, 8)
+# Columns of the bar constants. SITUATION (5 columns: the four prefix phases, any other): what the bar adds to the
+# situation's number. LEFT (5): prefix tokens still due.
+_START, _TICKS, _AFTER, _METER, _TEMPO, _SITU, _LEFT, _N_BAR = 0, 1, 2, 3, 5, 7, 12, 17
+# Columns of the track constants: instrument of the next track (lowest, highest value), what the track adds to the
+# situation's number, cost of the later tracks and <TE>, their count.
+_NEXT, _MORE, _LATER_COST, _LATER, _N_TRACK = 0, 2, 3, 4, 5
+# Kinds with an interval of values, in the order of the interval matrices; 0: any value.
+_BOUND = (K.METER, K.TEMPO, K.DURATION, K.INSTRUMENT, K.ONSET, K.CHORD_BASS, K.CHORD_QUALITY)
 
 
 class Grammar:
@@ -263,40 +311,38 @@ class Grammar:
         self.n_tracks = max([1] + [len(p.instruments) for p in self.plans])
         bars = np.zeros((rows, 2, self.n_bars, _N_BAR), dtype=np.int64)
         tracks = np.zeros((rows, self.n_tracks + 1, _N_TRACK), dtype=np.int64)
-        pitches = np.zeros((rows, self.n_tracks + 1, 128), dtype=bool)
-        start = np.zeros((rows, 4), dtype=np.int64)
-        cache: dict[tuple[int, bool], int] = {}
+        ends = np.full((rows, self.n_tracks + 1, 128), _OPEN, dtype=np.int64)
+        start = np.zeros((rows, 3), dtype=np.int64)
+        first_row: dict[tuple[int, bool], int] = {}
         for row, plan in enumerate(self.plans):
             first = bool(states is None or states[row])
-            seen = cache.setdefault((id(plan), first), row)
-            if seen != row:
-                bars[row], tracks[row], pitches[row], start[row] = bars[seen], tracks[seen], pitches[seen], start[seen]
+            same = first_row.setdefault((id(plan), first), row)
+            if same != row:
+                for table in (bars, tracks, ends, start):
+                    table[row] = table[same]
             else:
-                start[row] = self._compile(plan, first, bars[row], tracks[row], pitches[row])
+                start[row] = self._compile(plan, first, bars[row], tracks[row], ends[row])
         put = tables.token.new_tensor
-        self._bars = put(bars.reshape(-1, _N_BAR))
-        self._tracks = put(tracks.reshape(-1, _N_TRACK))
-        self._pitches = torch.as_tensor(pitches.reshape(-1, 128), device=tables.device)
-        self._start = put(start)
-        self._row = torch.arange(rows, device=tables.device)
-        self._bar_row, self._track_row = self._row * (2 * self.n_bars), self._row * (self.n_tracks + 1)
-        self.is_chord, self.is_meta = self._start[:, 0] == int(K.CGEN), self._start[:, 0] == int(K.META)
-        self._any_free = bool((start[:, 2] == 1).any())
-        self._columns = torch.arange(128, device=tables.device)
-        self._coefficients = put(_coefficients())
-        self._chord_phase = self.is_chord * N_PHASES
+        self._bars, self._tracks = put(bars.reshape(-1, _N_BAR)), put(tracks.reshape(-1, _N_TRACK))
+        self._ends, self._start = put(ends.reshape(-1, 128)), put(start)
+        row = torch.arange(rows, device=tables.device)
+        self._bar_row, self._track_row = row * (2 * self.n_bars), row * (self.n_tracks + 1)
+        self._any_free, self._any_chord = bool(start[:, 2].any()), bool((start[:, 0] == 1).any())
+        self._prices = tables.prices(loose)
+        self._side = self._start[:, 0] * _S_SIDE + _S_VELOCITY
         self._strict = int(tables.dialect == "mortm" and not loose)
 
-    def _compile(self, plan, first, bars, tracks, pitches):
-        """Fill one row's constants; returns (kind, velocity, free tempo, -)."""
+    def _compile(self, plan: GenerationPlan, first: bool, bars, tracks, ends) -> tuple[int, int, bool]:
+        """Fill one row's constants; returns (side, velocity, whether tempi are free)."""
         vocab, metric = self.tables.vocab, self.tables.dialect == "metric"
         if plan.kind not in GENERATED_KINDS:
             raise PromptError(f"a plan generates MGEN, CGEN or META, not {plan.kind!r}", code="prompt.task")
         velocity = -1 if plan.velocity is None else int(plan.velocity)
         if not vocab.has(K.VELOCITY, 2) or plan.kind != K.MGEN:
             velocity = 0
+        bars[..., _METER + 1] = bars[..., _TEMPO + 1] = tracks[:, _NEXT + 1] = _OPEN
         if plan.kind == K.META:
-            return int(plan.kind), velocity, 0, 0
+            return 2, velocity, False
         table = plan.bars
         n = table.n_bars if table is not None else 0
         chord = plan.kind == K.CGEN
@@ -323,100 +369,97 @@ class Grammar:
                 flags = (states_meter, irregular, tempo) if side == 0 and first else (np.zeros(n, bool),) * 3
                 has_meter, has_length, has_tempo = (f.astype(np.int64) for f in flags)
                 view[:n, _START], view[:n, _TICKS] = table.start[:-1], table.length
-                view[:n, _METER], view[:n, _TEMPO] = table.meter, np.maximum(bins, 0)
-                view[:n, _LAST] = np.arange(n) == n - 1
-                left = np.stack(
-                    [has_meter + has_length + has_tempo, has_length + has_tempo, has_tempo, has_tempo * 0], 1
-                )
-                view[:n, _LEFT : _LEFT + 4] = left
-                cost = 2 + left[:, 0]  # <SME> prefix <BLANK>
+                view[:n, _METER] = view[:n, _METER + 1] = table.meter
+                view[:n, _TEMPO] = np.where(has_tempo > 0, bins, 0)
+                view[:n, _TEMPO + 1] = np.where(has_tempo > 0, bins, _OPEN)
+                whole = has_meter + has_length + has_tempo
+                left = np.stack([whole, has_length + has_tempo, has_tempo, has_tempo * 0, whole], axis=1)
+                view[:n, _LEFT : _LEFT + 5] = left
+                cost = 2 + whole  # <SME> prefix <BLANK>
                 view[:n, _AFTER] = np.append(np.cumsum(cost[::-1])[::-1], 0)[1:]
                 body = _TO_BODY_OR_TEMPO if free and side == 0 and first else _TO_BODY
                 to_tempo = np.where(has_tempo > 0, _TO_TEMPO, body)
                 to_length = np.where(has_length > 0, _TO_LENGTH, to_tempo)
-                view[:n, _CODE] = np.where(has_meter > 0, _TO_METER, to_length)
-                view[:n, _CODE + 1], view[:n, _CODE + 2], view[:n, _CODE + 3] = to_length, to_tempo, _TO_BODY
+                to_meter = np.where(has_meter > 0, _TO_METER, to_length)
+                codes = [to_meter, to_length, to_tempo, np.full(n, _TO_BODY), np.zeros(n, dtype=np.int64)]
+                last = (np.arange(n) == n - 1) * _S_LAST
+                view[:n, _SITU : _SITU + 5] = np.stack(codes, axis=1) * _S_CODE + last[:, None]
         else:
             free = False
         if chord:
-            tracks[:, _LATER_COST] = 1
-            return int(plan.kind), velocity, 0, 0
+            tracks[:, _LATER_COST], ends[:] = 1, 0
+            return 1, velocity, False
         count = len(plan.instruments)
         missing = [i for i in plan.instruments if not vocab.has(K.INSTRUMENT, i)]
         if missing:
             raise PromptError(f"the vocabulary has no token for instrument {missing[0]}", code="prompt.material")
         # A track costs <INST> bars <ESEQ>, and two tokens more than blank bars because it must sound.
-        body = [int(bars[s, 0, _AFTER] + bars[s, 0, _LEFT]) + 2 for s in range(2)] if n else [0, 0]
-        costs = [4 + body[min(i, 1)] for i in range(count)]
-        for i in range(count + 1):
-            tracks[i, _NEXT] = plan.instruments[i] if i < count else 0
-            tracks[i, _MORE] = i < count
-            tracks[i, _LATER_COST] = sum(costs[i:]) + 1
-            tracks[i, _LATER] = count - i
-        melodic = self.tables.pitches.cpu().numpy().copy()
+        costs = [6 + int(bars[min(i, 1), 0, _AFTER] + bars[min(i, 1), 0, _LEFT]) for i in range(count)]
+        melodic = self.tables.pitches.copy()
         if plan.scale is not None:
             melodic &= np.isin(np.arange(128) % 12, np.asarray(plan.scale, dtype=np.int64) % 12)
         if plan.pitch_range is not None:
             low, high = plan.pitch_range
             melodic &= (np.arange(128) >= low) & (np.arange(128) <= high)
-        drums = self.tables.pitches.cpu().numpy()
-        # Row i + 1 of `pitches` belongs to track i (row 0: before the first).
-        for i, program in enumerate(plan.instruments):
-            pitches[i + 1] = drums if program == DRUMS else melodic
+        for i, program in enumerate((*plan.instruments, -1)):  # row i: before track i, whose pitches are in row i + 1
+            tracks[i, _NEXT] = tracks[i, _NEXT + 1] = max(program, 0)
+            tracks[i, _MORE] = (i < count) * _S_MORE
+            tracks[i, _LATER_COST], tracks[i, _LATER] = sum(costs[i:]) + 1, count - i
+            if i < count:
+                ends[i + 1] = np.where(self.tables.pitches if program == DRUMS else melodic, 0, _OPEN)
         if any(p != DRUMS for p in plan.instruments) and not melodic.any():
             raise PromptError("no pitch lies in both the pitch range and the scale; widen one", code="prompt.material")
-        return int(plan.kind), velocity, int(free), 0
+        return 0, velocity, free
 
     # ------------------------------------------------------------------ stepping
 
     def start(self) -> GrammarState:
         """State right after each row's `<MGEN>`, `<CGEN>` or `<META>`."""
+        full, side = self._start.new_full, self._start[:, 0]
         rows = len(self.plans)
-        full = self._start.new_full
-        phase = full((rows,), START)
-        phase[self.is_chord] = TRACK
-        phase[self.is_meta] = H_START
-        none, zero = full((rows,), -1), full((rows,), 0)
-        track = torch.where(self.is_chord, 0, -1)
+        phase = self._start.new_tensor([START, TRACK, H_START]).take(side)
+        none, zero, chord = full((rows,), -1), full((rows,), 0), (side == 1).long()
         bars = self._bars.index_select(0, self._bar_row)
         tracks = self._tracks.index_select(0, self._track_row)
-        sounding, ends = self.is_chord.long(), full((rows, 128), 0)
+        ends = self._ends.index_select(0, self._track_row)
         return GrammarState(
-            phase, track, none, none, zero, zero, zero, sounding, self._start[:, 1], none, none, ends, bars, tracks
+            phase, chord - 1, none, none, zero, zero, zero, chord, self._start[:, 1], none, none, ends, bars, tracks
         )
 
-    def step(self, state: GrammarState, token: torch.Tensor, rows: GrammarState | None = None) -> GrammarState:
+    def step(self, state: GrammarState, token: torch.Tensor) -> GrammarState:
         """The state after one more token a row (`[B]` int64). A kind that cannot follow gives the phase DEAD."""
-        t = self.tables
-        s = state
+        t, s = self.tables, state
         kind, value = t.token.index_select(0, token).unbind(1)
-        phase = t.follow.take(s.phase * N_KINDS + kind)
-        is_bar, is_onset = phase == BAR, phase == ONSET
-        is_pitch, is_duration, is_track = phase == PITCH, phase == DURATION, phase == TRACK
+        phase = t.follow.take(torch.add(kind, s.phase, alpha=N_KINDS))
+        is_bar, is_onset, is_pitch = phase == BAR, phase == ONSET, phase == PITCH
+        is_duration, is_track = phase == DURATION, phase == TRACK
         track = s.track + is_track
-        bar = torch.where(is_track, -1, s.bar + is_bar)
-        bars = self._bars.index_select(0, self._bar_row + (track > 0) * self.n_bars + bar.clamp(0, self.n_bars - 1))
-        tracks = self._tracks.index_select(0, self._track_row + (track + 1).clamp(max=self.n_tracks))
+        bar = (s.bar + is_bar).masked_fill(is_track, -1)
+        place = bar.clamp(0, self.n_bars - 1).add_(self._bar_row)
+        bars = self._bars.index_select(0, place.add_(track > 0, alpha=self.n_bars))
+        next_track = (track + 1).clamp(max=self.n_tracks).add_(self._track_row)
+        tracks = self._tracks.index_select(0, next_track)
         # A new onset forgets the pitch; the same onset keeps it, as the next pitch is bound by it.
         moved = is_bar | (is_onset & (value != s.onset))
-        onset = torch.where(is_onset, value, torch.where(is_bar, -1, s.onset))
+        onset = torch.where(is_onset, value, s.onset).masked_fill(is_bar, -1)
         keeps = is_pitch | (phase == ROOT) | (phase == H_INST)
-        pitch = torch.where(keeps, value, torch.where(moved, -1, s.pitch))
+        pitch = torch.where(keeps, value, s.pitch.masked_fill(moved, -1))
         column = pitch.clamp(0, 127)[:, None]  # headers keep an instrument in `pitch`
         at = bars[:, _START] + onset
         end = s.ends.gather(1, column)[:, 0]
-        again = 1 if self._strict else (is_pitch & (value == s.pitch)).long()
-        need = torch.where(is_pitch, (end - at + again).clamp(min=1), s.need)
         if self.loose:
-            need = torch.ones_like(need)
-        total = torch.where(is_pitch, 0, torch.where(is_duration, s.total + value, s.total))
-        after = torch.minimum(t.gap.index_select(0, value.clamp(max=MAX_DURATION)), t.longest - total)
-        room = torch.where(is_pitch, t.top, torch.where(is_duration, after, s.room))
+            need = torch.ones_like(onset)
+        else:
+            again = 1 if self._strict else (value == s.pitch)
+            need = torch.where(is_pitch, (end - at + again).clamp(min=1), s.need)
+        total = torch.where(is_duration, s.total + value, s.total).masked_fill(is_pitch, 0)
+        after = torch.minimum(t.gap.index_select(0, value), t.longest - total)
+        room = torch.where(is_duration, after, s.room).masked_fill(is_pitch, t.top)
         ends = s.ends.scatter(1, column, torch.where(is_duration, at + total, end)[:, None])
-        ends = ends * (~is_track)[:, None]
-        sounding = torch.where(is_track, 0, s.sounding | is_pitch)
-        left_open = (s.phase == DURATION) & ~is_duration  # a first note that ends without velocity decides "none"
-        decided = left_open.long() + (phase == VELOCITY).long() - 1
+        ends = torch.where(is_track[:, None], self._ends.index_select(0, next_track), ends)
+        sounding = (s.sounding + is_pitch).clamp(max=1).masked_fill(is_track, 0)
+        # A first note that ends without a velocity decides "none".
+        decided = ((s.phase == DURATION) & ~is_duration).long().add_(phase == VELOCITY).sub_(1)
         velocity = torch.where(s.velocity < 0, decided, s.velocity)
         tempo = torch.where(phase == TEMPO, value, s.tempo)
         return GrammarState(
@@ -425,45 +468,44 @@ class Grammar:
 
     # ------------------------------------------------------------------ what may follow
 
-    def _reach(self, s: GrammarState) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """At the current onset: (`[B, 128]` smallest legal duration of every pitch that may stand next there, huge
-        where none may; `[B]` the least of them; `[B]` the earliest last offset of any pitch of this track)."""
-        usable = self._pitches.index_select(0, self._track_row + (s.track + 1).clamp(max=self.n_tracks))
-        ends = torch.where(usable, s.ends, _OPEN)
-        need = ends - (s.bars[:, _START] + s.onset)[:, None]
-        if self._strict:
-            need = need + 1
-        elif not self.loose:
-            pitch = s.pitch[:, None]
-            need = torch.where(self._columns < pitch, _OPEN, need + (self._columns == pitch))
+    def _reach(self, s: GrammarState) -> tuple[torch.Tensor, torch.Tensor]:
+        """At the current onset: `[B, 128]` the smallest legal duration of every pitch that may stand next there (huge
+        where none may), and `[B]` the number of duration tokens that the least of them takes."""
+        if self.loose:
+            need = (s.ends >= _OPEN).long().mul_(_OPEN).add_(1)
         else:
-            need = torch.where(usable, 1, _OPEN)
-        return need, need.amin(1), ends.amin(1)
+            need = s.ends - (s.bars[:, _START] + s.onset)[:, None]
+            need = need.add_(1 if self._strict else self.tables.past.index_select(0, (s.pitch + 1).clamp(max=128)))
+        return need, need.amin(1)
 
-    def _cost(self, s: GrammarState, least: torch.Tensor) -> torch.Tensor:
-        """`closing_cost` given the least duration that a pitch at this onset needs."""
+    def _situation(self, s: GrammarState, short: torch.Tensor) -> torch.Tensor:
+        """`[B, kinds + 2]` rows of the price table."""
+        slot = s.phase.clamp(max=4) + _SITU
+        number = s.bars.gather(1, slot[:, None])[:, 0] + s.tracks[:, _MORE] + self._side
+        number = number.add_(s.phase, alpha=_S_PHASE).add_(s.sounding, alpha=_S_SOUNDING)
+        number = number.add_(s.velocity, alpha=_S_VELOCITY).add_(short <= 0, alpha=_S_ENOUGH)
+        return self._prices.index_select(0, number)
+
+    def _cost(self, s: GrammarState, fixed: torch.Tensor, cheapest: torch.Tensor, short: torch.Tensor) -> torch.Tensor:
+        """`closing_cost` from its parts: constants of the situation, prefix left, duration tokens, later bars and
+        tracks (each needs a velocity more where every note carries one)."""
         top = self.tables.top
-        carries = (s.velocity == 1).long()
-        slot = (s.phase - BAR).clamp(0, 3) + _LEFT
-        later = s.tracks[:, _LATER_COST] + carries * s.tracks[:, _LATER]
-        parts = torch.stack(
-            [
-                torch.ones_like(later),
-                s.bars.gather(1, slot[:, None])[:, 0],
-                (1 - s.sounding) * (2 + carries),
-                ((least + (top - 1)) // top).clamp(1, 4),
-                carries,
-                ((s.need - s.total + (top - 1)) // top).clamp(min=0),
-                s.bars[:, _AFTER] + 1 + later,
-                later,
-            ],
-            1,
-        )
-        return (parts * self._coefficients.index_select(0, self._chord_phase + s.phase)).sum(1)
+        left = s.bars.gather(1, (s.phase.clamp(max=4) + _LEFT)[:, None])[:, 0]
+        later = torch.where(s.velocity == 1, s.tracks[:, _LATER], 0).add_(s.tracks[:, _LATER_COST])
+        tokens = short.add(top - 1).floor_divide_(top).clamp_(min=0)
+        parts = torch.stack([left, cheapest, tokens, s.bars[:, _AFTER] + 1, later], 1)
+        return parts.mul_(self.tables.coefficients.index_select(0, s.phase)).sum(1).add_(fixed)
 
     def closing_cost(self, state: GrammarState) -> torch.Tensor:
         """`[B]` the least number of further tokens that finish the field legally, `<TE>` included (0: finished)."""
-        return self._cost(state, self._reach(state)[1])
+        short = state.need - state.total
+        least = self._reach(state)[1]
+        fixed = self._situation(state, short)[:, _FIXED]
+        return self._cost(state, fixed, self._tokens(least), short)
+
+    def _tokens(self, duration: torch.Tensor) -> torch.Tensor:
+        """Tokens that a duration takes at least."""
+        return duration.add(self.tables.top - 1).floor_divide_(self.tables.top).clamp_(1, 4)
 
     def allowed(self, state: GrammarState, remaining: torch.Tensor | int | None = None) -> torch.Tensor:
         """`[B, V]` bool, the tokens that may come next.
@@ -472,87 +514,69 @@ class Grammar:
             state: of `start` and `step`.
             remaining: tokens that may still be written (int or `[B]`), at least `closing_cost`; None: no limit.
         """
-        t, s = self.tables, state
-        phase, top = s.phase, t.top
-        need, least, earliest = self._reach(s)
-        if remaining is None:
-            slack = torch.full_like(phase, _FREE)
-        else:
-            slack = (remaining - self._cost(s, least)).clamp(max=_FREE)
-        spare = slack >= 1
-        chord, header = self.is_chord, phase >= H_START
-        melodic = ~chord
-        slot = (phase - BAR).clamp(0, 3) + _CODE
-        in_prefix = (phase >= BAR) & (phase <= TEMPO)
-        code = torch.where(in_prefix, s.bars.gather(1, slot[:, None])[:, 0], -1)
-        body = code >= _TO_BODY
-        sounding, last = s.sounding == 1, s.bars[:, _LAST] == 1
+        t, s, top = self.tables, state, self.tables.top
         short = s.need - s.total
-        complete = (phase == DURATION) & (short <= 0)
-        note_done = (phase == VELOCITY) | (complete & (s.velocity != 1)) | ((phase == BASS) & chord)
-        done = note_done | (phase == BLANK)
-        more = s.tracks[:, _MORE] == 1
-        carries = (s.velocity == 1).long()
+        need, least = self._reach(s)
+        cheapest = self._tokens(least)
+        price = self._situation(s, short)
+        if remaining is None:
+            slack = torch.full_like(short, _FREE)
+        else:
+            slack = (remaining - self._cost(s, price[:, _FIXED], cheapest, short)).clamp(max=_FREE)
 
-        # Onsets: a note costs `price` tokens more than closing now; its duration may need more than one token.
-        price = torch.where(note_done, 3, torch.where(sounding, 2, -9)) + torch.where(chord, 1, carries)
-        extra = slack - price.clamp(min=0)
-        longest = (top * (extra + 1)).clamp(max=t.longest)
-        onset_low = torch.maximum(s.onset + 1, earliest + self._strict - longest - s.bars[:, _START])
-        same = note_done & melodic & (least <= longest)
-        onset_low = torch.where(chord, s.onset + 1, torch.where(same, s.onset, onset_low))
+        # Onsets: a note costs its price more than closing now, and its duration may need more than one token.
+        longest = ((slack - price[:, K.ONSET] + 1) * top).clamp(max=t.longest)
+        onset_low = s.onset + 1
         if self.loose:
-            onset_low = torch.where(chord, onset_low, 0)
-        in_note = (phase == PITCH) | (phase == DURATION)
-        near = short.clamp(0, top)
-        duration_low = torch.where(spare, t.floor.index_select(0, near), t.ceil.index_select(0, near))
-        no_chord = chord & (s.pitch == t.cr_none)
-        velocity_price = torch.where(s.velocity < 0, 1 + s.tracks[:, _LATER], 0)
-        optional = header & spare
-        yes, zero, open_ = phase >= 0, torch.zeros_like(phase), torch.full_like(phase, _OPEN)
-        ticks, is_header_drums = s.bars[:, _TICKS], header & (s.pitch == DRUMS)
-
-        gate = dict.fromkeys(K, yes)
-        low, high = dict.fromkeys(K, zero), dict.fromkeys(K, open_)
-        gate[K.END] = header | ~more
-        gate[K.BAR] = (phase == TRACK) | (done & ~last)
-        gate[K.TRACK_END] = done & last
-        gate[K.BLANK] = body & (sounding | ~last)
-        gate[K.METER] = (code == _TO_METER) | optional
-        low[K.METER] = torch.where(header, 0, s.bars[:, _METER])
-        high[K.METER] = torch.where(header, _OPEN, s.bars[:, _METER])
-        forced = code == _TO_TEMPO
-        gate[K.TEMPO] = forced | ((code == _TO_BODY_OR_TEMPO) & spare) | optional
-        low[K.TEMPO] = torch.where(forced, s.bars[:, _TEMPO], 0)
-        high[K.TEMPO] = torch.where(forced, s.bars[:, _TEMPO], _OPEN)
-        gate[K.DURATION] = torch.where(in_note, (short > 0) | spare, code == _TO_LENGTH)
-        low[K.DURATION] = torch.where(in_note, duration_low, ticks)
-        high[K.DURATION] = torch.where(in_note, s.room, ticks)
-        gate[K.INSTRUMENT] = torch.where(header, spare, more)
-        low[K.INSTRUMENT] = torch.where(header, is_header_drums * DRUMS, s.tracks[:, _NEXT])
-        high[K.INSTRUMENT] = torch.where(header, torch.where(is_header_drums, DRUMS, _OPEN), s.tracks[:, _NEXT])
-        gate[K.ONSET] = (body | note_done) & (extra >= 0)
-        low[K.ONSET], high[K.ONSET] = onset_low, ticks - 1
-        gate[K.PITCH] = melodic
-        gate[K.VELOCITY] = complete & (s.velocity != 0) & (velocity_price <= slack)
-        gate[K.CHORD_ROOT] = yes if self.loose else chord
-        for kind, value in ((K.CHORD_QUALITY, t.cq_none), (K.CHORD_BASS, t.cb_none)):
-            if t.cr_none >= 0:
-                low[kind] = torch.where(no_chord, value, 0)
-                high[kind] = torch.where(no_chord, value, _OPEN)
-        for kind in (K.DENSITY, K.BAR_COUNT, K.GENRE, K.KEY):
-            gate[kind] = optional
-
-        opened = torch.stack(list(gate.values()), 1) & t.possible.index_select(0, phase)
-        highs = torch.where(opened, torch.stack(list(high.values()), 1), -1).index_select(1, t.kind)
-        lows = torch.stack(list(low.values()), 1).index_select(1, t.kind)
-        mask = (lows <= t.value) & (t.value <= highs) & t.usable
+            onset_low = torch.where(self._start[:, 0] == 1, onset_low, 0)
+        else:
+            reached = s.ends.amin(1) - s.bars[:, _START] + self._strict - longest
+            same = (least <= longest) & (price[:, _SAME] == 1)
+            onset_low = torch.where(same, s.onset, torch.maximum(onset_low, reached))
+        ticks = s.bars[:, _TICKS]
+        is_meter = s.phase == METER  # the duration after it is a bar length
+        near = short.clamp(0, top).add_(slack >= 1, alpha=top + 1)
+        low, high = torch.zeros_like(ticks), torch.full_like(ticks, _OPEN)
+        bass = quality = high
+        if self._any_chord or self.loose:
+            silent = s.pitch == t.no_chord[0]
+            quality, bass = high.masked_fill(silent, t.no_chord[1]), high.masked_fill(silent, t.no_chord[2])
+        lows = [
+            low,
+            s.bars[:, _METER],
+            s.bars[:, _TEMPO],
+            torch.where(is_meter, ticks, t.neighbour.index_select(0, near)),
+            torch.maximum(s.tracks[:, _NEXT], torch.where(s.pitch == DRUMS, DRUMS, 0)),
+            onset_low,
+            low if bass is high else torch.where(silent, t.no_chord[2], 0),
+            low,
+        ]
+        highs = [
+            high,
+            s.bars[:, _METER + 1],
+            s.bars[:, _TEMPO + 1],
+            torch.where(is_meter, ticks, s.room),
+            s.tracks[:, _NEXT + 1],
+            ticks - 1,
+            bass,
+            quality,
+        ]
+        # Velocities, where they are still undecided, cost one token more for every track to come.
+        closed = price[:, :N_KINDS] > slack[:, None]
+        surcharge = torch.where(s.velocity < 0, s.tracks[:, _LATER], 0)
+        closed[:, K.VELOCITY] = price[:, K.VELOCITY] + surcharge > slack
+        upper = torch.stack(highs, 1).index_select(1, t.bound).masked_fill_(closed, -1)
+        lower = torch.stack(lows, 1).index_select(1, t.bound)
+        rows = len(short)
+        kinds = t.mask_kind.expand(rows, -1)
+        mask = (lower.gather(1, kinds) <= t.mask_value).logical_and_(t.mask_value <= upper.gather(1, kinds))
         # Pitches: those whose offsets stay in order within the tokens that are left.
-        budget = (top * (((least + (top - 1)) // top).clamp(1, 4) + slack)).clamp(max=t.longest)
-        fits = torch.cat([need <= budget[:, None], yes[:, None]], 1)
-        mask &= fits.index_select(1, t.pitch_of)
+        budget = ((cheapest + slack) * top).clamp(max=t.longest)
+        fits = need.new_ones((rows, 129), dtype=torch.bool)
+        torch.le(need, budget[:, None], out=fits[:, :128])
+        mask.logical_and_(fits.gather(1, t.pitch_of.expand(rows, -1)))
         if self._any_free:  # a tempo is stated only where it changes
             column = t.tempo_id.index_select(0, s.tempo.clamp(min=0))[:, None]
-            stated = ((code == _TO_BODY_OR_TEMPO) & (s.tempo >= 0))[:, None]
+            stated = ((s.phase <= LENGTH) & (s.tempo >= 0) & (s.bars[:, _TEMPO + 1] == _OPEN))[:, None]
             mask.scatter_(1, column, mask.gather(1, column) & ~stated)
-        return mask | (phase == DEAD)[:, None]
+        return mask
