@@ -1,0 +1,129 @@
+"""The manifest of a training pack, and one sequential pass over its archives.
+
+Design decisions
+- A pack is a folder with `manifest.csv` (one row per MIDI file) and `.tar.xz` archives. `.tar.xz` has no random
+  access, so `read_archive` walks each archive once and hands out only the members that were asked for.
+- Which files take part is a `Selection`: corpora, split, variants and a licence filter, all plain strings, so that a
+  recipe can state it and a report can repeat it.
+- Nothing is unpacked to disk: members go from the archive to the caller as bytes.
+
+Knows: the columns of the manifest, tar archives. Must not know: MIDI, tokens, models.
+"""
+
+from __future__ import annotations
+
+import csv
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SongFile:
+    """One MIDI file of a pack (a row of the manifest)."""
+
+    path: str
+    archive: str
+    corpus: str
+    genre: str
+    subgenre: str
+    split: str
+    variant: str
+    song_id: str
+    cluster: str
+    key: str
+    licence: str
+    n_notes: int
+    n_bars: int
+    annotations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CorpusFilter:
+    """Which files of one corpus take part.
+
+    Args:
+        variants: accepted values of the `variant` column; empty accepts all.
+        licence: text that the `licence` column must contain; empty accepts all.
+    """
+
+    variants: tuple[str, ...] = ()
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Corpora and splits to read: `{corpus: CorpusFilter}`. Splits come from the manifest and are never re-drawn."""
+
+    corpora: dict[str, CorpusFilter] = field(default_factory=dict)
+
+    def accepts(self, song: SongFile, split: str) -> bool:
+        rule = self.corpora.get(song.corpus)
+        return (
+            rule is not None
+            and song.split == split
+            and (not rule.variants or song.variant in rule.variants)
+            and rule.licence in song.licence
+        )
+
+
+def read_manifest(root: str | Path) -> list[SongFile]:
+    """All rows of `root/manifest.csv`.
+
+    Raises:
+        FileNotFoundError: no manifest there (the message names the folder).
+        ValueError: a column is missing.
+    """
+    path = Path(root) / "manifest.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest.csv in {root}: give the folder of a training pack")
+    with open(path, newline="", encoding="utf-8") as handle:
+        reader = csv.DictReader(handle)
+        needed = {"path", "archive", "corpus", "split", "variant", "song_id", "licence"}
+        missing = needed - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path}: columns missing: {', '.join(sorted(missing))}")
+        return [_song_file(row) for row in reader]
+
+
+def _song_file(row: dict[str, str]) -> SongFile:
+    return SongFile(
+        path=row["path"],
+        archive=row["archive"],
+        corpus=row["corpus"],
+        genre=row.get("genre", ""),
+        subgenre=row.get("subgenre", ""),
+        split=row["split"],
+        variant=row["variant"],
+        song_id=row["song_id"],
+        cluster=row.get("cluster") or row["song_id"],
+        key=row.get("key", ""),
+        licence=row["licence"],
+        n_notes=int(row.get("n_notes") or 0),
+        n_bars=int(row.get("n_bars") or 0),
+        annotations=tuple((row.get("annotations") or "").split()),
+    )
+
+
+def read_archive(path: str | Path, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the wanted members of one `.tar.xz`, in archive order, in a single sequential pass.
+
+    Raises:
+        FileNotFoundError: the archive is not there.
+        KeyError: members that were asked for and are not in the archive (after the pass; all of them named).
+    """
+    left = set(wanted)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"archive {path} is not there (named in the manifest)")
+    with tarfile.open(path, "r|xz") as archive:
+        for member in archive:
+            if member.name in left and member.isfile():
+                left.discard(member.name)
+                handle = archive.extractfile(member)
+                if handle is not None:
+                    yield member.name, handle.read()
+                if not left:
+                    return
+    if left:
+        raise KeyError(f"{path}: members not found: {', '.join(sorted(left)[:5])} ({len(left)} in all)")

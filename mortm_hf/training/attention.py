@@ -1,0 +1,59 @@
+"""Attention over packed documents on CPU: `sdpa_documents`.
+
+Design decisions
+- sdpa with a block-diagonal mask computes every pair of a row and throws most away; on CPU that is a third of a
+  training step. Here each document gets its own causal call: the loop runs over the few documents of a pack, never
+  over tokens, and nothing is masked.
+- Registered in transformers' attention interface, so the model stays as it is: `attn_implementation="sdpa_documents"`
+  and the keyword `cu_seq_lens_q` (as flash attention's packed form has it) with every batch.
+- The mask function returns nothing; without `cu_seq_lens_q` the call is refused, because it would attend across
+  documents in silence.
+
+Knows: transformers' attention interface. Must not know: the model, music.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+
+NAME = "sdpa_documents"
+
+
+def sdpa_documents(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
+    """Causal attention inside each document of flattened rows.
+
+    Args:
+        query, key, value: `[rows, heads, length, head_dim]`; all documents of a row fill it from 0 to `length`.
+        cu_seq_lens_q: `[documents + 1]` int, bounds of the documents in the flattened `rows * length` tokens.
+
+    Returns:
+        `[rows, length, heads, head_dim]` and `None`.
+    """
+    bounds = kwargs.get("cu_seq_lens_q")
+    if bounds is None or attention_mask is not None:
+        raise ValueError(f"{NAME} attends inside documents only: pass cu_seq_lens_q with packed rows, and no mask")
+    rows, heads, length, width = query.shape
+    sizes = torch.diff(bounds).tolist()
+    grouped = {"enable_gqa": True} if key.shape[1] != heads else {}
+
+    def documents(x):
+        flat = x.transpose(0, 1).reshape(1, x.shape[1], rows * length, width)
+        return flat.split(sizes, dim=2)
+
+    parts = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, **grouped)
+        for q, k, v in zip(documents(query), documents(key), documents(value))
+    ]
+    out = torch.cat(parts, dim=2).reshape(heads, rows, length, width)
+    return out.permute(1, 2, 0, 3).contiguous(), None
+
+
+def register() -> str:
+    """Make the implementation known to transformers; returns its name."""
+    AttentionInterface.register(NAME, sdpa_documents)
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+    return NAME
