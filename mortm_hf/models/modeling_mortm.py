@@ -112,6 +112,13 @@ class MortmAlibi(nn.Module):
         # Not saved: a function of the number of heads. `_init_weights` writes it too, for models made on "meta".
         self.register_buffer("slopes", alibi_slopes(self.num_heads), persistent=False)
 
+    def _apply(self, fn, recurse=True):
+        """Conversion to half precision (`model.to(torch.bfloat16)`) leaves the slopes exact."""
+        super()._apply(fn, recurse)
+        if self.slopes.dtype != torch.float32:
+            self.slopes = alibi_slopes(self.num_heads).to(self.slopes.device)
+        return self
+
     def add_to_mask(
         self,
         mask: torch.Tensor | None,
@@ -137,44 +144,60 @@ class MortmAlibi(nn.Module):
 
 
 def alibi_as_dimensions(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slopes: torch.Tensor, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    slopes: torch.Tensor,
+    scaling: float,
+    offset: int | torch.Tensor = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Causal ALiBi as further dimensions of query and key; the value is padded with zeros to the same size.
 
-    In fp32 one dimension does it: slope / scaling against the key's index, counted from the middle of the row so that
-    products stay small. In half precision neither is exact, so the index is written in base 256 (two exact digits)
-    and the slope as a sum of three halves; kernels sum products in fp32, hence the result is as exact as in fp32.
-    The slope stands on the query's side, so that grouped heads keep sharing their keys.
+    Key j carries j, query i carries slope / scaling, so that their product adds slope * j to the score. `offset` is
+    the place of the first query among the keys. The slope stands on the query's side, so that grouped heads keep
+    sharing their keys.
+
+    In fp32, slope * j alone would cost digits where j is large. Therefore -slope * i is added too, the slope is cut
+    into a part of 11 bits (whose products are exact) and a rest, and these dimensions come first: kernels sum in
+    order, so what reaches the content's part of the sum is the small and exact -slope * (i - j).
+
+    In half precision j is not exact, so it is written in base 256, counted from the middle of the row, and the slope
+    as a sum of three halves; kernels sum products in fp32.
     """
     device_type = query.device.type
     if torch.is_autocast_enabled(device_type):  # sdpa would cast later, and round the index
         dtype = torch.get_autocast_dtype(device_type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     length, dtype = key.shape[2], query.dtype
-    index = torch.arange(length, device=query.device) - length // 2
+    index = torch.arange(length, device=query.device)
     factor = slopes.float() / scaling
     if dtype in (torch.float32, torch.float64):
-        key_side, query_side = index[:, None], factor[:, None]
+        coarse = (factor.view(torch.int32) & -(1 << 13)).view(torch.float32)
+        pair = torch.stack([coarse, factor - coarse], dim=-1)
+        places = torch.arange(query.shape[2], device=query.device) + offset
+        query_side = torch.stack([pair[:, None].expand(-1, len(places), -1), -pair[:, None] * places[:, None]], dim=-1)
+        query_side = query_side.flatten(-2)
+        key_side = torch.stack([index, torch.ones_like(index)] * 2, dim=-1)
     else:
         if length > 1 << 16:
             raise ValueError(f"ALiBi in {dtype} is exact up to 65536 keys, got {length}: use float32.")
+        index = index - length // 2
         high = torch.div(index, 256, rounding_mode="floor")
-        low = index - 256 * high
         parts, rest = [], factor
         for _ in range(3):
-            parts.append(rest.to(dtype))
-            rest = rest - parts[-1].float()
-        digits = torch.stack([part.float() for part in parts], dim=-1)
-        query_side = torch.cat([digits * 256, digits], dim=-1)
-        key_side = torch.stack([high] * 3 + [low] * 3, dim=-1)
+            parts.append(rest.to(dtype).float())
+            rest = rest - parts[-1]
+        digits = torch.stack(parts, dim=-1)
+        query_side = torch.cat([digits * 256, digits], dim=-1)[:, None].expand(-1, query.shape[2], -1)
+        key_side = torch.stack([high] * 3 + [index - 256 * high] * 3, dim=-1)
     width = key_side.shape[-1]
-    # CUDA kernels want head sizes in multiples of 8
-    padding = -(query.shape[-1] + width) % 8 if query.device.type == "cuda" else 0
-    query_side = F.pad(query_side.to(dtype), (0, padding))[None, :, None].expand(*query.shape[:3], -1)
-    key_side = F.pad(key_side.to(dtype), (0, padding)).expand(*key.shape[:3], -1)
-    query = torch.cat([query, query_side], dim=-1)
-    key = torch.cat([key, key_side], dim=-1)
-    return query, key, F.pad(value, (0, width + padding))
+    if query.device.type == "cuda":  # its kernels want head sizes in multiples of 8
+        padding = -(query.shape[-1] + width) % 8
+        query_side, key_side = F.pad(query_side, (0, padding)), F.pad(key_side, (0, padding))
+        width += padding
+    query = torch.cat([query_side.to(dtype).expand(len(query), -1, -1, -1), query], dim=-1)
+    key = torch.cat([key_side.to(dtype).expand(*key.shape[:2], -1, -1), key], dim=-1)
+    return query, key, F.pad(value, (0, width))
 
 
 def sdpa_alibi_forward(
@@ -185,6 +208,7 @@ def sdpa_alibi_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     slopes: torch.Tensor | None = None,
+    query_offset: int | torch.Tensor = 0,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """`sdpa`, with causal ALiBi where `slopes` [heads] are given."""
@@ -193,7 +217,7 @@ def sdpa_alibi_forward(
             attention_mask = attention_mask.to(query.dtype)
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     head_dim = value.shape[-1]
-    query, key, value = alibi_as_dimensions(query, key, value, slopes, scaling)
+    query, key, value = alibi_as_dimensions(query, key, value, slopes, scaling, query_offset)
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     return output[..., :head_dim], None
 
@@ -851,7 +875,7 @@ class MortmModel(MortmPreTrainedModel):
             return mask, {"slopes": slopes, "query_offset": past}
         # Up to head_dim queries a bias is smaller than the copies of keys and values that further dimensions need.
         if implementation == "sdpa" and self.config.is_causal and length > self.config.head_dim:
-            return mask, {"slopes": slopes}
+            return mask, {"slopes": slopes, "query_offset": past}
         if mask is not None:
             keys = mask.shape[-1]
         else:
