@@ -110,7 +110,8 @@ def load_score(midi, caps: Caps = Caps()):
             raise MidiError(f"{name} has {len(data)} bytes, more than the cap of {caps.bytes}", "midi.too_large")
         data = _clean_container(data, name)
         try:
-            score = symusic.Score.from_midi(data)
+            # Clamped data bytes: symusic 0.5 indexes a table by the raw pitch, and one above 127 ends the process.
+            score = symusic.Score.from_midi(data, sanitize_data=True)
         except Exception as error:  # symusic raises plain RuntimeError, and more on odd files
             raise MidiError(f"cannot read {name} as MIDI: {str(error).strip()[:200]}") from None
     if score.ticks_per_quarter <= 0:
