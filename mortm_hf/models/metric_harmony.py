@@ -304,16 +304,19 @@ _ROOT = re.compile(r"^([A-G])((?:#|♯|b(?!5(?![0-9]))|♭)*)(.*)$")
 _DEGREE = re.compile(r"(\*|no|omit|add)?([b#♭♯+-]*)(\d+)")
 
 
-def nearest_quality(tones: Sequence[int]) -> int:
+def nearest_quality(tones: Sequence[int], among: Sequence[bool] | None = None) -> int:
     """Index of the quality token for a set of tones above a root (pitch classes 0..11).
 
     The exact set where the table has it; else the quality with the least total `TONE_WEIGHTS` of the tones that one
-    has and the other lacks, the smaller chord on a tie. The root counts as present.
+    has and the other lacks, the smaller chord on a tie. The root counts as present. `among` (a flag for each quality)
+    limits the choice.
     """
     wanted = np.zeros(12)
     wanted[[t % 12 for t in tones]] = 1.0
     wanted[0] = 1.0
     distance = np.abs(_TONES - wanted) @ TONE_WEIGHTS + 0.01 * _TONES.sum(axis=1)
+    if among is not None:
+        distance = np.where(among, distance, np.inf)
     return int(np.argmin(distance))
 
 
