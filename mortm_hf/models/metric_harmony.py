@@ -128,7 +128,7 @@ def split_key(name: str) -> tuple[int, bool]:
 
 
 def parse_key(name: str) -> str:
-    """Token name (without `k_`) of a key: `"C major"`, `"Am"`, `"CM"`, `"k_AM"`, `"Gb:maj"`, `"B- minor"`, `"Unknown"`.
+    """Token name (without `k_`) of a key: `"C major"`, `"Am"`, `"k_AM"`, `"Gb:maj"`, `"B- minor"`, `"Unknown"`.
 
     A spelling without a token goes to its enharmonic twin (`"Cb major"` -> `"BM"`).
 
@@ -354,7 +354,7 @@ def _tones_of(quality: str, label: str) -> tuple[int, ...]:
             tones.add(tone)
         return tuple(sorted(tones))
     raise VocabularyError(
-        f"unknown chord {label!r}: write a symbol such as 'Am7/G' or a Harte label such as 'C:maj7/3'; no chord is 'N'",
+        f"unknown chord {label!r}: write a symbol such as 'Am7/G' or a Harte label such as 'C:maj7/3' or 'N'",
         "vocabulary.chord",
     )
 
@@ -378,7 +378,7 @@ _ENHARMONIC_LETTERS = "CDEFGAB"
 def parse_chord(label: str) -> tuple[int, int, int]:
     """A chord symbol or Harte label -> (root, quality, bass): values of the three chord token kinds.
 
-    `"Am7/G"`, `"C:maj7/3"` (bass as a degree), `"F#dim"`, `"Bb6/9"`, `"G:7(b9)"`; `"N"`, `"N.C."`, `"X"` mean no chord.
+    `"Am7/G"`, `"C:maj7/3"` (bass as a degree), `"F#dim"`, `"Bb6/9"`, `"G:7(b9)"`; no chord is `"N"`, `"N.C."`, `"X"`.
 
     Raises:
         VocabularyError: `vocabulary.chord`, for text that names no chord.

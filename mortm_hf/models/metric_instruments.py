@@ -65,7 +65,7 @@ FAMILIES = (
     "Percussive",
     "Sound Effects",
 )
-PIANO_PROGRAMS, SAX_PROGRAMS = range(0, 8), range(64, 68)
+PIANO_PROGRAMS, SAX_PROGRAMS = range(8), range(64, 68)
 
 
 def _plain(text: str) -> str:
@@ -109,7 +109,7 @@ _ALIASES = {
     "sawlead": 81,
 }
 _FAMILY_ALIASES = {
-    "keys": range(0, 8),
+    "keys": range(8),
     "mallets": range(8, 16),
     "sax": SAX_PROGRAMS,
     "saxophone": SAX_PROGRAMS,

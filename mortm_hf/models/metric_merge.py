@@ -43,7 +43,7 @@ def merge_infill(
         raise PromptError(f"bars {start} to {stop} are not within the song's {song.n_bars} bars", "prompt.bars")
     if (song.bars.length[start:stop] != generated.bars.length).any():
         raise PromptError(
-            f"the generated bars differ in length from bars {start} to {stop} of the song: generate them in its meters",
+            f"the generated bars are not as long as bars {start} to {stop} of the song: generate them in its meters",
             "prompt.bars",
         )
     return _insert(song, generated, int(song.bars.start[start]), int(song.bars.start[stop]), targets)

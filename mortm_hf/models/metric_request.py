@@ -103,8 +103,8 @@ def parse_tempo(tempo) -> int:
         value = float("nan")
     if not 10.0 <= value <= 500.0:
         raise PromptError(
-            f"tempo must be between 10 and 500 quarters a minute, got {tempo!r}; the nearest of 32 values from 30 to 240 "
-            "is used",
+            f"tempo must be between 10 and 500 quarters a minute, got {tempo!r} (the nearest of 32 values from "
+            "30 to 240 is used)",
             "prompt.tempo",
         )
     return int(tempo_bin(value))
@@ -187,7 +187,7 @@ def parse_chords(chords, bars: BarTable, start: int) -> ChordTable | None:
     if not placed:
         if len(chords) > bars.n_bars:
             raise PromptError(
-                f"got {len(chords)} chords for {bars.n_bars} bars: give one a bar, or place them as (symbol, bar, beat)",
+                f"got {len(chords)} chords for {bars.n_bars} bars: give one a bar or (symbol, bar, beat)",
                 "prompt.bars",
             )
         return chord_table(bars.start[:-1], [chords[i % len(chords)] for i in range(bars.n_bars)])
@@ -201,7 +201,7 @@ def parse_chords(chords, bars: BarTable, start: int) -> ChordTable | None:
         index = int(bar) - start
         if not 0 <= index < bars.n_bars:
             raise PromptError(
-                f"the chord {symbol!r} stands in bar {bar}, outside the generated bars {start} to {start + bars.n_bars}",
+                f"the chord {symbol!r} in bar {bar} is outside the generated bars {start} to {start + bars.n_bars}",
                 "prompt.bars",
             )
         ticks_a_beat = Fraction(96, METERS[int(bars.meter[index])][1])

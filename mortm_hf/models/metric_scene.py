@@ -1,7 +1,7 @@
 """Scenes: a resolved request as quantised music, and the token blocks written from it.
 
 Design decisions
-- Inference prompts and training examples are both written from a `Scene` by `write_prompt`, so they cannot drift apart.
+- Inference prompts and training examples are both written from a `Scene` by `write_prompt`: they cannot drift apart.
 - The header describes the generated field. META has none; CGEN's holds nothing taken from the answer. What a training
   header says of the answer (density, and the key where no material is given) is what a musician would ask for.
 - Tracks silent in a block are left out of it, and so is a block in which nothing sounds.
