@@ -56,6 +56,7 @@ class Caps:
     tracks: int = 4096
     bars: int = 200_000
     cells: int = 20_000_000  # tracks x bars
+    ticks: int = 13_000_000  # grid ticks; a later note could not be written again: delta times have 28 bits
 
 
 def _clean_container(data: bytes, name: str) -> bytes:
@@ -290,6 +291,12 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
             velocity = np.maximum.reduceat(velocity, starts)  # the loudest of the merged notes is what one hears
             track, onset, pitch, duration = (a[starts] for a in (track, onset, pitch, duration))
 
+    if span > caps.ticks:
+        raise MidiError(
+            f"the MIDI file is {span / (96 * 1000):.0f} thousand bars long, more than the cap of {caps.ticks} ticks "
+            "(24 a quarter); cut it first",
+            "midi.too_large",
+        )
     fields, lines, chords = _read_markers(score) if len(score.markers) else ({}, np.empty(0, np.int64), None)
     count = int(fields["bars"]) if fields.get("bars", "").isdigit() else 0
     if count > caps.bars:
