@@ -5,6 +5,7 @@ Design decisions
   usual call adds one token to a known prefix and costs one step; beams reorder rows, so rows are matched to cached
   rows by their ids; assisted decoding rewinds, so the last lengths' states are kept; anything else is replayed.
 - It masks before the sampling warpers run (transformers' own order), so top-p and top-k see legal tokens only.
+- States live on the host (`metric_machine` says why): a step on an accelerator brings the ids over and sends the mask.
 - The length budget is part of the grammar: with `max_length` (or `max_new_tokens`) a token is legal only if the field
   can still be finished after it; a budget that cannot hold the shortest answer is refused at the first step.
 
@@ -82,35 +83,30 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         return build_prompt(self.vocabulary, item, dialect=self.dialect).plan
 
     def _forget(self) -> None:
-        self._history: OrderedDict[int, tuple[torch.Tensor, GrammarState]] = OrderedDict()
+        self._history: OrderedDict[int, tuple[np.ndarray, GrammarState]] = OrderedDict()
         self._grammar: Grammar | None = None
-        self._marker: torch.Tensor | None = None
-        self._group: torch.Tensor | None = None
+        self._marker: np.ndarray | None = None  # [rows] column of each row's <MGEN>, <CGEN> or <META>
+        self._group: np.ndarray | None = None  # [rows] plan of each row
 
     # ------------------------------------------------------------------ states
 
-    def _begin(self, ids: torch.Tensor) -> None:
+    def _begin(self, ids: np.ndarray) -> None:
         """Find the generated field of every row and compile the plans."""
         rows, length = ids.shape
         kinds = self._tables.kind[ids]
-        marks = sum((kinds == int(k) for k in GENERATED_KINDS), torch.zeros_like(kinds, dtype=torch.bool))
-        marker = torch.where(marks, torch.arange(length, device=ids.device), -1).amax(1)
-        places = marker.tolist()
-        if min(places) < 0:
-            row = places.index(min(places))
+        self._marker = np.where(np.isin(kinds, GENERATED_KINDS), np.arange(length), -1).max(1)
+        if self._marker.min() < 0:
             raise PromptError(
-                f"row {row} of the prompt has no <MGEN>, <CGEN> or <META>: make prompts with tokenizer.encode_prompt",
+                f"row {self._marker.argmin()} of the prompt has no <MGEN>, <CGEN> or <META>: make prompts with "
+                "tokenizer.encode_prompt",
                 code="prompt.material",
             )
         if rows % len(self.plans):
             raise PromptError(f"{len(self.plans)} plans do not fit a batch of {rows} rows", code="prompt.material")
         copies = rows // len(self.plans)
         plans: list[GenerationPlan] = []
-        host = ids.cpu().numpy()
-        kind_of = self.vocabulary.kind
-        for row, place in enumerate(places):
-            plan, prompt = self.plans[row // copies], host[row, : place + 1]
-            inside = kind_of[prompt]
+        for row, place in enumerate(self._marker.tolist()):
+            plan, prompt, inside = self.plans[row // copies], ids[row, : place + 1], kinds[row, : place + 1]
             if plan is None:
                 plan = infer_plan(self.vocabulary, prompt, self.dialect)
             elif int(plan.kind) != int(inside[-1]):
@@ -123,71 +119,58 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
                 plan = replace(plan, velocity=bool((inside == TokenKind.VELOCITY).any()))
             plans.append(plan)
         self._grammar = Grammar(self._tables, plans)
-        self._marker = marker
-        self._group = torch.arange(rows, device=ids.device) // copies
+        self._group = np.arange(rows) // copies
 
-    def _replay(self, state: GrammarState, ids: torch.Tensor, start: int) -> GrammarState:
+    def _replay(self, state: GrammarState, ids: np.ndarray, start: int) -> GrammarState:
         """The states after `ids[:, start:]`, rows whose field has not begun yet staying where they are."""
         for column in range(start, ids.shape[1]):
             after = self._grammar.step(state, ids[:, column])
             begun = column > self._marker
-            state = after if self._aligned else after.where(begun, state)
+            state = after if begun.all() else after.where(begun, state)
         return state
 
-    def _state(self, ids: torch.Tensor) -> GrammarState:
+    def _state(self, ids: np.ndarray) -> GrammarState:
         length = ids.shape[1]
         known = self._history.get(length - 1)
-        if known is not None and known[0].shape[0] == ids.shape[0] and torch.equal(known[0], ids[:, :-1]):
+        if known is not None and np.array_equal(known[0], ids[:, :-1]):
             state = self._grammar.step(known[1], ids[:, -1])
         else:
             state = self._recover(ids)
-        self._history[length] = (ids.clone(), state)
+        self._history[length] = (ids.copy(), state)
         self._history.move_to_end(length)
         if len(self._history) > HISTORY:
             self._history.popitem(last=False)
         return state
 
-    def _recover(self, ids: torch.Tensor) -> GrammarState:
+    def _recover(self, ids: np.ndarray) -> GrammarState:
         """Match every row to a cached row with the same prefix (longest first), else replay from the marker."""
-        length = ids.shape[1]
-        for cached in sorted((n for n in self._history if n <= length), reverse=True):
+        for cached in sorted((n for n in self._history if n <= ids.shape[1]), reverse=True):
             past, state = self._history[cached]
-            if past.shape[0] != ids.shape[0] or past.device != ids.device:
+            if past.shape[0] != ids.shape[0]:
                 break
             same = (past[None] == ids[:, None, :cached]).all(-1) & (self._group[None] == self._group[:, None])
-            if bool(same.any(1).all()):
-                return self._replay(state.select(same.int().argmax(1)), ids, cached)
+            if same.any(1).all():
+                return self._replay(state.select(same.argmax(1)), ids, cached)
         self._history.clear()
         self._begin(ids)
-        first = self._marker.amin()
-        self._aligned = bool((self._marker == first).all())
-        state = self._grammar.start()
-        self._check_budget(state)
-        return self._replay(state, ids, int(first) + 1)
+        state = self._replay(self._grammar.start(), ids, int(self._marker.min()) + 1)
+        self._check_budget(state, ids.shape[1])
+        return state
 
     # ------------------------------------------------------------------ budget
 
-    def _remaining(self, length: int) -> torch.Tensor | int | None:
-        """Tokens that may still be written after `length` columns."""
-        limits = []
-        if self.max_length is not None:
-            limits.append(self.max_length - length)
-        if self.max_new_tokens is not None:
-            limits.append(self._marker + (1 + self.max_new_tokens - length))
-        if len(limits) == 2:
-            return limits[1].clamp(max=limits[0])
-        return limits[0] if limits else None
-
-    def _check_budget(self, state: GrammarState) -> None:
+    def _remaining(self, length: int) -> np.ndarray | None:
+        """`[rows]` tokens that may still be written after `length` columns."""
         if self.max_length is None and self.max_new_tokens is None:
-            return
-        cost = self._grammar.closing_cost(state)
-        room = torch.full_like(cost, 1 << 40)
-        if self.max_length is not None:
-            room = self.max_length - 1 - self._marker
+            return None
+        ends = np.full(len(self._marker), self.max_length if self.max_length is not None else length + (1 << 20))
         if self.max_new_tokens is not None:
-            room = room.clamp(max=self.max_new_tokens)
-        if bool((cost > room).any()):
+            ends = np.minimum(ends, self._marker + 1 + self.max_new_tokens)
+        return np.maximum(ends - length, 0)
+
+    def _check_budget(self, state: GrammarState, length: int) -> None:
+        cost, room = self._grammar.closing_cost(state), self._remaining(length)
+        if room is not None and (cost > room).any():
             row = int((cost - room).argmax())
             raise PromptError(
                 f"row {row}: {int(room[row])} tokens are left for the answer, but the shortest one takes "
@@ -198,12 +181,15 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """`[B, T]` ids and `[B, V]` scores -> scores with every illegal token at -inf."""
         tables = self._tables
-        if tables is None or tables.device != scores.device or tables.size != scores.shape[1]:
-            self._tables = VocabularyTables(self.vocabulary, self.dialect, scores.device, scores.shape[1])
+        if tables is None or tables.size != scores.shape[1]:
+            self._tables = VocabularyTables(self.vocabulary, self.dialect, scores.shape[1])
             self._forget()
-        state = self._state(input_ids)
+        state = self._state(input_ids.cpu().numpy())
         mask = self._grammar.allowed(state, self._remaining(input_ids.shape[1]))
-        return scores.masked_fill(~mask, -torch.inf)
+        lost = ~mask.any(1)  # a beam of probability zero: keep its scores finite
+        mask[lost, 0] = True
+        illegal = np.logical_not(mask)
+        return scores.masked_fill(torch.from_numpy(illegal).to(scores.device, non_blocking=True), -torch.inf)
 
 
 @dataclass(frozen=True)

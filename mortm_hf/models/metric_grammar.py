@@ -42,7 +42,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from .errors_mortm import GrammarError
 from .metric_grid import COMMON_TIME, BarTable
@@ -150,9 +149,9 @@ def infer_plan(vocab: MetricVocabulary, ids, dialect: str = "metric", bars: int 
 def allowed(
     tables: VocabularyTables,
     plans: Sequence[GenerationPlan],
-    ids: torch.Tensor,
-    mask: torch.Tensor | None = None,
-) -> torch.Tensor:
+    ids: np.ndarray,
+    mask: np.ndarray | None = None,
+) -> np.ndarray:
     """The pure form of the grammar: `[B, T, V]` bool, the tokens that may follow each position.
 
     Args:
@@ -160,16 +159,13 @@ def allowed(
         mask: `[B, T]`, 0 at padding (default: the ids of `<PAD>`). Padding and prompt positions allow everything, the
             marker itself allows what may open the field. Without budget; `Grammar.step` is the incremental form.
     """
+    ids = np.asarray(ids)
     kinds = tables.kind[ids]
-    valid = kinds != int(K.PAD) if mask is None else mask.bool()
-    marks = torch.zeros_like(valid)
-    for kind in GENERATED_KINDS:
-        marks |= kinds == int(kind)
-    index = torch.arange(ids.shape[1], device=ids.device)
-    marker = torch.where(marks & valid, index, -1).amax(1)
+    valid = kinds != K.PAD if mask is None else np.asarray(mask).astype(bool)
+    marker = np.where(np.isin(kinds, GENERATED_KINDS) & valid, np.arange(ids.shape[1]), -1).max(1)
     grammar = Grammar(tables, plans)
     state = grammar.start()
-    out = torch.ones((*ids.shape, tables.size), dtype=torch.bool, device=ids.device)
+    out = np.ones((*ids.shape, tables.size), dtype=bool)
     for column in range(ids.shape[1]):
         inside = (marker >= 0) & (column >= marker) & valid[:, column]
         state = grammar.step(state, ids[:, column]).where(inside & (column > marker), state)
@@ -362,27 +358,25 @@ def _run_rows(vocab: MetricVocabulary, rows: list[tuple[_Segment, _Row]], dialec
     rows, lengths = [rows[i] for i in order], lengths[order]
     grammar = Grammar(tables, [r.plan for _, r in rows], states=[r.states for _, r in rows], loose=dialect == "mortm")
     padded = np.zeros((len(rows), int(lengths[0])), dtype=np.int64)
+    grammar_rows = np.arange(len(rows))
     bar = vocab.id(K.BAR) if vocab.has(K.BAR) else 0
     for index, (segment, row) in enumerate(rows):
         padded[index, : lengths[index]] = np.where(row.positions < 0, bar, segment.ids[row.positions])
-    tokens = torch.as_tensor(padded)
     state = grammar.start()
     first_bad = np.full(len(rows), -1)
-    live = torch.as_tensor(lengths)
-    masks_at: dict[int, torch.Tensor] = {}
+    expected: dict[int, np.ndarray] = {}
     for column in range(padded.shape[1]):
-        mask = grammar.allowed(state)
-        legal = mask.gather(1, tokens[:, column : column + 1])[:, 0] | (live <= column)
-        bad = np.flatnonzero(~legal.numpy() & (first_bad < 0))
-        for index in bad.tolist():
-            first_bad[index], masks_at[index] = column, mask[index]
-        state = grammar.step(state, tokens[:, column]).where(live > column, state)
-    phase = state.phase.numpy()
+        mask, token, live = grammar.allowed(state), padded[:, column], lengths > column
+        bad = np.flatnonzero(~mask[grammar_rows, token] & live & (first_bad < 0))
+        for index in bad.tolist():  # once a row at most
+            first_bad[index], expected[index] = column, np.unique(vocab.kind[mask[index, : len(vocab)]])
+        state = grammar.step(state, token).where(live, state)
+    phase = state.phase
     for index, (segment, row) in enumerate(rows):
         if first_bad[index] >= 0:
             at = int(row.positions[first_bad[index]])
-            expected = sorted({TokenKind(int(k)).name for k in vocab.kind[masks_at[index][: len(vocab)].numpy()]})
-            segment.fail(at, f"cannot stand here in {row.name}: expected {' or '.join(expected) or 'its end'}")
+            names = " or ".join(TokenKind(int(k)).name for k in expected[index])
+            segment.fail(at, f"cannot stand here in {row.name}: expected {names or 'its end'}")
         elif phase[index] not in (CLOSED, H_END):
             segment.fail(row.end, f"comes before the end of {row.name}")
 
