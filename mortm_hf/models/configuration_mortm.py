@@ -11,6 +11,7 @@ Design decisions
 Knows: shapes and options. Must not know: tokens' meaning, MIDI, the grammar.
 """
 
+import copy
 import math
 from typing import ClassVar, Literal
 
@@ -91,6 +92,14 @@ class MortmConfig(PreTrainedConfig):
         "AutoModelForSequenceClassification": "modeling_mortm.MortmForSequenceClassification",
     }
 
+    _pipelines: ClassVar[dict[str, dict]] = {
+        task: {"impl": f"pipeline_mortm.{name}", "pt": ["AutoModelForCausalLM"], "type": "text"}
+        for task, name in (
+            ("midi-generation", "MidiGenerationPipeline"),
+            ("chord-estimation", "ChordEstimationPipeline"),
+        )
+    }
+
     vocab_size: int = 1162
     hidden_size: int = 256
     intermediate_size: int = 1024
@@ -145,7 +154,15 @@ class MortmConfig(PreTrainedConfig):
         if self.mlp_layer_types is None:
             self.mlp_layer_types = ["sparse"] * self.num_hidden_layers
         kwargs.setdefault("auto_map", dict(self._auto_classes))
+        kwargs.setdefault("custom_pipelines", copy.deepcopy(self._pipelines))
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """As transformers', with plain names in `custom_pipelines`: `pipeline()` puts classes there, no JSON value."""
+        output = super().to_dict()
+        for entry in (output.get("custom_pipelines") or {}).values():
+            entry["pt"] = [getattr(kind, "__name__", kind) for kind in entry.get("pt", ())]
+        return output
 
     def validate_mortm(self):
         """Refuse combinations that no layer could carry out (runs with the other checks of transformers)."""

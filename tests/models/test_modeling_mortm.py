@@ -545,6 +545,17 @@ def test_folder_lists_all_heads(tmp_path):
     assert stored["auto_map"]["AutoModelForCausalLM"] == "modeling_mortm.MortmForCausalLM"
     assert stored["auto_map"]["AutoModelForSequenceClassification"] == "modeling_mortm.MortmForSequenceClassification"
     assert stored["auto_map"]["AutoConfig"] == "configuration_mortm.MortmConfig"
+    pipelines = stored["custom_pipelines"]
+    assert {task: entry["impl"] for task, entry in pipelines.items()} == {
+        "midi-generation": "pipeline_mortm.MidiGenerationPipeline",
+        "chord-estimation": "pipeline_mortm.ChordEstimationPipeline",
+    }
+    model = MortmForCausalLM.from_pretrained(tmp_path)
+    for entry in model.config.custom_pipelines.values():  # what `transformers.pipeline` makes of them
+        entry["pt"] = (MortmForCausalLM,)
+    model.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())["custom_pipelines"]
+    assert again["midi-generation"]["pt"] == ["MortmForCausalLM"]
     AutoConfig.register("mortm", MortmConfig, exist_ok=True)
     assert AutoConfig.from_pretrained(tmp_path).num_local_experts == 4
 
