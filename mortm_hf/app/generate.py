@@ -22,7 +22,7 @@ from .options import at_least, bar_range, chords, names, number, suffixed
 
 EXAMPLES = """examples:
   mortm generate song.mid -o longer.mid --bars 8                  eight more bars
-  mortm generate song.mid -o new.mid --start 16 --wav --png       go on from bar 16, with sound and a picture
+  mortm generate song.mid -o new.mid --start 16 --cut --wav --png     go on from bar 16, with sound and a picture
   mortm generate song.mid -o new.mid --infill 8:12                rewrite bars 8 to 11, the rest untouched
   mortm generate song.mid -o new.mid --start 0 --tracks 0 --instruments bass,drums     accompany track 0
   mortm generate -o idea.mid --bars 8 --instruments piano,drums --key "C major" --chords "C Am F G" --tempo 96
@@ -30,7 +30,7 @@ EXAMPLES = """examples:
 
 Bars and tracks count from 0. Instruments are General MIDI names, families or numbers."""
 
-# option -> word of the pipeline's call, where they differ
+# the options that are words of the pipeline's call
 REQUEST = ("bars", "start", "infill", "instruments", "key", "chords", "meter", "tempo", "genre", "density", "past")
 REQUEST += ("tracks", "velocity", "seed", "temperature", "top_p", "top_k")
 
@@ -52,6 +52,7 @@ def add_command(commands) -> None:
     place = music.add_mutually_exclusive_group()
     place.add_argument("--start", type=at_least(0), metavar="BAR", help="first new bar (default: after the last)")
     place.add_argument("--infill", type=bar_range, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")
+    music.add_argument("--cut", action="store_true", help="leave out the bars of the file that follow the new ones")
     music.add_argument("--instruments", type=names, help='e.g. "piano,drums" (default: those of the file)')
     music.add_argument("--tracks", type=names, help="tracks of the file to keep and play along with: numbers or names")
     music.add_argument("--past", type=at_least(0), metavar="N", help="how many bars before the new ones to listen to")
@@ -94,12 +95,14 @@ def load_pipeline(model: str | None):
 
     from mortm_hf import pipeline
 
-    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # of loading; generating has one of its own
     try:
         return pipeline("midi-generation", model=model)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         raise CommandError(f"cannot load a model from {model}: {reason}", "command.input") from None
+    finally:
+        transformers.utils.logging.enable_progress_bar()
 
 
 def run(args: argparse.Namespace) -> None:
@@ -132,10 +135,13 @@ def run(args: argparse.Namespace) -> None:
         if args.tracks:
             request["tracks"] = [int(name) if name.isdigit() else name for name in args.tracks]
         pipe = load_pipeline(args.model)
+        progress = {"progress": sys.stderr.isatty()}
         began = time.perf_counter()
-        results = pipe(str(args.input) if args.input else None, num_return_sequences=args.num, **request)
+        results = pipe(str(args.input) if args.input else None, num_return_sequences=args.num, **progress, **request)
         seconds = time.perf_counter() - began
 
+        if args.cut:
+            results = [_cut(result) for result in results]
         for target, result in zip(staged, results):
             target.write_bytes(result["midi"])
         for target, result in zip(sounds, results):
@@ -145,23 +151,28 @@ def run(args: argparse.Namespace) -> None:
         if report:
             write_json(report, _figures(args, paths, results, request, seconds))
     for path in paths:
-        further = [path.with_suffix(suffix).name for suffix, asked in ((".wav", args.wav), (".png", args.png)) if asked]
+        further = [
+            path.with_suffix(suffix).name for suffix, asked in ((".wav", args.wav), (".png", args.png)) if asked
+        ]
         print(", ".join([str(path), *further]))
 
 
 def _figures(args, paths, results, request, seconds) -> dict:
     """What `--json` writes."""
+    made = sum(sum(result["report"]["generated_tokens"]) for result in results)
     return {
         "input": str(args.input) if args.input else None,
         "model": args.model,
         "request": request,
         "seconds": round(seconds, 3),
+        "tokens_per_second": round(made / seconds, 1),
         "outputs": [
             {
                 "file": str(path),
                 "bars": list(result["bars"]),
                 "notes": sum(len(track.notes) for track in result["score"].tracks),
-                "token_ids": list(map(int, result["token_ids"])),
+                "token_ids": {part: result["token_ids"][part] for part in ("prompt", "generated")},
+                **result["report"],
             }
             for path, result in zip(paths, results)
         ],

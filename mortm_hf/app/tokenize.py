@@ -93,17 +93,17 @@ def run(args: argparse.Namespace) -> None:
                 try:
                     ids = tokenizer.encode_midi(file, bars=args.bars, key=args.key, velocity=args.velocity)
                 except ValueError as error:
-                    if args.strict or not hasattr(error, "code"):
+                    if args.strict or len(files) == 1 or not hasattr(error, "code"):
                         raise
                     skipped.append({"file": str(file), "code": error.code, "reason": " ".join(str(error).split())})
                     continue
                 sink.add(str(file), ids, tokenizer.convert_ids_to_tokens(ids) if args.tokens else None)
                 lengths.append(len(ids))
         for item in skipped:
-            print(f"skipped {item['file']}: {item['reason']}", file=sys.stderr)
+            named = "" if item["file"] in item["reason"] else f"{item['file']}: "
+            print(f"skipped: {named}{item['reason']}", file=sys.stderr)
         if not lengths:
-            only = skipped[0]["reason"] if len(skipped) == 1 else f"none of {len(files)} files could be tokenised"
-            raise CommandError(only, "command.input")
+            raise CommandError(f"none of {len(files)} files could be tokenised", "command.input")
         if report:
             counts = {"files": len(lengths), "tokens": sum(lengths), "longest": max(lengths), "skipped": skipped}
             write_json(report, counts)

@@ -44,3 +44,26 @@ def bad_files(tmp_path_factory) -> dict[str, Path]:
     score.tracks.append(symusic.Track("silence", 0, False))
     score.dump_midi(str(files["silent"]))
     return files | {"missing": folder / "missing.mid"}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A folder with a random two-layer model and its tokenizer."""
+    import torch
+
+    torch.manual_seed(0)
+    config = mortm_hf.MortmConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        max_position_embeddings=1024,
+    )
+    folder = tmp_path_factory.mktemp("tiny_model")
+    mortm_hf.MortmForCausalLM(config).save_pretrained(folder)
+    mortm_hf.MortmTokenizer().save_pretrained(folder)
+    return folder
