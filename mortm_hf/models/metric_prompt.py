@@ -326,6 +326,8 @@ def training_example(
         told = window_chords(window)
         if told is None:
             raise PromptError(f"bars {start} to {start + bars} have no chords to learn", "prompt.empty")
+        if not given.n_notes:
+            raise PromptError(f"no given track sounds in bars {start} to {start + bars}", "prompt.empty")
         answer, described = encode_chords(vocabulary, told), None
     else:
         described = given.take_tracks(given.sounding_tracks())

@@ -260,6 +260,8 @@ class Request:
         else:
             source = self.past_music if self.past_music is not None else self.future_music
             programs = [] if source is None else source.programs[source.sounding_tracks()].tolist()
+            if not programs and "instruments" in p.omit:  # nobody said: a piano
+                programs = [parse_instrument("piano", self.dialect)]
             pairs = [(i, -1, int(v)) for i, v in enumerate(programs)]
         if not pairs:
             raise PromptError("say what to generate: name at least one instrument, e.g. ['piano']", "prompt.empty")
