@@ -22,7 +22,7 @@ from .options import at_least, bar_range, chords, names, number, suffixed
 
 EXAMPLES = """examples:
   mortm generate song.mid -o longer.mid --bars 8                  eight more bars
-  mortm generate song.mid -o new.mid --start 16 --cut --wav --png     go on from bar 16, with sound and a picture
+  mortm generate song.mid -o new.mid --start 16 --wav --png       go on from bar 16, with sound and a picture
   mortm generate song.mid -o new.mid --infill 8:12                rewrite bars 8 to 11, the rest untouched
   mortm generate song.mid -o new.mid --start 0 --tracks 0 --instruments bass,drums     accompany track 0
   mortm generate -o idea.mid --bars 8 --instruments piano,drums --key "C major" --chords "C Am F G" --tempo 96
@@ -52,7 +52,6 @@ def add_command(commands) -> None:
     place = music.add_mutually_exclusive_group()
     place.add_argument("--start", type=at_least(0), metavar="BAR", help="first new bar (default: after the last)")
     place.add_argument("--infill", type=bar_range, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")
-    music.add_argument("--cut", action="store_true", help="leave out the bars of the file that follow the new ones")
     music.add_argument("--instruments", type=names, help='e.g. "piano,drums" (default: those of the file)')
     music.add_argument("--tracks", type=names, help="tracks of the file to keep and play along with: numbers or names")
     music.add_argument("--past", type=at_least(0), metavar="N", help="how many bars before the new ones to listen to")
@@ -140,8 +139,6 @@ def run(args: argparse.Namespace) -> None:
         results = pipe(str(args.input) if args.input else None, num_return_sequences=args.num, **progress, **request)
         seconds = time.perf_counter() - began
 
-        if args.cut:
-            results = [_cut(result) for result in results]
         for target, result in zip(staged, results):
             target.write_bytes(result["midi"])
         for target, result in zip(sounds, results):
@@ -150,11 +147,12 @@ def run(args: argparse.Namespace) -> None:
             draw_piano_roll(result["score"], target, highlight=tuple(result["bars"]), title=path.name)
         if report:
             write_json(report, _figures(args, paths, results, request, seconds))
+    suffixes = [suffix for suffix, asked in ((".wav", args.wav), (".png", args.png)) if asked]
     for path in paths:
-        further = [
-            path.with_suffix(suffix).name for suffix, asked in ((".wav", args.wav), (".png", args.png)) if asked
-        ]
-        print(", ".join([str(path), *further]))
+        print(", ".join(map(str, [path, *map(path.with_suffix, suffixes)])))
+    # what was left out of the prompt and the like, once for all versions
+    for note in dict.fromkeys(note for result in results for note in result["report"]["notes"]):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _figures(args, paths, results, request, seconds) -> dict:

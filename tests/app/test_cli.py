@@ -184,7 +184,7 @@ def test_options_no_file_can_satisfy(capsys, tmp_path, song):
 
 def test_continue_with_sound_and_picture(capsys, tmp_path, band, tiny_model):
     output = tmp_path / "new.mid"
-    args = ["generate", band, "-o", output, "--model", tiny_model, "--start", 4, "--bars", 2, "--seed", 3, "--cut"]
+    args = ["generate", band, "-o", output, "--model", tiny_model, "--start", 4, "--bars", 2, "--seed", 3]
     code, shown, error = run(capsys, *args, "--wav", "--png", "--json", tmp_path / "run.json")
     assert code == 0, error
     assert shown.strip() == f"{output}, {tmp_path / 'new.wav'}, {tmp_path / 'new.png'}"
