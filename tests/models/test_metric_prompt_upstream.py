@@ -23,7 +23,7 @@ TASKS = ["PreTrain", *(f"Task{i}" for i in range(1, 11))]
 
 
 def parse(text):
-    """Text of a sequence -> (header tokens, [(marker, {instrument: [bars of notes]}, [bars of chords])]); plain Python,
+    """Text -> (header tokens, [(marker, {instrument: [bars of notes]}, [bars of chords])]); plain Python,
     nothing of the package. Empty blocks are left out."""
     header, blocks, tokens = [], [], text.split()
     i = 0
