@@ -54,7 +54,9 @@ def add_command(commands) -> None:
     place.add_argument("--infill", type=bar_range, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")
     music.add_argument("--instruments", type=names, help='e.g. "piano,drums" (default: those of the file)')
     music.add_argument("--tracks", type=names, help="tracks of the file to keep and play along with: numbers or names")
-    music.add_argument("--past", type=at_least(0), metavar="N", help="how many bars before the new ones to listen to")
+    music.add_argument(
+        "--past", type=at_least(0), metavar="N", help="bars before the new ones to listen to (default: 8)"
+    )
     music.add_argument("--key", help='e.g. "C major", "F# minor"')
     music.add_argument("--chords", type=chords, help='one a bar, repeating, e.g. "C Am F G"')
     music.add_argument("--meter", help='e.g. "3/4" (default: that of the file)')
@@ -68,8 +70,10 @@ def add_command(commands) -> None:
     drawing = parser.add_argument_group("sampling")
     drawing.add_argument("--num", type=at_least(1), default=1, metavar="N", help="how many versions (default: 1)")
     drawing.add_argument("--seed", type=at_least(0), help="the same seed gives the same music")
-    drawing.add_argument("--temperature", type=number(0), help="above 1 bolder, below 1 safer")
-    drawing.add_argument("--top-p", type=number(0, 1), help="draw from the likeliest tokens of this total probability")
+    drawing.add_argument("--temperature", type=number(0), help="above 1 bolder, below 1 safer (default: 1)")
+    drawing.add_argument(
+        "--top-p", type=number(0, 1), help="draw from tokens of this total probability (default: 0.95)"
+    )
     drawing.add_argument("--top-k", type=at_least(1), help="draw from this many likeliest tokens")
     drawing.add_argument("--model", help="folder or repository of a checkpoint (default: the bundled starter)")
 

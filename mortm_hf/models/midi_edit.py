@@ -82,17 +82,6 @@ def _meter_at(score, tick: int) -> tuple[int, int]:
     return found
 
 
-def cut_at(original, tick: int):
-    """A copy without what begins at or after a tick of the file; notes that ring past it stay whole."""
-    out = original.copy()
-    for name in ("time_signatures", "tempos", "key_signatures", "markers", "lyrics"):
-        setattr(out, name, [event for event in getattr(out, name, ()) if event.time < tick])
-    for track in out.tracks:
-        for name in ("notes", "controls", "pitch_bends", "pedals", "lyrics"):
-            setattr(track, name, [event for event in getattr(track, name, ()) if event.time < tick])
-    return out
-
-
 def write_bars(
     original,
     music: MetricScore,
@@ -128,7 +117,7 @@ def write_bars(
     first, last = int(bars.start[start]), int(bars.start[stop])
     parts = _sounding_parts(out)
     if not inside and start < old_bars:
-        out = cut_at(out, int(file_tick(first)))
+        out = out.clip(0, int(file_tick(first)), clip_end=False)  # notes that ring past the cut stay whole
         old_bars = start
     for target in targets:
         rows = np.flatnonzero((music.track == target) & (music.onset >= first) & (music.onset < last))

@@ -49,6 +49,17 @@ def test_help_is_light_and_has_examples():
         assert "examples:" in shown and f"mortm {command}" in shown
 
 
+def test_help_tells_the_defaults_of_the_pipeline(capsys):
+    from mortm_hf.models.pipeline_mortm import PAST_BARS, SAMPLING_DEFAULTS
+
+    _, shown, _ = run(capsys, "generate", "--help")
+    shown = " ".join(shown.split())
+    assert f"safer (default: {SAMPLING_DEFAULTS['temperature']:g})" in shown
+    assert f"probability (default: {SAMPLING_DEFAULTS['top_p']:g})" in shown
+    assert f"listen to (default: {PAST_BARS})" in shown
+    assert SAMPLING_DEFAULTS["do_sample"] and not SAMPLING_DEFAULTS["top_k"]
+
+
 @pytest.mark.parametrize(
     "args, words",
     [
