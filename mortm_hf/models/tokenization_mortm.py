@@ -23,7 +23,7 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 from .errors_mortm import MidiError, PromptError, VocabularyError
 from .metric_grammar import check
 from .metric_harmony import estimate_key, parse_key
-from .metric_instruments import parse_instruments
+from .metric_instruments import match_programs
 from .metric_prompt import MetricPrompt, build_prompt, parse_prompt
 from .metric_vocabulary import VOCABULARY_VERSION, MetricVocabulary, TokenKind, default_tokens
 from .midi_codec import (
@@ -206,7 +206,7 @@ class MortmTokenizer(PreTrainedTokenizer):
             if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= score.n_tracks:
                 raise PromptError(f"tracks must be indices below {score.n_tracks}, got {list(tracks)}")
             if instruments is not None:
-                chosen = chosen[np.isin(score.programs[chosen], parse_instruments(instruments))]
+                chosen = chosen[np.isin(score.programs[chosen], match_programs(instruments))]
             score = score.take_tracks(chosen)
         sounding = score.sounding_tracks()
         if len(sounding) == 0:
