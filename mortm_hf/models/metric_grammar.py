@@ -80,6 +80,7 @@ __all__ = [
 
 K = TokenKind
 BLOCK_KINDS = (K.PAST, K.FUTURE, K.CONST_M, K.CONST_C)
+ROWS_AT_ONCE = 256
 
 
 def _bar_table(kind: np.ndarray, value: np.ndarray, dialect: str) -> BarTable:
@@ -345,20 +346,20 @@ def find_errors(
     """
     segments = [_Segment(vocab, np.asarray(ids, dtype=np.int64).reshape(-1), dialect, complete) for ids in sequences]
     rows = [(segment, row) for segment in segments for row in segment.rows]
+    rows.sort(key=lambda pair: -len(pair[1].positions))
     if rows:
-        _run_rows(vocab, rows, dialect)
+        tables = VocabularyTables(vocab, dialect)
+        for first in range(0, len(rows), ROWS_AT_ONCE):  # rows of about one length together
+            _run_rows(tables, rows[first : first + ROWS_AT_ONCE])
     return [min(s.errors, key=lambda e: e.position) if s.errors else None for s in segments]
 
 
-def _run_rows(vocab: MetricVocabulary, rows: list[tuple[_Segment, _Row]], dialect: str) -> None:
-    """Run the machine over all rows at once and note each row's first illegal token in its segment."""
-    tables = VocabularyTables(vocab, dialect)
-    lengths = np.array([len(row.positions) for _, row in rows])
-    order = np.argsort(-lengths, kind="stable")  # the longest first: rows leave the batch from the back
-    rows, lengths = [rows[i] for i in order], lengths[order]
-    grammar = Grammar(tables, [r.plan for _, r in rows], states=[r.states for _, r in rows], loose=dialect == "mortm")
+def _run_rows(tables: VocabularyTables, rows: list[tuple[_Segment, _Row]]) -> None:
+    """Run the machine over rows (the longest first) and note each row's first illegal token in its segment."""
+    vocab, lengths = tables.vocab, np.array([len(row.positions) for _, row in rows])
+    plans, states = [row.plan for _, row in rows], [row.states for _, row in rows]
+    grammar = Grammar(tables, plans, states=states, loose=tables.dialect == "mortm")
     padded = np.zeros((len(rows), int(lengths[0])), dtype=np.int64)
-    grammar_rows = np.arange(len(rows))
     bar = vocab.id(K.BAR) if vocab.has(K.BAR) else 0
     for index, (segment, row) in enumerate(rows):
         padded[index, : lengths[index]] = np.where(row.positions < 0, bar, segment.ids[row.positions])
@@ -366,18 +367,18 @@ def _run_rows(vocab: MetricVocabulary, rows: list[tuple[_Segment, _Row]], dialec
     first_bad = np.full(len(rows), -1)
     expected: dict[int, np.ndarray] = {}
     for column in range(padded.shape[1]):
-        mask, token, live = grammar.allowed(state), padded[:, column], lengths > column
-        bad = np.flatnonzero(~mask[grammar_rows, token] & live & (first_bad < 0))
-        for index in bad.tolist():  # once a row at most
-            first_bad[index], expected[index] = column, np.unique(vocab.kind[mask[index, : len(vocab)]])
+        token, live = padded[:, column], lengths > column
+        bad = np.flatnonzero(~grammar.legal(state, token) & live & (first_bad < 0))
+        if len(bad):  # once a row at most
+            first_bad[bad] = column
+            expected |= zip(bad.tolist(), grammar.allowed(state)[bad, : len(vocab)])
         state = grammar.step(state, token).where(live, state)
-    phase = state.phase
     for index, (segment, row) in enumerate(rows):
         if first_bad[index] >= 0:
             at = int(row.positions[first_bad[index]])
-            names = " or ".join(TokenKind(int(k)).name for k in expected[index])
+            names = " or ".join(TokenKind(int(k)).name for k in np.unique(vocab.kind[expected[index]]))
             segment.fail(at, f"cannot stand here in {row.name}: expected {names or 'its end'}")
-        elif phase[index] not in (CLOSED, H_END):
+        elif state.phase[index] not in (CLOSED, H_END):
             segment.fail(row.end, f"comes before the end of {row.name}")
 
 

@@ -322,8 +322,7 @@ class Grammar:
         self._strict = int(tables.dialect == "mortm" and not loose)
         self._row = np.arange(rows)
         self._bar_row, self._track_row = self._row * (2 * self.n_bars), self._row * (self.n_tracks + 1)
-        self._pitch_row, self._fits = self._row * 128, np.ones((rows, 129), dtype=bool)
-        self._open, self._zero = np.full(rows, _OPEN, dtype=np.int32), np.zeros(rows, dtype=np.int32)
+        self._pitch_row = self._row * 128
 
     def _compile(self, plan: GenerationPlan, first: bool, bars, tracks, ends) -> tuple[int, int, bool]:
         """Fill one row's constants; returns (side, velocity, whether tempi are free)."""
@@ -497,13 +496,10 @@ class Grammar:
         fixed = self._situation(state, short)[:, _FIXED]
         return self._cost(state, fixed, self._tokens(least), short)
 
-    def allowed(self, state: GrammarState, remaining: np.ndarray | int | None = None) -> np.ndarray:
-        """`[B, V]` bool, the tokens that may come next.
-
-        Args:
-            state: of `start` and `step`.
-            remaining: tokens that may still be written (int or `[B]`), at least `closing_cost`; None: no limit.
-        """
+    def _bounds(self, state: GrammarState, remaining) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What may come next, before it is spread over the tokens: the lowest and highest value of every kind
+        `[B, kinds]` (highest -1: closed), the open pitches `[B, 129]` (the last column: any other token), and the
+        tempo that may not be stated `[B]` (-1: none)."""
         t, s, top = self.tables, state, self.tables.top
         short = s.need - s.total
         need, least = self._reach(s)
@@ -543,12 +539,32 @@ class Grammar:
         price[:, K.VELOCITY] += (s.velocity < 0) * s.tracks[:, _LATER]
         upper = high.take(t.bound, 1)
         upper[price[:, :N_KINDS] > slack[:, None]] = -1
-        mask = low.take(t.bound, 1).take(t.mask_kind, 1) <= t.mask_value
-        mask &= t.mask_value <= upper.take(t.mask_kind, 1)
         # Pitches: those whose offsets stay in order within the tokens that are left.
-        np.less_equal(need, np.minimum((cheapest + slack) * top, t.longest)[:, None], out=self._fits[:, :128])
-        mask &= self._fits.take(t.pitch_of, 1)
+        fits = np.ones((len(short), 129), dtype=bool)
+        np.less_equal(need, np.minimum((cheapest + slack) * top, t.longest)[:, None], out=fits[:, :128])
+        stated = np.where((s.phase <= LENGTH) & (s.bars[:, _TEMPO + 1] == _OPEN), s.tempo, -1)
+        return low.take(t.bound, 1), upper, fits, stated
+
+    def allowed(self, state: GrammarState, remaining: np.ndarray | int | None = None) -> np.ndarray:
+        """`[B, V]` bool, the tokens that may come next.
+
+        Args:
+            state: of `start` and `step`.
+            remaining: tokens that may still be written (int or `[B]`), at least `closing_cost`; None: no limit.
+        """
+        t = self.tables
+        lower, upper, fits, stated = self._bounds(state, remaining)
+        mask = lower.take(t.mask_kind, 1) <= t.mask_value
+        mask &= t.mask_value <= upper.take(t.mask_kind, 1)
+        mask &= fits.take(t.pitch_of, 1)
         if self._any_free:  # a tempo is stated only where it changes
-            stated = (s.phase <= LENGTH) & (s.tempo >= 0) & (s.bars[:, _TEMPO + 1] == _OPEN)
-            mask[self._row, t.tempo_id[np.maximum(s.tempo, 0)]] &= ~stated
+            mask[self._row, t.tempo_id[np.maximum(stated, 0)]] &= stated < 0
         return mask
+
+    def legal(self, state: GrammarState, token: np.ndarray) -> np.ndarray:
+        """`[B]` bool, whether one token a row may come next: `allowed(state)[row, token]`, at the cost of a step."""
+        t = self.tables
+        lower, upper, fits, stated = self._bounds(state, None)
+        kind, value = t.mask_kind[token], t.mask_value[token]
+        inside = (lower[self._row, kind] <= value) & (value <= upper[self._row, kind])
+        return inside & fits[self._row, t.pitch_of[token]] & ((kind != K.TEMPO) | (value != stated))
