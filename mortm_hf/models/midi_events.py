@@ -52,12 +52,14 @@ class MidiEvents:
     Attributes:
         ticks_per_quarter: resolution. tracks: one entry per chunk.
         tempos: (tick, microseconds a quarter) and meters: (tick, numerator, denominator) of the first chunk.
+        name: of the input, for messages.
     """
 
     ticks_per_quarter: int
     tracks: tuple[TrackEvents, ...]
     tempos: tuple[tuple[int, int], ...]
     meters: tuple[tuple[int, int, int], ...]
+    name: str = "the given bytes"
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def read_events(data: bytes, name: str = "the given bytes", max_notes: int = 2_0
             raise MidiError(f"{name} reaches tick {last}, beyond the limit of {MAX_TICK}", "midi.too_large")
         tracks.append(TrackEvents(*(np.array(column, dtype=np.int64) for column in columns)))
         at = stop
-    return MidiEvents(division, tuple(tracks), tuple(tempos), tuple(meters))
+    return MidiEvents(division, tuple(tracks), tuple(tempos), tuple(meters), name)
 
 
 class _BadEventError(Exception):
@@ -356,7 +358,7 @@ def tempo_map(events: MidiEvents) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ticks, scales = [0], [60.0 / (120.0 * resolution)]
     for tick, mspq in events.tempos:
         if mspq == 0:
-            raise MidiError(f"the file has a tempo of 0 microseconds per quarter at tick {tick}", "midi.timing")
+            raise MidiError(f"{events.name} has a tempo of 0 microseconds per quarter at tick {tick}", "midi.timing")
         scale = 60.0 / ((6e7 / mspq) * resolution)
         if tick == 0:
             ticks, scales = [0], [scale]
