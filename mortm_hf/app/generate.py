@@ -170,11 +170,11 @@ def _figures(args, paths, results, request, seconds) -> dict:
         "tokens_per_second": round(made / seconds, 1),
         "outputs": [
             {
+                **result["report"],
                 "file": str(path),
                 "bars": list(result["bars"]),
-                "notes": sum(len(track.notes) for track in result["score"].tracks),
+                "tracks": [{"name": track.name, "notes": len(track.notes)} for track in result["score"].tracks],
                 "token_ids": {part: result["token_ids"][part] for part in ("prompt", "generated")},
-                **result["report"],
             }
             for path, result in zip(paths, results)
         ],

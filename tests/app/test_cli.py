@@ -209,6 +209,7 @@ def test_continue_with_sound_and_picture(capsys, tmp_path, band, tiny_model):
     figures = json.loads((tmp_path / "run.json").read_text())
     assert figures["request"] == {"bars": 2, "start": 4, "seed": 3}
     assert figures["outputs"][0]["bars"] == [4, 6] and figures["seconds"] > 0
+    assert figures["outputs"][0]["tracks"] == [{"name": t.name, "notes": len(t.notes)} for t in after.tracks]
     ids = figures["outputs"][0]["token_ids"]
     MortmTokenizer().decode_midi(ids["prompt"] + ids["generated"], strict=True)
 
