@@ -233,11 +233,14 @@ def _figure(music: MetricScore, first: int, last: int, highlight, title: str):
     for a, b in systems:
         wide = 0.925 * float(music.bars.start[b] - music.bars.start[a]) / width
         rows = np.flatnonzero(shown & (bar >= a) & (bar < b))
+        # notes that ring into this system from the one before
+        into = shown & (bar < a) & (music.onset + music.duration > music.bars.start[a])
+        ringing = np.flatnonzero(into & ~drums)
         numbered = False
         if roll:
             axes = figure.add_axes([0.055, (top - roll) / height, wide, roll / height])
             _grid(axes, music, a, b, highlight, numbers=True)
-            _draw_pitched(axes, music, rows[~drums[rows]], low, high, colours, highlight, bar)
+            _draw_pitched(axes, music, np.union1d(rows[~drums[rows]], ringing), low, high, colours, highlight, bar)
             numbered = True
             top -= roll
         if strip:
@@ -364,8 +367,8 @@ def _draw_pitched(axes, music, rows, low, high, colours, highlight, bar) -> None
     if not len(rows):
         return
     rows = rows[::-1]
-    left = music.onset[rows]
-    right = np.minimum(left + music.duration[rows], stop)
+    left = np.maximum(music.onset[rows], start)
+    right = np.minimum(music.onset[rows] + music.duration[rows], stop)
     right = np.maximum(right - 0.8, left + 1.5)  # a hair of air between repeated notes
     pitch = music.pitch[rows]
     # Earlier tracks lie on top and are slimmer, so that unisons of two tracks show both.
