@@ -13,6 +13,7 @@ Knows: bytes. Must not know: symusic, the grid, tokens.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,36 +86,42 @@ class NoteTable:
 
 
 def midi_bytes(midi, max_bytes: int) -> tuple[bytes, str]:
-    """A path or MIDI bytes -> (bytes, a name for messages); everything else raises `MidiError`."""
+    """A path or MIDI bytes -> (bytes, a name for messages).
+
+    Raises:
+        MidiError: neither of the two (`midi.argument`), not a readable regular file, or above the cap
+            (`midi.too_large`; the file is not read).
+    """
     if isinstance(midi, (bytes, bytearray, memoryview)):
         data, name = bytes(midi), "the given bytes"
-        if len(data) > max_bytes:
-            raise MidiError(f"{name} are {len(data)} long, more than the cap of {max_bytes}", "midi.too_large")
-        return data, name
-    if not isinstance(midi, (str, os.PathLike)):
-        raise MidiError(
-            f"this needs a path or MIDI bytes, not {type(midi).__name__}: a score in memory has lost the order of its "
-            "note-offs, which upstream's encoding depends on; save it and pass the file",
-            "midi.argument",
-        )
-    name = os.fspath(midi)
-    try:
-        size = os.stat(midi).st_size
-        if size > max_bytes:
-            raise MidiError(f"{name} has {size} bytes, more than the cap of {max_bytes}", "midi.too_large")
-        return Path(midi).read_bytes(), str(name)
-    except (OSError, ValueError) as error:
-        if isinstance(error, MidiError):
+    elif isinstance(midi, (str, os.PathLike)):
+        name = str(midi)
+        try:
+            status = os.stat(midi)
+            if not stat.S_ISREG(status.st_mode):  # a device or a pipe may never end
+                raise MidiError(f"cannot read {name}: not a regular file")
+            data = Path(midi).read_bytes() if status.st_size <= max_bytes else b""
+        except OSError as error:
+            raise MidiError(f"cannot read {name}: {error.strerror or error}") from None
+        except MidiError:
             raise
-        raise MidiError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from None
+        except ValueError as error:  # a name that no file can have
+            raise MidiError(f"cannot read {name!r}: {error}") from None
+        if status.st_size > max_bytes:
+            raise MidiError(f"{name} has {status.st_size} bytes, more than the cap of {max_bytes}", "midi.too_large")
+    else:
+        raise MidiError(f"expected a path or MIDI bytes, got {type(midi).__name__}", "midi.argument")
+    if len(data) > max_bytes:
+        raise MidiError(f"{name} has {len(data)} bytes, more than the cap of {max_bytes}", "midi.too_large")
+    return data, name
 
 
 def read_events(data: bytes, name: str = "the given bytes", max_notes: int = 2_000_000) -> MidiEvents:
     """MIDI bytes -> events.
 
     Raises:
-        MidiError: `midi.unreadable` (with the byte position), `midi.timing` (no musical time),
-            `midi.too_large` (too many notes, or beyond tick 10,000,000).
+        MidiError: `midi.unreadable` (with the byte position; also files without musical time), `midi.too_large` (too
+            many notes, or beyond tick 10,000,000).
     """
     if data[:4] != b"MThd" or len(data) < 14:
         raise MidiError(f"{name} is not a MIDI file (no MThd header)")
@@ -123,9 +130,7 @@ def read_events(data: bytes, name: str = "the given bytes", max_notes: int = 2_0
     if at < 14:
         raise MidiError(f"cannot read {name} as MIDI: its header is {at - 8} bytes long, not 6")
     if division <= 0:
-        raise MidiError(
-            f"{name} has no musical time (SMPTE or zero division); export it with ticks per quarter", "midi.timing"
-        )
+        raise MidiError(f"{name} has no musical time (SMPTE or zero division); export it with ticks per quarter")
     if count <= 0:
         raise MidiError(f"cannot read {name} as MIDI: its header promises no tracks")
     tracks, budget, last = [], 4 * max_notes + 65536, 0

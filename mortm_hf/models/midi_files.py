@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
@@ -29,11 +28,13 @@ from .metric_vocabulary import (
     DRUMS,
     EXTRA_CHORD_QUALITIES,
     EXTRA_CHORD_ROOTS,
+    GENRES,
     KEY_NAMES,
     MAX_DURATION,
     METERS,
     TEMPO_CENTRES,
 )
+from .midi_events import midi_bytes
 
 
 try:
@@ -94,27 +95,15 @@ def load_score(midi, caps: Caps = Caps()):
     if hasattr(midi, "tracks") and hasattr(midi, "ticks_per_quarter"):
         score, name = (midi if str(midi.ttype) in ("Tick", "TimeUnit.Tick") else midi.to("tick")), "the given score"
     else:
-        if isinstance(midi, (bytes, bytearray, memoryview)):
-            data, name = bytes(midi), "the given bytes"
-        elif isinstance(midi, (str, os.PathLike)):
-            name = str(midi)
-            try:
-                size = os.stat(midi).st_size
-                data = Path(midi).read_bytes() if size <= caps.bytes else b""
-            except OSError as error:
-                raise MidiError(f"cannot read {name}: {error.strerror or error}") from None
-            if size > caps.bytes:
-                raise MidiError(f"{name} has {size} bytes, more than the cap of {caps.bytes}", "midi.too_large")
-        else:
+        if not isinstance(midi, (bytes, bytearray, memoryview, str, os.PathLike)):
             raise MidiError(f"expected a path, bytes or a symusic.Score, got {type(midi).__name__}")
-        if len(data) > caps.bytes:
-            raise MidiError(f"{name} has {len(data)} bytes, more than the cap of {caps.bytes}", "midi.too_large")
+        data, name = midi_bytes(midi, caps.bytes)
         data = _clean_container(data, name)
         try:
             # Clamped data bytes: symusic 0.5 indexes a table by the raw pitch, and one above 127 ends the process.
             score = symusic.Score.from_midi(data, sanitize_data=True)
         except Exception as error:  # symusic raises plain RuntimeError, and more on odd files
-            raise MidiError(f"cannot read {name} as MIDI: {str(error).strip()[:200]}") from None
+            raise MidiError(f"cannot read {name} as MIDI: {' '.join(str(error).split())[:200]}") from None
     if score.ticks_per_quarter <= 0:
         raise MidiError(f"{name} has no musical time (zero ticks per quarter)", "midi.timing")
     if len(score.tracks) > caps.tracks:
@@ -201,6 +190,11 @@ def _file_key(score) -> str | None:
 def _chord_names() -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     tables = (CHORD_ROOTS + EXTRA_CHORD_ROOTS, CHORD_QUALITIES + EXTRA_CHORD_QUALITIES, CHORD_BASSES)
     return tuple({name: i for i, name in enumerate(names)} for names in tables)
+
+
+def _whole(text: str) -> int | None:
+    """A plain number in a marker, which anyone may have written; None for everything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _read_markers(score):
@@ -298,7 +292,7 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
             "midi.too_large",
         )
     fields, lines, chords = _read_markers(score) if len(score.markers) else ({}, np.empty(0, np.int64), None)
-    count = int(fields["bars"]) if fields.get("bars", "").isdigit() else 0
+    count = _whole(fields.get("bars", "")) or 0
     if count > caps.bars:
         count = 0
     until = int(onset.max()) + 1 if count else int((onset + duration).max())
@@ -310,6 +304,8 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
             "midi.too_large",
         )
     bars, report.cut_bars = made
+    if chords is not None and chords.onset[-1] >= bars.end:  # the song ends with the bar of its last note
+        chords = chords.window(0, bars.end) if chords.onset[0] < bars.end else None
     key = fields.get("key")
     return MetricScore(
         bars=bars,
@@ -322,7 +318,7 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
         tempo=_tempo_bins(score, bars),
         key=key if key in KEY_NAMES else _file_key(score),
         chords=chords,
-        genres=tuple(int(g) for g in fields.get("genres", "").split(",") if g.isdigit()),
+        genres=tuple(g for g in map(_whole, fields.get("genres", "").split(",")) if g is not None and g < len(GENRES)),
         names=tuple(t.name for t in parts),
         explicit_velocity={"0": False, "1": True}.get(fields.get("velocity", "")),
         report=report,

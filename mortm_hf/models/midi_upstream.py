@@ -87,6 +87,12 @@ def _writes_velocity(vocabulary: MetricVocabulary) -> bool:
 
 
 def _load(midi, caps: Caps) -> tuple[MidiEvents, str]:
+    if hasattr(midi, "tracks") or hasattr(midi, "programs"):
+        raise MidiError(
+            f"the mortm dialect needs a path or MIDI bytes, not a {type(midi).__name__}: a score in memory has lost "
+            "the order of its note-offs, which upstream's encoding depends on; save it and pass the file",
+            "midi.argument",
+        )
     data, name = midi_bytes(midi, caps.bytes)
     events = read_events(data, name, caps.notes)
     for tick, numerator, denominator in events.meters:
