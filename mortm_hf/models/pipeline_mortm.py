@@ -223,6 +223,8 @@ class MidiPipeline(Pipeline):
         asked_new = others.pop("max_new_tokens", None) or config.max_new_tokens
         new_tokens = room if asked_new is None else min(int(asked_new), room)
         others.pop("max_length", None)
+        others.pop("num_beams", None)
+        config.num_beams = beams  # checked against the number of sequences
         config.max_new_tokens, config.num_return_sequences = new_tokens, spread
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
         grammar = MetricGrammarLogitsProcessor(

@@ -1,0 +1,216 @@
+"""A saved folder is complete: all code, byte for byte, and it works where the package is not installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mortm_hf
+from mortm_hf import (
+    MidiGenerationPipeline,
+    MortmConfig,
+    MortmForCausalLM,
+    MortmForSequenceClassification,
+    MortmModel,
+    MortmTokenizer,
+)
+from mortm_hf._registration import PIPELINE_CLASSES
+
+
+MODELS = Path(mortm_hf.__file__).parent / "models"
+SONG = next((Path(mortm_hf.__file__).parent / "app" / "demo").glob("*.mid"))
+SIZES = dict(
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    moe_intermediate_size=8,
+    shared_expert_intermediate_size=8,
+    num_local_experts=2,
+    max_position_embeddings=1024,
+)
+
+# Runs in an interpreter that does not see the package; argv: folder, song, output folder.
+FRESH = r"""
+import json, sys
+def hide(name, path=None, target=None):
+    if name.split(".")[0] == "mortm_hf":
+        raise ModuleNotFoundError("the package must not be used here: " + name)
+import torch
+torch.set_num_threads(1)
+sys.meta_path.insert(0, type("Hidden", (), {"find_spec": staticmethod(hide)}))
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoTokenizer, pipeline
+folder, song, out = sys.argv[1:]
+trust = dict(trust_remote_code=True)
+config = AutoConfig.from_pretrained(folder, **trust)
+tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
+model = AutoModelForCausalLM.from_pretrained(folder, **trust).eval()
+base = AutoModel.from_pretrained(folder, **trust).eval()
+scores = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, **trust)
+ids = tokenizer(midi=[song], bars=(0, 2), return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    torch.save({"ids": ids, "logits": model(ids).logits, "states": base(ids).last_hidden_state}, out + "/found.pt")
+generate = pipeline("midi-generation", model=folder, device="cpu", **trust)
+first = generate(song, bars=2, seed=0)[0]
+open(out + "/made.mid", "wb").write(first["midi"])
+estimate = pipeline("chord-estimation", model=folder, device="cpu", **trust)
+chords = estimate(song, bars=(0, 2))[0]["chords"]
+generate.save_pretrained(out + "/again")
+text = pipeline("text-generation", model=model, tokenizer=tokenizer)
+said = text(tokenizer.decode(ids[0, :8]) + " ", max_new_tokens=3, do_sample=False, return_full_text=False)
+json.dump(
+    {
+        "classes": [type(x).__name__ for x in (config, tokenizer, model, base, scores, generate, estimate)],
+        "modules": [type(x).__module__.split(".")[0] for x in (config, tokenizer, model, generate)],
+        "bars": first["bars"], "chords": chords, "labels": scores.config.num_labels,
+        "text": said[0]["generated_text"], "package": "mortm_hf" in sys.modules,
+    },
+    open(out + "/found.json", "w"),
+)
+"""
+
+
+def code_of(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).glob("*.py")}
+
+
+def travelling():
+    """Every module of `models/`, which all of them travel with a checkpoint."""
+    return {path.name: path.read_bytes() for path in MODELS.glob("*.py") if path.name != "__init__.py"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return MortmForCausalLM(MortmConfig(**SIZES)).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("hub") / "tiny"
+    model.save_pretrained(path)
+    MortmTokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fresh(folder, tmp_path_factory):
+    """What an interpreter without the package makes of the folder."""
+    out = tmp_path_factory.mktemp("fresh")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(out / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", FRESH, str(folder), str(SONG), str(out)],
+        cwd=out,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+    return out, json.loads((out / "found.json").read_text()), torch.load(out / "found.pt")
+
+
+@pytest.mark.parametrize("head", [MortmModel, MortmForCausalLM, MortmForSequenceClassification])
+def test_every_head_saves_all_code(head, tmp_path):
+    head(MortmConfig(**SIZES)).save_pretrained(tmp_path)
+    assert code_of(tmp_path) == travelling()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert set(config["auto_map"]) >= {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForCausalLM",
+        "AutoModelForSequenceClassification",
+    }
+    assert {task: entry["impl"].split(".")[-1] for task, entry in config["custom_pipelines"].items()} == {
+        task: name for task, (name, _) in PIPELINE_CLASSES.items()
+    }
+    modules = {reference.split(".")[0] + ".py" for reference in config["auto_map"].values()}
+    assert modules <= set(code_of(tmp_path))
+
+
+def test_tokenizer_and_config_save_their_code(tmp_path):
+    MortmTokenizer().save_pretrained(tmp_path / "tokenizer")
+    saved = code_of(tmp_path / "tokenizer")
+    assert "tokenization_mortm.py" in saved and saved.items() <= travelling().items()
+    told = json.loads((tmp_path / "tokenizer" / "tokenizer_config.json").read_text())
+    assert told["auto_map"]["AutoTokenizer"][0] == "tokenization_mortm.MortmTokenizer"
+    MortmConfig(**SIZES).save_pretrained(tmp_path / "config")
+    assert "configuration_mortm.py" in code_of(tmp_path / "config")
+
+
+def test_pipeline_saves_everything_and_loads_again(folder, tmp_path):
+    pipe = mortm_hf.pipeline("midi-generation", model=folder, device="cpu")
+    before = pipe(str(SONG), bars=1, seed=3)[0]["midi"]
+    pipe.save_pretrained(tmp_path)
+    assert code_of(tmp_path) == travelling()
+    assert set(json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]) == set(PIPELINE_CLASSES)
+    again = mortm_hf.pipeline("midi-generation", model=tmp_path, device="cpu")
+    assert isinstance(again, MidiGenerationPipeline)
+    assert again(str(SONG), bars=1, seed=3)[0]["midi"] == before
+
+
+def test_only_safe_files(folder):
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".py"}
+
+
+def test_bundled_checkpoint_is_complete():
+    """The starter, once it is bundled, carries the code of this version."""
+    starter = Path(mortm_hf.STARTER)
+    if not (starter / "config.json").exists():
+        with pytest.raises(ValueError, match="no bundled checkpoint"):
+            mortm_hf.pipeline("midi-generation")
+        return
+    assert code_of(starter) == travelling()
+    assert (starter / "vocab.json").exists() and (starter / "model.safetensors").exists()
+
+
+def test_fresh_interpreter_finds_our_classes(fresh):
+    _, found, _ = fresh
+    assert found["classes"] == [
+        *("MortmConfig", "MortmTokenizer", "MortmForCausalLM", "MortmModel", "MortmForSequenceClassification"),
+        *("MidiGenerationPipeline", "ChordEstimationPipeline"),
+    ]
+    assert not found["package"]
+    assert set(found["modules"]) == {"transformers_modules"}
+    assert found["labels"] == 3
+
+
+def test_fresh_interpreter_computes_the_same(fresh, model):
+    _, _, tensors = fresh
+    ids = MortmTokenizer()(midi=[str(SONG)], bars=(0, 2), return_tensors="pt")["input_ids"]
+    assert torch.equal(ids, tensors["ids"])
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, tensors["logits"])
+        assert torch.equal(model.model(ids).last_hidden_state, tensors["states"])
+
+
+def test_fresh_interpreter_makes_the_same_music(fresh, folder):
+    out, found, _ = fresh
+    here = mortm_hf.pipeline("midi-generation", model=folder, device="cpu")(str(SONG), bars=2, seed=0)[0]
+    assert here["midi"] == (out / "made.mid").read_bytes()
+    assert list(here["bars"]) == found["bars"]
+    chords = mortm_hf.pipeline("chord-estimation", model=folder, device="cpu")(str(SONG), bars=(0, 2))[0]["chords"]
+    assert chords == found["chords"]
+    assert len(found["text"].split()) == 3
+
+
+def test_fresh_interpreter_saves_a_complete_folder(fresh, folder):
+    out, _, _ = fresh
+    assert code_of(out / "again") == code_of(folder)
+    config = json.loads((out / "again" / "config.json").read_text())
+    assert set(config["custom_pipelines"]) == set(PIPELINE_CLASSES)
+    assert all(entry["pt"] == ["AutoModelForCausalLM"] for entry in config["custom_pipelines"].values())
+
+
+def test_installed_code_needs_no_trust(folder):
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    assert type(AutoConfig.from_pretrained(folder)) is MortmConfig
+    assert type(AutoModelForCausalLM.from_pretrained(folder)) is MortmForCausalLM
+    assert type(AutoModel.from_pretrained(folder)) is MortmModel
+    assert type(AutoTokenizer.from_pretrained(folder)) is MortmTokenizer
