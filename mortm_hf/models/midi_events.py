@@ -164,7 +164,9 @@ class _BadEventError(Exception):
     """An event that the format forbids; carries the words for the message."""
 
 
-def _walk(data: bytes, at: int, stop: int, tempos, meters) -> tuple[tuple[list, list, list, list], int]:
+def _walk(
+    data: bytes, at: int, stop: int, tempos=None, meters=None, escapes=None
+) -> tuple[tuple[list, list, list, list], int]:
     """Walks one chunk; returns the columns of its notes and programs, and its last tick."""
     ticks, statuses, firsts, seconds = [], [], [], []
     add_tick, add_status, add_first, add_second = ticks.append, statuses.append, firsts.append, seconds.append
@@ -231,6 +233,8 @@ def _walk(data: bytes, at: int, stop: int, tempos, meters) -> tuple[tuple[list, 
                 meters.append((tick, body[0], 2 ** body[1]))
         elif status == 0xF0 or status == 0xF7:
             tick += delta
+            if escapes is not None and data[at - 1] == 0xF7:
+                escapes.append(at - 1)
             length, begin = _number(data, at, 0)
             at = begin + length
             if length > MAX_MESSAGE or at > stop:
@@ -245,6 +249,32 @@ def _walk(data: bytes, at: int, stop: int, tempos, meters) -> tuple[tuple[list, 
         if at != stop:
             raise _BadEventError(f"an event runs past the end of its chunk at byte {stop}")
     return (ticks, statuses, firsts, seconds), last_tick
+
+
+def plain_escapes(data: bytes, chunks) -> bytes:
+    """The same file with the status 0xF7 (a further piece of a system-exclusive message, or an escape) replaced by
+    0xF0, which has the same layout and which symusic reads right: it takes 0xF7 for something else, and all later
+    events of the track move.
+
+    Args:
+        chunks: (begin, end) of the track chunks, headers included. Damaged chunks stay as they are.
+    """
+    if data.count(b"\xf7") <= data.count(b"\xf0"):  # each 0xF7 can end a message that an 0xF0 began
+        return data
+    positions: list[int] = []
+    for begin, end in chunks:
+        found: list[int] = []
+        try:
+            _walk(data, begin + 8, end, escapes=found)
+        except (IndexError, _BadEventError):
+            continue
+        positions += found
+    if not positions:
+        return data
+    mended = bytearray(data)
+    for position in positions:
+        mended[position] = 0xF0
+    return bytes(mended)
 
 
 def _number(data: bytes, at: int, value: int) -> tuple[int, int]:

@@ -34,7 +34,7 @@ from .metric_vocabulary import (
     METERS,
     TEMPO_CENTRES,
 )
-from .midi_events import midi_bytes
+from .midi_events import midi_bytes, plain_escapes
 
 
 try:
@@ -83,6 +83,7 @@ def _clean_container(data: bytes, name: str) -> bytes:
         position = end
     if len(tracks) > 0xFFFF:
         raise MidiError(f"{name} has {len(tracks)} track chunks, more than a MIDI file can announce", "midi.too_large")
+    data = plain_escapes(data, tracks)
     head = b"MThd\0\0\0\6" + data[8:10] + len(tracks).to_bytes(2, "big") + data[12:14]
     # A damaged last event may make the parser look a few bytes further: let it find zeros, not memory.
     return b"".join([head, *(data[a:b] for a, b in tracks), bytes(16)])
