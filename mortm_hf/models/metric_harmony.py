@@ -315,7 +315,7 @@ _BASE = {
 }
 _BASES = sorted(_BASE, key=len, reverse=True)
 _DEGREES = {1: 0, 2: 2, 3: 4, 4: 5, 5: 7, 6: 9, 7: 11, 9: 2, 10: 4, 11: 5, 12: 7, 13: 9}
-_NONE = {"n", "n.c.", "nc", "n.c", "none", "x", "no chord", "-", ""}
+_NONE = {"n", "n.c.", "nc", "n.c", "none", "x", "no chord"}
 _ROOT = re.compile(r"^([A-G])((?:#|♯|b(?!5(?![0-9]))|♭)*)(.*)$")
 _DEGREE = re.compile(r"(\*|no|omit|add)?([b#♭♯+-]*)(\d+)")
 
@@ -341,9 +341,11 @@ def _tones_of(quality: str, label: str) -> tuple[int, ...]:
     text = quality.replace(" ", "")
     if text in _BASE:
         return _BASE[text]
-    lowered = text if text[:1] == "M" else text.lower()
-    if lowered in _BASE:
-        return _BASE[lowered]
+    text = re.sub(r"\(((?:maj|min|M)\d*)\)", r"\1", text.replace("△", "Δ"))  # "m(maj7)"
+    lowered = text if text[:1] == "M" and not text.upper().startswith(("MAJ", "MIN")) else text.lower()
+    for spelled in (text, lowered):
+        if spelled in _BASE:
+            return _BASE[spelled]
     # longest base, then degrees: "7(b9,#11)", "maj(9)", "min7(*5)", "7b9", "m7add11", "(1,5)"
     for base in _BASES:
         if not text.startswith(base):
@@ -354,8 +356,8 @@ def _tones_of(quality: str, label: str) -> tuple[int, ...]:
             continue
         if any(int(m.group(3)) not in _DEGREES for m in parts):
             continue
-        # a bare parenthesis is the whole chord: "C:(1,5)"
-        tones = {0} if base == "" and text.startswith("(") else set(_BASE[base])
+        # a bare parenthesis of a Harte label is the whole chord: "C:(1,5)"
+        tones = {0} if base == "" and ":(" in label.replace(" ", "") else set(_BASE[base])
         for match in parts:
             kind, marks, degree = match.group(1), match.group(2), int(match.group(3))
             shift = sum({"b": -1, "♭": -1, "-": -1}.get(c, 1) for c in marks)
@@ -451,7 +453,9 @@ def chord_symbol(root: int, quality: int, bass: int) -> str:
     if root == NO_CHORD[0]:
         return "N"
     name, low = QUALITY_NAMES[quality], BASS_NAMES[bass]
-    return ROOT_NAMES[root] + ("" if name == "None" else name) + ("" if low == "None" else low)
+    # "Cb5" is C with a lowered fifth: the fifth chord of Cb takes Harte's colon
+    colon = ":" if name == "5" and ROOT_NAMES[root].endswith("b") else ""
+    return ROOT_NAMES[root] + colon + ("" if name == "None" else name) + ("" if low == "None" else low)
 
 
 def chord_table(onset, labels: Sequence[str]) -> ChordTable:

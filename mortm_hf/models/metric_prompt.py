@@ -60,7 +60,7 @@ class MetricPrompt:
             instrument names, True for all that are not generated; or music of its own, exactly the generated bars.
         chords: "C Am F G" or a list of symbols or Harte labels, one a bar, cycling; (symbol, bar) or (symbol, bar,
             beat) entries, in bars of the song and beats from 0; a `ChordTable` from the first generated bar's tick 0;
-            True for the song's own.
+            True for the song's own; or an annotation file of the song (`.chords.tsv`, `.txt`, `.lab`).
         task: "melody", "chords" (estimate the chords of `tracks`) or "meta" (describe `tracks`).
         song: the music that bar ranges and track indices speak of. targets: indices of the song's tracks to generate,
             instead of `instruments`.

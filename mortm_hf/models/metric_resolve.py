@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from .errors_mortm import PromptError
+from .metric_chords import is_chord_file, read_chord_file
 from .metric_grid import COMMON_TIME, BarTable
 from .metric_harmony import parse_key
 from .metric_instruments import category_of, instrument_name, match_programs, parse_instrument
@@ -33,7 +34,7 @@ from .metric_request import (
 from .metric_scene import MAX_COUNTED_BARS, common_key, thin_header, window_chords
 from .metric_score import MetricScore
 from .metric_vocabulary import DRUMS, TokenKind
-from .midi_codec import Header, read_midi
+from .midi_codec import Header, load_score, read_midi
 
 
 DEFAULT_BARS = 8
@@ -85,6 +86,9 @@ class Request:
         self.prompt, self.dialect = prompt, dialect
         self.kind = task_kind(prompt.task)
         self.song = None if prompt.song is None else _music(prompt.song, dialect)
+        self.own_chords = prompt.chords is True
+        if is_chord_file(prompt.chords):
+            self._annotate(prompt.chords)
         self.past_music = self._own_music(prompt.past, "past")
         self.future_music = self._own_music(prompt.future, "future")
         self.const_music = self._own_music(prompt.tracks, "tracks")
@@ -109,6 +113,17 @@ class Request:
             return None
         music = _music(value, self.dialect)
         return music if part is None else music.window(*bar_range(part, music.n_bars, name))
+
+    def _annotate(self, path) -> None:
+        """The song with the chords of an annotation file."""
+        if self.song is None:
+            raise PromptError(f"the chord file {path} speaks of a song's bars: give `song` too")
+        source = self.prompt.song
+        midi = None if hasattr(source, "programs") else load_score(source)
+        table = read_chord_file(path, midi)
+        if table is None:
+            raise PromptError(f"the chord file {path} holds no chords")
+        self.song, self.own_chords = replace(self.song, chords=table), True
 
     # --- where
 
@@ -314,7 +329,7 @@ class Request:
         fixed = None
         if self.given is not None:
             fixed = self.given.bars
-        elif covered and (self.future_range is not None or p.chords is True):
+        elif covered and (self.future_range is not None or self.own_chords):
             fixed = song.bars.window(self.start, stop)
         if fixed is not None:
             if p.meter is not None and (meter_bars(p.meter, self.bars).length != fixed.length).any():
@@ -388,7 +403,7 @@ class Request:
         asked = self.prompt.chords
         if asked is None or asked is False:
             return None
-        if asked is True:
+        if self.own_chords:
             stop = self.start + self.bars
             if self.song is None or self.song.chords is None or stop > self.song.n_bars:
                 raise PromptError(
