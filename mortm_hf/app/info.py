@@ -69,7 +69,7 @@ def describe(midi) -> dict:
     # ties in time: the last event holds
     tempi = sorted(dict(tempi).items())
     key = music.key if music.key not in (None, "Unknown") else None
-    # for every note the first and last of its track, so that no track needs a loop of its own
+    heard = key or estimate_key(music)  # None where only drums play
     tracks = []
     for index in music.sounding_tracks().tolist():
         own = music.track == index
@@ -101,7 +101,7 @@ def describe(midi) -> dict:
             "highest": max(v for _, v in tempi) if tempi else None,
             "events": len(tempi),
         },
-        "key": key_name(key or estimate_key(music)),
+        "key": key_name(heard) if heard else None,
         "key_from": "file" if key else "estimate",
         "notes": music.n_notes,
         "tracks": tracks,
@@ -135,7 +135,7 @@ def _print(facts: dict) -> None:
     print(f"  bars    {facts['bars']} ({shown})" + (f", {odd} of irregular length" if odd else ""))
     print(f"  length  {minutes}:{seconds:02d}")
     print(f"  tempo   {pace}")
-    print(f"  key     {facts['key']}" + (" (estimated)" if facts["key_from"] == "estimate" else ""))
+    print(f"  key     {facts['key'] or 'none'}" + (" (estimated)" if facts["key_from"] == "estimate" else ""))
     print(f"  notes   {facts['notes']} in {len(facts['tracks'])} tracks")
     for track in facts["tracks"]:
         span = f"{track['lowest']} to {track['highest']}" if track["lowest"] else ""

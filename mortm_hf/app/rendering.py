@@ -302,7 +302,9 @@ def _heading(figure, music, first, last, highlight, title, colours, height) -> N
 
 def _track_label(music: MetricScore, track: int) -> str:
     name = music.names[track].strip() if track < len(music.names) else ""
-    return name[:24] or instrument_name(int(music.programs[track]))
+    name = name[:24].strip() or instrument_name(int(music.programs[track]))
+    drums = music.programs[track] == DRUMS and "drum" not in name.lower()
+    return f"{name} (drums)" if drums else name
 
 
 def _grid(axes, music: MetricScore, a: int, b: int, highlight, numbers: bool) -> None:

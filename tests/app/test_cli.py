@@ -135,6 +135,17 @@ def test_info_counts_drums_and_meter_changes(capsys, band, tmp_path):
     }
 
 
+def test_drums_have_no_key(capsys, tmp_path):
+    score = symusic.Score(480)
+    drums = symusic.Track("Kit", 0, True)
+    drums.notes.append(symusic.Note(0, 120, 36, 100))
+    score.tracks.append(drums)
+    score.dump_midi(str(tmp_path / "drums.mid"))
+    code, shown, _ = run(capsys, "info", tmp_path / "drums.mid", "--json", tmp_path / "info.json")
+    assert code == 0 and "key     none" in shown
+    assert json.loads((tmp_path / "info.json").read_text())["key"] is None
+
+
 # ----------------------------------------------------------------------------------------------------------- tokenize
 
 
