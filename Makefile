@@ -3,12 +3,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 # Small models run fastest on one thread, and a test that reaches for the network must fail.
 ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST_ARGS ?=
 SONG ?= mortm_hf/app/demo/schumann_wenn_ich_in_deine_augen_seh.mid
 DATA ?= ../shared/data
-BENCHMARKS ?= $(sort $(wildcard benchmarks/*.py))
+ROBUSTNESS ?= ../shared/robustness/robustness-shared.tar.xz
+DATA_BENCHMARKS := roundtrip tokenizer key_estimation starter_eval
+OTHER_BENCHMARKS := grammar model long_context
 
 .PHONY: music test test-slow lint format bench clean
 
@@ -17,6 +20,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q torch==2.13.0 -c constraints.txt
 	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	touch $@
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -q -e ".[bench]" -c constraints.txt
 	touch $@
 
 # Eight new bars for a song that the model has not heard, from where its first eight end.
@@ -40,9 +47,20 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every figure of the README and the cards, reprinted. DATA is the folder of the corpora.
-bench: $(STAMP)
-	set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(ENV) $(BIN)/python $$script --data $(DATA); done
+# Every figure of the README and the cards, reprinted; one of them: `make bench-roundtrip`. Results: build/bench/*.json
+bench: $(addprefix bench-,$(DATA_BENCHMARKS) robustness $(OTHER_BENCHMARKS))
+
+$(addprefix bench-,$(DATA_BENCHMARKS)): bench-%: $(BENCH_STAMP)
+	mkdir -p build/bench
+	$(ENV) $(BIN)/python benchmarks/$*.py --data $(DATA) --json build/bench/$*.json
+
+bench-robustness: $(BENCH_STAMP)
+	mkdir -p build/bench
+	$(ENV) $(BIN)/python benchmarks/robustness.py --data $(ROBUSTNESS) --json build/bench/robustness.json
+
+$(addprefix bench-,$(OTHER_BENCHMARKS)): bench-%: $(BENCH_STAMP)
+	mkdir -p build/bench
+	$(ENV) $(BIN)/python benchmarks/$*.py --json build/bench/$*.json
 
 clean:
 	rm -rf $(VENV) build
