@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import os
+from contextlib import nullcontext
 from itertools import chain
 
 import numpy as np
@@ -95,6 +96,8 @@ class MidiPipeline(Pipeline):
             return []
         if kwargs.get("seed") is None and self._forward_params.get("seed") is None:
             kwargs["seed"] = int(torch.randint(1 << 31, ()))
+        if not isinstance(inputs, list):
+            return super().__call__(inputs, **kwargs)
         # iterating over a list draws from the global generator inside a data loader: give it back as it was
         state = torch.get_rng_state()
         try:
@@ -233,16 +236,19 @@ class MidiPipeline(Pipeline):
         processors = [FiniteLogits(), grammar, *(others.pop("logits_processor", None) or ())]
         streamer = others.pop("streamer", None)
         listener = BarListener(tokenizer, tell, streamer) if (tell or streamer) and beams == 1 else None
-        context = torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
-        with context:
-            if chosen["do_sample"] and beams == 1:
-                processors += [*sampling_filters(chosen), SeededChoice([row.seed for row in asked], window, length)]
-            elif chosen["do_sample"]:
-                torch.manual_seed(np.random.SeedSequence([rows[0].seed, window]).generate_state(1)[0].item())
-                config.do_sample = True
-                for name in SAMPLING_NAMES:
-                    if name in chosen:
-                        setattr(config, name, chosen[name])
+        if chosen["do_sample"] and beams == 1:
+            processors += [*sampling_filters(chosen), SeededChoice([row.seed for row in asked], window, length)]
+        elif chosen["do_sample"]:  # sampled beams are drawn by `generate` itself, from the global generator
+            config.do_sample = True
+            for name in SAMPLING_NAMES:
+                if name in chosen:
+                    setattr(config, name, chosen[name])
+        guard = (
+            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []) if beams > 1 else nullcontext()
+        )
+        with guard:
+            if beams > 1:
+                torch.manual_seed(int(np.random.SeedSequence([rows[0].seed, window]).generate_state(1)[0]))
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,

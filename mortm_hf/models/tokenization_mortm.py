@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizer
@@ -42,8 +42,10 @@ from .midi_upstream import decode_upstream, encode_upstream
 from .upstream_vocabulary import upstream_vocabulary
 
 
-if TYPE_CHECKING:
+try:  # transformers asks for every package imported outside `try`, also for type checking
     import symusic
+except ImportError:
+    symusic = None
 
 DIALECTS = ("metric", "mortm")
 MAX_COUNTED_BARS = 16
