@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from .files import CommandError, Outputs, write_json
-from .options import at_least, bar_range, chords, names, number, suffixed
+from .options import at_least, chords, names, number, span, suffixed
 
 
 EXAMPLES = """examples:
@@ -32,7 +32,8 @@ Bars and tracks count from 0. Instruments are General MIDI names, families or nu
 
 # the options that are words of the pipeline's call
 REQUEST = ("bars", "start", "infill", "instruments", "key", "chords", "meter", "tempo", "genre", "density", "past")
-REQUEST += ("tracks", "velocity", "seed", "temperature", "top_p", "top_k")
+REQUEST += ("future", "tracks", "velocity", "pitch_range", "scale", "window", "new_bars_only")
+REQUEST += ("seed", "temperature", "top_p", "top_k")
 
 
 def add_command(commands) -> None:
@@ -51,12 +52,13 @@ def add_command(commands) -> None:
     music.add_argument("--bars", type=at_least(1), help="how many bars to generate (default: 8)")
     place = music.add_mutually_exclusive_group()
     place.add_argument("--start", type=at_least(0), metavar="BAR", help="first new bar (default: after the last)")
-    place.add_argument("--infill", type=bar_range, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")
+    place.add_argument("--infill", type=span, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")
     music.add_argument("--instruments", type=names, help='e.g. "piano,drums" (default: those of the file)')
     music.add_argument("--tracks", type=names, help="tracks of the file to keep and play along with: numbers or names")
     music.add_argument(
         "--past", type=at_least(0), metavar="N", help="bars before the new ones to listen to (default: 8)"
     )
+    music.add_argument("--future", type=at_least(0), metavar="N", help="bars after the rewritten ones (default: 4)")
     music.add_argument("--key", help='e.g. "C major", "F# minor"')
     music.add_argument("--chords", type=chords, help='one a bar, repeating, e.g. "C Am F G"')
     music.add_argument("--meter", help='e.g. "3/4" (default: that of the file)')
@@ -65,6 +67,12 @@ def add_command(commands) -> None:
     music.add_argument("--density", type=at_least(1), metavar="1-10", help="how busy each instrument is")
     music.add_argument(
         "--velocity", action=argparse.BooleanOptionalAction, default=None, help="write loudness (default: as the file)"
+    )
+    music.add_argument("--pitch-range", type=span, metavar="A:B", help="lowest and highest MIDI pitch, e.g. 48:72")
+    music.add_argument("--scale", help='only notes of this key, e.g. "C major"')
+    music.add_argument("--window", type=at_least(1), metavar="N", help="bars written at a time (default: 8)")
+    music.add_argument(
+        "--new-bars-only", action="store_true", default=None, help="write only the new bars of the new tracks"
     )
 
     drawing = parser.add_argument_group("sampling")
@@ -148,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
         for target, result in zip(sounds, results):
             render_wav(result["score"], target, soundfont)
         for target, path, result in zip(pictures, paths, results):
-            draw_piano_roll(result["score"], target, highlight=tuple(result["bars"]), title=path.name)
+            new = None if args.new_bars_only else tuple(result["bars"])
+            draw_piano_roll(result["score"], target, highlight=new, title=path.name)
         if report:
             write_json(report, _figures(args, paths, results, request, seconds))
     suffixes = [suffix for suffix, asked in ((".wav", args.wav), (".png", args.png)) if asked]

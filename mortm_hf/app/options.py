@@ -40,16 +40,16 @@ def number(low: float, high: float = float("inf")):
     return parse
 
 
-def bar_range(text: str) -> tuple[int, int]:
-    """`"8:12"` -> `(8, 12)`: bars 8 to 11."""
+def span(text: str) -> tuple[int, int]:
+    """`"8:12"` -> `(8, 12)`."""
     start, separator, stop = text.partition(":")
     try:
-        span = int(start), int(stop)
+        found = int(start), int(stop)
     except ValueError:
-        span = None
-    if not separator or span is None or not 0 <= span[0] < span[1]:
-        raise argparse.ArgumentTypeError(f"expected A:B with 0 <= A < B (bars count from 0), got {text!r}")
-    return span
+        found = None
+    if not separator or found is None or not 0 <= found[0] < found[1]:
+        raise argparse.ArgumentTypeError(f"expected A:B with 0 <= A < B, got {text!r}")
+    return found
 
 
 def names(text: str) -> list[str]:

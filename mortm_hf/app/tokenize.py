@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .files import CommandError, Outputs, find_midi, write_json
-from .options import bar_range, suffixed
+from .options import span, suffixed
 
 
 EXAMPLES = """examples:
@@ -41,7 +41,7 @@ def add_command(commands) -> None:
     parser.add_argument("input", nargs="+", type=Path, help="MIDI files, or folders searched for them")
     parser.add_argument("-o", "--output", required=True, type=suffixed(".jsonl", ".npz"), help=".jsonl or .npz file")
     parser.add_argument("--model", help="folder or repository whose tokenizer to use (default: the built-in table)")
-    parser.add_argument("--bars", type=bar_range, metavar="A:B", help="only bars A to B - 1 (default: all)")
+    parser.add_argument("--bars", type=span, metavar="A:B", help="only bars A to B - 1 (default: all)")
     parser.add_argument("--key", help='key to write, e.g. "C major" (default: the file\'s, else estimated)')
     parser.add_argument(
         "--velocity",

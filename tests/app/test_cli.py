@@ -60,6 +60,14 @@ def test_help_tells_the_defaults_of_the_pipeline(capsys):
     assert SAMPLING_DEFAULTS["do_sample"] and not SAMPLING_DEFAULTS["top_k"]
 
 
+def test_every_word_of_the_pipeline_is_an_option():
+    from mortm_hf.app.generate import REQUEST
+    from mortm_hf.models.pipeline_mortm import FUTURE_BARS, WINDOW_BARS, MidiGenerationPipeline
+
+    assert set(MidiGenerationPipeline._prompt_names) | {"new_bars_only"} <= set(REQUEST)
+    assert (FUTURE_BARS, WINDOW_BARS) == (4, 8)  # as --help says
+
+
 @pytest.mark.parametrize(
     "args, words",
     [
@@ -241,6 +249,16 @@ def test_same_seed_same_bytes_and_several_versions(capsys, tmp_path, tiny_model)
     assert abs(score.tempos[0].qpm - 96) < 4  # the nearest tempo token
 
 
+def test_only_the_new_bars(capsys, tmp_path, band, tiny_model):
+    output = tmp_path / "new.mid"
+    args = ["--start", 4, "--bars", 2, "--instruments", "piano", "--scale", "C major", "--pitch-range", "60:72"]
+    args += ["--new-bars-only", "--png", "--model", tiny_model, "--seed", 1]
+    assert run(capsys, "generate", band, "-o", output, *args)[0] == 0
+    (track,) = symusic.Score(str(output)).tracks
+    assert 0 <= min(n.time for n in track.notes) and max(n.time for n in track.notes) < 2 * 1920
+    assert {n.pitch for n in track.notes} <= {60, 62, 64, 65, 67, 69, 71, 72}
+
+
 def test_infill_keeps_the_other_bars(capsys, tmp_path, band, tiny_model):
     output = tmp_path / "new.mid"
     assert run(capsys, "generate", band, "-o", output, "--infill", "2:4", "--model", tiny_model, "--seed", 1)[0] == 0
@@ -266,6 +284,8 @@ def test_infill_keeps_the_other_bars(capsys, tmp_path, band, tiny_model):
         (["--tracks", "7"], ["7"]),
         (["--genre", "polkacore"], ["polkacore"]),
         (["--density", "11"], ["11"]),
+        (["--pitch-range", "60:300"], ["300"]),
+        (["--scale", "H major"], ["H major"]),
     ],
 )
 def test_requests_that_make_no_sense(capsys, tmp_path, band, tiny_model, args, words):
