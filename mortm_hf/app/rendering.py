@@ -72,9 +72,13 @@ def _synthesizer(soundfont: str, modified: float):
     """The synthesiser of a bank; `modified` makes a changed file a new one."""
     import symusic
 
+    try:
+        bank = in_tune(Path(soundfont).read_bytes())
+    except ValueError as error:
+        raise CommandError(f"cannot use the soundfont {soundfont}: {error}", "command.input") from None
     with tempfile.TemporaryDirectory() as folder:
         tuned = Path(folder) / "tuned.sf2"
-        tuned.write_bytes(in_tune(Path(soundfont).read_bytes()))
+        tuned.write_bytes(bank)
         return symusic.Synthesizer(str(tuned), SAMPLE_RATE)
 
 

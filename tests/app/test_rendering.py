@@ -89,6 +89,9 @@ def test_soundfonts_are_checked_before_the_synthesiser_sees_them(tmp_path, song,
         render_wav(song, tmp_path / "x.wav", soundfont=wrong)
     with pytest.raises(CommandError, match="cannot read the soundfont"):
         find_soundfont(tmp_path / "none.sf2")
+    wrong.write_bytes(b"RIFF0000sfbk" + bytes(100))
+    with pytest.raises(CommandError, match="not a valid SF2 bank"):
+        render_wav(song, tmp_path / "x.wav", soundfont=wrong)
     monkeypatch.setattr(rendering.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CommandError, match=r"mortm_hf\[audio\]"):
         find_soundfont()
