@@ -257,7 +257,7 @@ def main() -> int:
         report("starter, sampling", starter, args.starter, batch=50)
         figures["cost"] = cost(starter, tokenizer)
         line = (
-            "a step at batch 8: grammar {grammar_ms:.2f} ms, all else {decode_ms:.2f} ms, {ratio:.1%} ({steps} steps)"
+            "at batch 8: grammar {grammar_ms:.2f} ms, all else {decode_ms:.2f} ms a step: {ratio:.1%} ({steps} steps)"
         )
         print(line.format(**figures["cost"]))
     if args.json:
