@@ -81,6 +81,7 @@ class Scene:
 
 def _upstream(ids: np.ndarray, vocabulary: MetricVocabulary) -> np.ndarray:
     """Without the meter statements of the default dialect (upstream's bars are all 4/4)."""
+    ids = ids[ids >= 0]  # its tables have no meter tokens
     kind = vocabulary.kind[ids]
     return ids[(kind != TokenKind.METER) & (kind != TokenKind.TEMPO)]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mortm_hf.models.metric_grammar import find_errors
 from mortm_hf.models.metric_harmony import chord_table, parse_chord, parse_key
 from mortm_hf.models.metric_prompt import MetricPrompt, build_prompt, training_example
 from mortm_hf.models.metric_vocabulary import MetricVocabulary, TokenKind
@@ -206,6 +207,33 @@ def check_chords(upstream, ours):
             assert (now[1], now[3]) == (root, bass)
             # upstream turns what it does not know into major; the nearest quality is right
             assert now[2] == quality or (quality == "None" and now[2] in ("7sus4", "sus4"))
+
+
+@pytest.mark.parametrize("version", ["4.6.18", "4.9"])
+def test_the_mortm_dialect_s_prompts_are_grammatical(case, version):
+    _, song, _, _ = case
+    vocabulary = MetricVocabulary(upstream_vocabulary("pro" if version == "4.9" else "omega", version))
+    song = replace(song, chords=chord_table(np.arange(40) * 96, ["C", "Am7/G", "G7sus4", "N"] * 10))
+    requests = [
+        dict(past=4),
+        dict(start=6, bars=4, past=4, future=4),
+        dict(start=7, bars=4, past=4, targets=[0], tracks=[1], chords=True),
+        dict(start=6, bars=4, instruments=["sax"], chords="C Am F G", density=3, tempo=100),
+        dict(start=5, bars=3, instruments=["alto sax"], tracks=["piano"]),
+    ]
+    for request in requests:
+        built = build_prompt(vocabulary, MetricPrompt(song=song, **request), dialect="mortm")
+        answer = []
+        for value in built.plan.instruments:
+            bar = [vocabulary[t] for t in ("<SME>", "s_0", "p_60", "d_24")]
+            answer += [vocabulary.id(TokenKind.INSTRUMENT, value), *bar * built.plan.bars.n_bars, vocabulary["<ESEQ>"]]
+        ids = [*built.ids.tolist(), *answer, vocabulary["<TE>"]]
+        assert find_errors(vocabulary, [ids], dialect="mortm") == [None]
+        kinds = vocabulary.kind[built.ids]
+        assert not np.isin(kinds, (TokenKind.METER, TokenKind.TEMPO, TokenKind.OTHER)).any()
+    waltz = MetricPrompt(instruments=["piano"], meter="3/4")
+    with pytest.raises(ValueError, match="4/4 only"):
+        build_prompt(vocabulary, waltz, dialect="mortm")
 
 
 def test_chord_separation_does_not_leak_the_melody(case):
