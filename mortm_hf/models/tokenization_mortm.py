@@ -182,7 +182,8 @@ class MortmTokenizer(PreTrainedTokenizer):
         if self.dialect == "mortm":
             if bars is not None or tracks is not None:
                 raise PromptError("the mortm dialect encodes whole files: leave out bars and tracks", "prompt.bars")
-            return [int(i) for i in encode_upstream(midi, self.vocabulary, instruments=instruments, key=key)]
+            limits = {} if caps is None else {"caps": caps}
+            return encode_upstream(midi, self.vocabulary, instruments, key, velocity=velocity, **limits)
         score = self.read_midi(midi, caps=caps)
         return self.encode_score(score, bars, tracks, instruments, key, velocity).tolist()
 

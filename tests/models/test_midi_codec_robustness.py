@@ -1,9 +1,12 @@
 """Odd, damaged and extreme MIDI files: read or refused by a typed error, never a crash, a hang or silent nonsense."""
 
 import csv
+import math
+import random
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import symusic
 
 from mortm_hf.models.errors_mortm import MidiError
 from mortm_hf.models.metric_vocabulary import DRUMS, METERS, TEMPO_NAMES, MetricVocabulary, TokenKind
-from mortm_hf.models.midi_codec import encode_chords, encode_tracks, parse_segment, read_midi, to_midi_score
+from mortm_hf.models.midi_codec import encode_chords, encode_tracks, parse_segment, quantize, read_midi, to_midi_score
 from mortm_hf.models.midi_events import read_events
 from mortm_hf.models.midi_files import Caps
 from mortm_hf.models.midi_upstream import encode_upstream_tracks
@@ -173,6 +176,74 @@ def test_notes_equal_a_second_reading():
         assert sorted(set(on)) == sorted(set(got)), name
         compared += 1
     assert compared > 25
+
+
+def _slow_lines(tpq, events, last):
+    """Bar lines on the grid by rational arithmetic, one bar at a time, up to the bar of the last offset."""
+    at = {}
+    for tick, numerator, denominator in sorted(events, key=lambda e: e[0]):
+        at[tick] = (numerator, denominator)  # the last of several on one tick
+    changes = [(tick, *meter) for tick, meter in sorted(at.items())]
+    if not changes or changes[0][0] > 0:
+        changes.insert(0, (0, 4, 4))
+    real = [changes[0]]
+    real += [b for a, b in zip(changes, changes[1:]) if a[1:] != b[1:]]
+    lines = set()
+    for index, (tick, numerator, denominator) in enumerate(real):
+        stop = real[index + 1][0] if index + 1 < len(real) else None
+        line = Fraction(tick)
+        while (stop is None or line < stop) and line * 24 <= (last + 800) * tpq:
+            lines.add(math.floor(line * 24 / tpq + Fraction(1, 2)))
+            line += Fraction(4 * numerator * tpq, denominator)
+    out = [0]
+    for line in sorted(lines)[1:]:
+        while line - out[-1] > 192:  # a bar of more than 192 ticks is split there
+            out.append(out[-1] + 192)
+        out.append(line)
+    return out[: next(i for i, line in enumerate(out) if line >= last and i) + 1]
+
+
+def _slow_tempo(tpq, events, first, last):
+    """Tempo bin of one bar from its exact seconds."""
+    at = dict([(0, 500_000), *sorted(events, key=lambda e: e[0])])
+    points = sorted(at.items())
+
+    def seconds(tick):
+        total = Fraction(0)
+        for (start, mspq), (stop, _) in zip(points, [*points[1:], (tick, None)]):
+            total += max(min(stop, tick) - start, 0) * Fraction(mspq, 1_000_000 * tpq)
+        return total
+
+    first, last = Fraction(first * tpq, 24), Fraction(last * tpq, 24)
+    bpm = (last - first) / tpq * 60 / (seconds(last) - seconds(first))
+    return min(max(math.floor(math.log(float(bpm) / 30) * 31 / math.log(8) + 0.5), 0), 31)
+
+
+def test_bars_and_tempi_equal_a_second_reading():
+    meters = [(4, 4), (3, 4), (6, 8), (7, 8), (5, 16), (2, 2), (1, 4), (11, 4), (17, 16), (3, 32), (5, 2), (13, 8)]
+    cut = 0
+    for seed in range(250):
+        rng = random.Random(seed)
+        tpq = rng.choice([24, 480, 96, 7, 1, 100, 1024, 220])
+        score, track, length = symusic.Score(tpq), symusic.Track("", 0, False), rng.randint(1, 40 * tpq)
+        for _ in range(rng.randint(1, 20)):
+            start, held = rng.randint(0, length), rng.randint(1, 3 * tpq)
+            track.notes.append(symusic.Note(start, held, rng.randint(30, 90), 80))
+        score.tracks.append(track)
+        times = [rng.choice([0, rng.randint(0, length), rng.randint(0, 40) * tpq]) for _ in range(rng.randint(0, 6))]
+        changes = [(tick, *rng.choice(meters)) for tick in times]
+        for change in changes:
+            score.time_signatures.append(symusic.TimeSignature(*change))
+        tempi = [(rng.choice([0, rng.randint(0, length)]), rng.randint(150_000, 2_500_000)) for _ in range(seed % 4)]
+        for tick, mspq in tempi:
+            score.tempos.append(symusic.Tempo(tick, mspq=mspq))
+        music = quantize(score)
+        lines = music.bars.start.tolist()
+        assert lines == _slow_lines(tpq, changes, int((music.onset + music.duration).max())), seed
+        want = [_slow_tempo(tpq, tempi, *bar) if tempi else -1 for bar in zip(lines, lines[1:])]
+        assert music.tempo.tolist() == want, seed
+        cut += music.report.cut_bars
+    assert cut > 50
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from mortm_hf.models.errors_mortm import MidiError, VocabularyError
 from mortm_hf.models.metric_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.models.midi_events import closed_notes, read_events, seconds_of, tempo_map
-from mortm_hf.models.midi_files import load_score, to_midi_score
+from mortm_hf.models.midi_files import Caps, load_score, to_midi_score
 from mortm_hf.models.midi_upstream import (
     CATEGORY_PROGRAMS_49,
     decode_upstream,
@@ -19,6 +19,7 @@ from mortm_hf.models.midi_upstream import (
     parse_upstream,
     upstream_categories,
 )
+from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.models.upstream_vocabulary import upstream_vocabulary
 
 
@@ -81,6 +82,23 @@ def test_reader_sees_upstreams_notes_and_tempi(name):
     change, tempo = segments[0], 60.0 / (segments[2] * events.ticks_per_quarter)
     assert seconds_of(change, segments).tolist() == expected["tempo_changes"][0]
     assert tempo.tolist() == expected["tempo_changes"][1]
+
+
+@pytest.mark.parametrize("flavour", ["pro", "pro2"])
+def test_the_tokenizer_speaks_it(flavour):
+    tokenizer = MortmTokenizer(preset=flavour, dialect="mortm")
+    for name in sorted(set(CASES) - REJECTED):
+        path, expected = _case(name)
+        ids = tokenizer.encode_midi(path, instruments=["PIANO", "SAX"], key="CM")
+        assert ids == expected[flavour]["full_sequence_ids"]
+        assert tokenizer.decode_score(ids).n_tracks == len(expected[flavour]["tracks"])
+    batch = tokenizer(midi=[path, path.read_bytes()], instruments=["PIANO"], key="CM", return_tensors="np")
+    assert batch["input_ids"].shape == (2, len(ids))
+    with pytest.raises(MidiError):
+        tokenizer.encode_midi(load_score(path))
+    with pytest.raises(MidiError) as error:
+        tokenizer.encode_midi(path, caps=Caps(bytes=10))
+    assert error.value.code == "midi.too_large"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
