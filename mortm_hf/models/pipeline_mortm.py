@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from .errors_mortm import PromptError
 from .generation_mortm import MetricGrammarLogitsProcessor
+from .metric_chords import is_chord_file, read_chord_file
 from .metric_harmony import chord_symbol, merge_repeats
 from .metric_instruments import instrument_name
 from .metric_score import ChordTable
@@ -403,6 +404,8 @@ class MidiGenerationPipeline(MidiPipeline):
             if _whole(start, "start", 0) > song.n_bars:
                 raise PromptError(f"start must be at most {song.n_bars}, the song's bars, got {start}", "prompt.bars")
         bars = DEFAULT_BARS if bars is None else bars
+        if is_chord_file(chords):
+            chords = self._annotated_chords(chords, song, original, int(start))
         inside = song is not None and (infill is not None or (tracks is not None and start + bars <= song.n_bars))
         request = SongRequest(
             original=original,
@@ -420,6 +423,16 @@ class MidiGenerationPipeline(MidiPipeline):
             fields={"instruments": instruments, **fields},
         )
         return {"request": request}
+
+    @staticmethod
+    def _annotated_chords(path, song, original, start) -> ChordTable:
+        """The chords of an annotation file of the song, from the first generated bar on."""
+        if song is None:
+            raise PromptError(f"the chord file {path} belongs to a song, but the input is None", "prompt.material")
+        table = read_chord_file(path, original)
+        if table is None:
+            raise PromptError(f"the chord file {path} holds no chords", "prompt.material")
+        return table.window(int(song.bars.start[start]), 1 << 40)
 
     @staticmethod
     def _targets(song, first, last) -> tuple[int, ...]:

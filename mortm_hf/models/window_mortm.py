@@ -22,6 +22,7 @@ from .metric_instruments import category_of, parse_instrument
 from .metric_prompt import PromptIds, build_prompt
 from .metric_score import ChordTable, MetricScore
 from .metric_vocabulary import DRUMS
+from .midi_upstream import DECODED_PROGRAM
 
 
 PAST_BARS = 8  # given before the generated bars
@@ -253,3 +254,6 @@ class SongRow:
         self.targets = tuple(int(rank[t if t >= 0 else next(fresh)]) for t in targets)
         self.source = [self.source[o] if o < built.song.n_tracks else -1 for o in order]
         self.song = built.merge(music)
+        if dialect == "mortm":  # categories are no programs: what they sound like
+            programs = [DECODED_PROGRAM.get(p, p) for p in self.song.programs.tolist()]
+            self.song = replace(self.song, programs=np.array(programs, dtype=np.int16))

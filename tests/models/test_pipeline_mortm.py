@@ -250,6 +250,35 @@ def test_new_bars_only(pipe, path):
     np.testing.assert_array_equal(part.onset, music.onset)
 
 
+def test_mortm_dialect(song):
+    """Upstream's language knows piano and saxophone only; the file's other tracks stay where they are."""
+    tokenizer = MortmTokenizer(preset="pro", dialect="mortm")
+    config = MortmConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    pipe = MidiGenerationPipeline(
+        model=MortmForCausalLM(config).eval(), tokenizer=tokenizer, task="midi-generation", device="cpu"
+    )
+    (result,) = pipe(song, bars=4, window=2, instruments=["piano", "sax"], seed=0, progress=False)
+    for window in result["token_ids"]["windows"]:
+        validate(
+            tokenizer.convert_ids_to_tokens(window["prompt"] + window["generated"]), dialect="mortm", ordered=True
+        )
+    flute, piano, drums, sax = result["score"].tracks
+    assert (flute.program, piano.program, drums.is_drum, sax.program) == (73, 0, True, 65)
+    cut = 12 * 4 * TPQ
+    assert notes_of(flute) == notes_of(song.tracks[0]) and notes_of(drums) == notes_of(song.tracks[2])
+    assert {n for n in notes_of(piano) if n[0] < cut} == notes_of(song.tracks[1])
+    assert max(n[0] for n in notes_of(piano)) >= cut and min(n[0] for n in notes_of(sax)) >= cut
+
+
 # --------------------------------------------------------------------------------------------------------------- input
 
 
