@@ -2,7 +2,8 @@
 
 Design decisions
 - Every input that cannot be used raises `MidiError`; caps bound time and memory, so loading never stalls a process.
-- Rounding is integer arithmetic on the file's ticks; notes of one pitch are paired first-in first-out.
+- Rounding is integer arithmetic on the file's ticks; notes of one pitch are paired first-in first-out. A note that is
+  never ended is no note, and type 2 files (independent patterns) are refused.
 - Writing leaves marker events for what MIDI has no event for (irregular bar lines, chords, the bar count), and
   reading prefers them over guessing: writing and reading give the same music.
 - What does not fit the grid is counted in `CodecReport`, never dropped in silence.
