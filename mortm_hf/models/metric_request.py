@@ -164,7 +164,8 @@ def parse_chords(chords, bars: BarTable, start: int) -> ChordTable | None:
     Args:
         chords: `"C Am F G"` (bar lines `|` may stand between) or a list of symbols: one a bar, fewer cycle; or entries
             `(symbol, bar)` and `(symbol, bar, beat)`; or `{(bar, beat): symbol}`; or a `ChordTable`. Bars are bars of
-            the song, the first generated one being `start`; beats count in the meter's denominator from 0.
+            the song, the first generated one being `start`; beats count in the meter's denominator from 0. A table
+            starts with the generated bars; what lies beyond them is left out.
 
     Returns:
         None where nothing is given.
@@ -173,8 +174,7 @@ def parse_chords(chords, bars: BarTable, start: int) -> ChordTable | None:
         VocabularyError: `vocabulary.chord`. PromptError: more chords than bars, a place outside the generated bars.
     """
     if hasattr(chords, "onset") and hasattr(chords, "root"):
-        if len(chords) and not 0 <= int(chords.onset[0]) <= int(chords.onset[-1]) < bars.end:
-            raise PromptError(f"the chord table reaches beyond the {bars.n_bars} generated bars", "prompt.bars")
+        chords = chords.window(0, bars.end)
         return chords if len(chords) else None
     if isinstance(chords, str):
         chords = chords.replace("|", " ").split()

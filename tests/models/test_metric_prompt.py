@@ -259,6 +259,18 @@ def test_chords_stand_where_they_are_put():
     assert chords_of(over([("C", 10), ("F", 10, 3)], song=SONG, start=10, meter="6/8")) == [(0, "C"), (36, "F")]
 
 
+def test_annotation_files_speak_of_the_song(tmp_path):
+    file = tmp_path / "song.chords.tsv"
+    file.write_text("start_tick\tend_tick\tchord\n0\t9600\tC:maj\n9600\t12000\tG:7\n", encoding="utf-8")
+    for name in (file, str(file)):
+        built = build_prompt(VOCABULARY, MetricPrompt(song=SONG, start=4, bars=3, targets=[0], chords=name))
+        assert chords_of(built.ids) == [(0, "C"), (96, "G7"), (216, "N")]  # 480 ticks a quarter, bar 5 begins at 9600
+    with pytest.raises(ValueError, match="give `song`"):
+        over(str(file))
+    beyond = over(chord_table([0, 96 * 5, 96 * 7], ["C", "G", "F"]))  # a table starts with the generated bars
+    assert chords_of(beyond) == [(0, "C"), (480, "G")]
+
+
 def test_a_window_restates_the_sounding_chord():
     # chords change at bars 0, 2, 4, ..: bar 5 begins inside the third
     built = build_prompt(VOCABULARY, MetricPrompt(song=SONG, start=5, bars=3, targets=[0], chords=True))
