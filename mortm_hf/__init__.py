@@ -30,6 +30,13 @@ STARTER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "starter")
 _PUBLIC = {
     "models.configuration_mortm": ("MortmConfig",),
     "models.modeling_mortm": ("MortmModel", "MortmForCausalLM", "MortmForSequenceClassification"),
+    "models.configuration_bertm": ("BertmConfig",),
+    "models.modeling_bertm": (
+        "BertmModel",
+        "BertmForMaskedLM",
+        "BertmForSequenceClassification",
+        "BertmForTokenClassification",
+    ),
     "models.tokenization_mortm": ("MortmTokenizer",),
     "models.metric_prompt": ("MetricPrompt",),
     "models.metric_score": ("MetricScore",),

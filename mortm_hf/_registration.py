@@ -21,15 +21,20 @@ from importlib.abc import MetaPathFinder
 
 MODELS = f"{__package__}.models"
 _AUTO = "transformers.models.auto"
-_CONFIG = f"{MODELS}.configuration_mortm"
+# our families: module and class of each configuration
+CONFIGURATIONS = {"configuration_mortm": "MortmConfig", "configuration_bertm": "BertmConfig"}
 
 # module of transformers -> (Auto class, our module, our class)
 AUTO_CLASSES = {
-    f"{_AUTO}.configuration_auto": [("AutoConfig", "configuration_mortm", "MortmConfig")],
+    f"{_AUTO}.configuration_auto": [("AutoConfig", module, name) for module, name in CONFIGURATIONS.items()],
     f"{_AUTO}.modeling_auto": [
         ("AutoModel", "modeling_mortm", "MortmModel"),
         ("AutoModelForCausalLM", "modeling_mortm", "MortmForCausalLM"),
         ("AutoModelForSequenceClassification", "modeling_mortm", "MortmForSequenceClassification"),
+        ("AutoModel", "modeling_bertm", "BertmModel"),
+        ("AutoModelForMaskedLM", "modeling_bertm", "BertmForMaskedLM"),
+        ("AutoModelForSequenceClassification", "modeling_bertm", "BertmForSequenceClassification"),
+        ("AutoModelForTokenClassification", "modeling_bertm", "BertmForTokenClassification"),
     ],
     f"{_AUTO}.tokenization_auto": [("AutoTokenizer", "tokenization_mortm", "MortmTokenizer")],
 }
@@ -46,8 +51,14 @@ logger = logging.getLogger(__package__)
 def _register_auto(entry: tuple[str, str, str], auto_module, module) -> None:
     auto_name, _, class_name = entry
     auto, ours = getattr(auto_module, auto_name), getattr(module, class_name)
-    config = importlib.import_module(_CONFIG).MortmConfig
-    auto.register(config.model_type if auto_name == "AutoConfig" else config, ours, exist_ok=True)
+    if auto_name == "AutoConfig":
+        keys = [ours.model_type]
+    elif hasattr(ours, "config_class"):
+        keys = [ours.config_class]
+    else:  # the tokenizer is that of every family
+        keys = [getattr(importlib.import_module(f"{MODELS}.{m}"), name) for m, name in CONFIGURATIONS.items()]
+    for key in keys:
+        auto.register(key, ours, exist_ok=True)
 
 
 def _register_pipeline(task: str, pipelines, module) -> None:

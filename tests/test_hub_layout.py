@@ -1,5 +1,6 @@
 """A saved folder is complete: all code, byte for byte, and it works where the package is not installed."""
 
+import ast
 import json
 import os
 import subprocess
@@ -78,9 +79,23 @@ def code_of(folder):
     return {path.name: path.read_bytes() for path in Path(folder).glob("*.py")}
 
 
-def travelling():
-    """Every module of `models/`, which all of them travel with a checkpoint."""
-    return {path.name: path.read_bytes() for path in MODELS.glob("*.py") if path.name != "__init__.py"}
+def travelling(entry="modeling_mortm"):
+    """The modules of `models/` that travel with a checkpoint of one family: all that `entry` leads to."""
+    found, new = {}, [entry]
+    while new:
+        code = (MODELS / f"{new.pop()}.py").read_bytes()
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.level and f"{node.module}.py" not in found:
+                found[f"{node.module}.py"] = (MODELS / f"{node.module}.py").read_bytes()
+                new.append(node.module)
+    return {f"{entry}.py": (MODELS / f"{entry}.py").read_bytes(), **found}
+
+
+def test_every_module_travels_with_a_family():
+    families = [path.stem for path in MODELS.glob("modeling_*.py")]
+    travels = set().union(*map(travelling, families))
+    assert travels == {path.name for path in MODELS.glob("*.py")} - {"__init__.py"}
+    assert set(travelling("modeling_bertm")) - set(travelling()) == {"configuration_bertm.py", "modeling_bertm.py"}
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,8 @@ class MortmConfig(PreTrainedConfig):
             `mlp_bias`: of all feed-forward layers and experts; `lm_head_bias`: of the output layer.
         hidden_dropout: after each sub-layer; `activation_dropout`: inside dense feed-forward layers;
             `attention_dropout`: on attention weights. All of them act in training only.
+        classifier_hidden_size: width of a hidden layer in the score of [`MortmForSequenceClassification`] (with
+            biases, `classifier_activation` and `classifier_dropout`); None for one matrix without bias.
         is_causal: False makes a bidirectional encoder (no cache).
         max_position_embeddings: context length the model is meant for, in tokens.
     """
@@ -140,6 +142,9 @@ class MortmConfig(PreTrainedConfig):
     router_bias_update_rate: float = 1e-3
     router_bias_in_eval: bool = True
     output_router_logits: bool = False
+    classifier_hidden_size: int | None = None
+    classifier_activation: str = "relu"
+    classifier_dropout: float | int = 0.0
     use_cache: bool = True
     tie_word_embeddings: bool = True
     pad_token_id: int | None = 0
@@ -200,7 +205,7 @@ class MortmConfig(PreTrainedConfig):
                     f"topk_group={self.topk_group} of n_group={self.n_group} leaves fewer than "
                     f"num_experts_per_tok={chosen} experts to choose from."
                 )
-        for name in ("hidden_dropout", "activation_dropout", "attention_dropout"):
+        for name in ("hidden_dropout", "activation_dropout", "attention_dropout", "classifier_dropout"):
             if not (0.0 <= getattr(self, name) < 1.0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
 

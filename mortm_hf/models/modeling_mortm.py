@@ -981,14 +981,36 @@ class MortmForCausalLM(MortmPreTrainedModel, GenerationMixin):
         )
 
 
+class MortmScoreHead(nn.Module):
+    """States [..., hidden_size] -> scores [..., num_labels] through one hidden layer."""
+
+    def __init__(self, config: MortmConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.classifier_hidden_size)
+        self.act_fn = ACT2FN[config.classifier_activation]
+        self.out_proj = nn.Linear(config.classifier_hidden_size, config.num_labels)
+        self.dropout = config.classifier_dropout
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = F.dropout(hidden_states, self.dropout, self.training)
+        return self.out_proj(self.act_fn(self.dense(hidden_states)))
+
+
 class MortmForSequenceClassification(GenericForSequenceClassification, MortmPreTrainedModel):
-    """MORTM with a score of `num_labels` values read at the last real token."""
+    """MORTM with a score of `num_labels` values read at the last real token.
+
+    `score` works on every state, so `num_labels=1` is also a critic that values every position; upstream's has a
+    hidden layer (`classifier_hidden_size = hidden_size // 2`).
+    """
 
     def __init__(self, config: MortmConfig):
         MortmPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.model = MortmModel(config)
-        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
+        if config.classifier_hidden_size is None:
+            self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
+        else:
+            self.score = MortmScoreHead(config)
         self.post_init()
 
 

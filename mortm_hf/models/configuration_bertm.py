@@ -1,0 +1,58 @@
+"""The configuration of BERTM: MORTM's layers run in both directions, with heads that judge instead of continue.
+
+Design decisions
+- Every option of MORTM's layers is an option here; only what a bidirectional model changes is written down.
+- Nothing is decided by a model name: a converted checkpoint is a point of the same space (ALiBi, dynamic tanh, ...).
+
+Knows: shapes and options. Must not know: tokens' meaning, MIDI, which label stands for what.
+"""
+
+from typing import ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+
+from .configuration_mortm import MortmConfig
+
+
+@strict
+class BertmConfig(MortmConfig):
+    r"""Configuration of [`BertmModel`] and its heads: the options of [`MortmConfig`], and
+
+    Args:
+        classifier_pooling: how a piece becomes one vector: "attention" (softmax of a learned score of each token) or
+            "mean", over its real tokens.
+        classifier_hidden_size: width of the hidden layer between that vector and the labels; half of `hidden_size`
+            by default. `classifier_activation` follows it, `classifier_dropout` acts before it (in training only).
+        lm_head_bias: a bias per token in the output layer of the masked language model.
+        is_causal: always False.
+    """
+
+    model_type = "bertm"
+    keys_to_ignore_at_inference = []
+
+    _auto_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_bertm.BertmConfig",
+        "AutoModel": "modeling_bertm.BertmModel",
+        "AutoModelForMaskedLM": "modeling_bertm.BertmForMaskedLM",
+        "AutoModelForSequenceClassification": "modeling_bertm.BertmForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_bertm.BertmForTokenClassification",
+    }
+    _pipelines: ClassVar[dict[str, dict]] = {}
+
+    is_causal: bool = False
+    use_cache: bool = False
+    lm_head_bias: bool = True
+    classifier_pooling: Literal["attention", "mean"] = "attention"
+
+    def __post_init__(self, **kwargs):
+        if self.classifier_hidden_size is None:
+            self.classifier_hidden_size = self.hidden_size // 2
+        super().__post_init__(**kwargs)
+
+    def validate_bertm(self):
+        """Refuse what would make it another model (runs with the other checks of transformers)."""
+        if self.is_causal or self.use_cache:
+            raise ValueError("BERTM reads in both directions and has no cache: for is_causal=True use MortmConfig.")
+
+
+__all__ = ["BertmConfig"]
