@@ -1,4 +1,4 @@
-"""Reads upstream checkpoints (JSON options, state dict) into our models: a test's view, independent of `conversion`."""
+"""Reads upstream checkpoints (JSON options, state dict) into our models: a test's view, not `conversion`."""
 
 import json
 from pathlib import Path
