@@ -121,7 +121,7 @@ def infer_plan(vocab: MetricVocabulary, ids, dialect: str = "metric", bars: int 
         at = np.flatnonzero(kind == wanted)
         if not len(at):
             continue
-        stop = tags[np.searchsorted(tags, at[0])] if tags[-1] > at[0] else len(ids)
+        stop = int(np.append(tags, len(ids))[np.searchsorted(tags, at[0])])
         inside, numbers = kind[at[0] : stop], value[at[0] : stop]
         close = np.flatnonzero(inside == K.TRACK_END)
         players[wanted] = tuple(int(i) for i in numbers[inside == K.INSTRUMENT])

@@ -106,6 +106,8 @@ def _phase_tables(dialect: str) -> tuple[np.ndarray, np.ndarray]:
     follow[DEAD, K.PAD] = DEAD
     # The header: each field at most once and in this order, genres and instruments repeat.
     order = [(K.BAR_COUNT, H_COUNT), (K.GENRE, H_GENRE), (K.METER, H_METER), (K.TEMPO, H_TEMPO), (K.KEY, H_KEY)]
+    if dialect == "mortm":
+        order = [(kind, phase) for kind, phase in order if kind not in (K.METER, K.TEMPO)]
     rule((H_START,), K.SYSTEM, H_SYSTEM)
     rule((H_SYSTEM, H_INST, H_DENSITY), K.INSTRUMENT, H_INST)
     rule((H_INST,), K.DENSITY, H_DENSITY)
@@ -142,7 +144,7 @@ def _prices(dialect: str, loose: bool) -> np.ndarray:
     done = written | (phase == BLANK)
     extra = np.where(chord, 1, carries)
 
-    table = np.full((len(phase), N_KINDS + 2), _NEVER, dtype=np.int64)
+    table = np.full((len(phase), N_KINDS + 2), _NEVER, dtype=np.int32)
 
     def rule(kind, where, price=0):
         table[:, kind] = np.where(where & possible[phase, kind], price, _NEVER)

@@ -255,6 +255,7 @@ def test_infer_plan_reads_header_and_context():
     assert plan.bars.length.tolist() == [72, 80, 48]
     assert plan.instruments == (9,)
     assert infer_plan(VOCAB, ids_of("<EOS> <MGEN>")).instruments == (0,)
+    assert infer_plan(VOCAB, ids_of(f"<EOS> <FUTURE_M> {track} <MGEN>")).bars.meter[0] == meter(3, 4)  # unclosed
     assert infer_plan(VOCAB, ids_of("<EOS> <META>")).kind == K.META
 
 
