@@ -662,14 +662,16 @@ class MortmSparseMoeBlock(nn.Module):
         self.gate = MortmTopKRouter(config)
         self.experts = MortmExperts(config)
         self.experts.has_bias = config.mlp_bias  # the decorator knows it per class only
-        self.expert_biases, self.moe_intermediate_size = config.mlp_bias, config.moe_intermediate_size
+        self.expert_biases = config.mlp_bias
         self.shared_experts = None
         if config.shared_expert_intermediate_size:
             self.shared_experts = MortmMLP(config, config.shared_expert_intermediate_size, gated=True)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        if self.expert_biases and self.experts.down_proj.shape[-1] != self.moe_intermediate_size:
+        # a sharded parameter (DTensor) tells where it was cut: along experts is fine, within one is not
+        cuts = getattr(self.experts.down_proj, "placements", ()) if self.expert_biases else ()
+        if any(getattr(cut, "dim", 0) != 0 for cut in cuts):
             raise ValueError(
                 "mlp_bias of experts with tensor parallelism would be added once per rank: use expert parallelism."
             )
