@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from pathlib import Path
 from threading import Thread
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from transformers import LogitsProcessorList
 
+import mortm_hf
+from benchmarks.grammar import Songs, faults, from_nothing, run
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.errors_mortm import PromptError
 from mortm_hf.models.generation_mortm import BarStreamer, MetricGrammarLogitsProcessor
-from mortm_hf.models.metric_grammar import GenerationPlan, find_errors
+from mortm_hf.models.metric_grammar import GenerationPlan, Grammar, VocabularyTables, find_errors
 from mortm_hf.models.metric_grid import COMMON_TIME, BarTable
 from mortm_hf.models.metric_vocabulary import DRUMS, METERS, TokenKind
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
@@ -130,6 +133,32 @@ def test_48_sequences_from_random_weights(model):
             assert all((note[3] is not None) == plan.velocity for note in notes)
         if plan.pitch_range is not None and DRUMS not in plan.instruments:
             assert all(48 <= note[1] <= 72 and note[1] % 12 in plan.scale for note in notes)
+
+
+def test_500_sequences_from_random_logits():
+    """The processor under noise instead of a model, half of the prompts from real songs, tight budgets."""
+    rng, songs = np.random.default_rng(5), Songs(TOKENIZER)
+    made = [songs.prompt(rng) if i % 2 else from_nothing(TOKENIZER, rng) for i in range(500)]
+    prompts, plans = [list(p) for p, _ in made], [plan for _, plan in made]
+    grammar = Grammar(VocabularyTables(VOCAB), plans)
+    new_tokens = int(grammar.closing_cost(grammar.start()).max()) + 20
+    processor = MetricGrammarLogitsProcessor(TOKENIZER, plans, max_new_tokens=new_tokens)
+    ids = padded(prompts)["input_ids"]
+    start = ids.shape[1]
+    while not (ids[:, start:] == END).any(1).all():
+        scores = processor(ids, torch.zeros(500, len(VOCAB)))
+        ids = torch.cat([ids, scores.exp().multinomial(1)], 1)
+    assert ids.shape[1] <= start + new_tokens
+    for prompt, plan, answer in zip(prompts, plans, ids[:, start:].tolist()):
+        assert faults(TOKENIZER, prompt + answer[: answer.index(END) + 1], plan) == []
+
+
+@pytest.mark.skipif(not (Path(mortm_hf.STARTER) / "config.json").exists(), reason="no starter in this tree")
+def test_48_sequences_from_the_starter():
+    starter = MortmForCausalLM.from_pretrained(mortm_hf.STARTER, dtype=torch.float32).eval()
+    result = run(starter, TOKENIZER, 48, np.random.default_rng(0), Songs(TOKENIZER), batch=48, slack=80)
+    assert result["sequences"] == 48
+    assert result["faults"] == 0, result
 
 
 PLANS = [
