@@ -97,7 +97,10 @@ def main():
     for name in methods:
         peaks = {row["length"]: row["peak_mb"] for row in rows if row["method"] == name}
         growth[name] = {n: peaks[n] / peaks[n // 2] for n in peaks if n // 2 in peaks}
-        print(f"memory growth per doubling, {name}: " + ", ".join(f"{n}: x{g:.2f}" for n, g in growth[name].items()))
+        if growth[name]:
+            print(
+                f"memory growth per doubling, {name}: " + ", ".join(f"{n}: x{g:.2f}" for n, g in growth[name].items())
+            )
     if args.json:
         args.json.write_text(json.dumps({"layers": args.layers, "rows": rows, "growth": growth}, indent=2))
 
