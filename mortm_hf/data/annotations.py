@@ -61,7 +61,7 @@ def read_chords_tsv(text: str) -> list[tuple[float, float, str]]:
     """Spans (start, end, label) of an `.aligned.chords.tsv`, in quarters (its header states 480 ticks a quarter)."""
     spans = []
     for line in text.splitlines():
-        if line.startswith("#") or line.startswith("start_tick") or not line.strip():
+        if line.startswith(("#", "start_tick")) or not line.strip():
             continue
         start, end, label = line.split("\t")[:3]
         spans.append((float(start) / 480.0, float(end) / 480.0, label.strip()))

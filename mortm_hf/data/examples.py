@@ -122,10 +122,10 @@ class ExampleSource:
         store: songs of one split.
         vocabulary: the token table.
         recipe: see `mortm_hf.training.arguments.DataRecipe`; only its plain fields are read.
-        seed: for the balancing of corpus shares.
+        seed, packs: random numbers and rows for the balancing of corpus shares.
     """
 
-    def __init__(self, store: ScoreStore, vocabulary: MetricVocabulary, recipe, seed: int = 0):
+    def __init__(self, store: ScoreStore, vocabulary: MetricVocabulary, recipe, seed: int = 0, packs: int = 300):
         self.store, self.vocabulary, self.recipe = store, vocabulary, recipe
         self.songs = [song.score for song in store.songs]
         self.genres = [(GENRES.index(song.genre),) if song.genre else () for song in store.songs]
@@ -147,9 +147,9 @@ class ExampleSource:
         self.corpus_of = np.zeros(len(store), dtype=np.int64)
         for number, rows in enumerate(self.members):
             self.corpus_of[rows] = number
-        self.corpus_chances = self._balanced(np.array([float(weights[name]) for name in self.names]), seed)
+        self.corpus_chances = self._balanced(np.array([float(weights[name]) for name in self.names]), seed, packs)
 
-    def _balanced(self, weights: np.ndarray, seed: int, packs: int = 300, rounds: int = 3) -> np.ndarray:
+    def _balanced(self, weights: np.ndarray, seed: int, packs: int, rounds: int = 3) -> np.ndarray:
         """Chance of each corpus per *document* such that the shares of tokens in filled rows follow the weights.
 
         Documents differ in size and the end of a row favours short ones, so the chances are found by filling rows and

@@ -1,7 +1,7 @@
 """Baselines: interpolated n-grams and copying the previous bar, vectorised.
 
 Design decisions
-- Counts are sorted arrays of 64-bit keys made with `np.unique`; a look-up is a binary search. No Python loop runs
+- Counts are sorted arrays of 64-bit keys; a look-up is a binary search. No Python loop runs
   over tokens. The hash of a context is rolled order by order, so order n costs one sort of the training tokens.
 - Interpolation is Witten-Bell with a strength: `P_n = (c(h, w) + s T(h) P_{n-1}) / (N(h) + s T(h))`, where `T` is the
   number of distinct continuations; `s` (one per order) is tuned on validation. Order 0 is uniform.
@@ -77,29 +77,27 @@ class NGram:
         self.strength = np.ones(order)
         self.tables: list[tuple[np.ndarray, ...]] = []
 
-    def fit(self, corpus: Corpus) -> NGram:
-        """Count all n-grams up to the order."""
+    def fit(self, *corpora: Corpus) -> NGram:
+        """Count all n-grams up to the order, over one corpus or several (each is reduced before they are joined)."""
         self.tables = []
-        tokens = corpus.tokens[corpus.counted]
         for order in range(1, self.order + 1):
-            context = _contexts(corpus.tokens, corpus.start, order)[corpus.counted]
-            pair = np.sort(_roll(context, tokens))
-            edges = np.flatnonzero(np.append(True, pair[1:] != pair[:-1]))
-            pairs, pair_count = pair[edges], np.diff(np.append(edges, len(pair))).astype(np.int32)
-            # distinct (context, token) pairs, then distinct contexts with their totals and numbers of types
+            parts = [self._counts(corpus, order) for corpus in corpora]
+            pair, context, count = (np.concatenate(column) for column in zip(*parts))
+            if len(parts) > 1:
+                pair, context, count = _reduce(pair, context, count)
             sequence = np.argsort(context, kind="stable")
-            sorted_context = context[sequence]
-            edges = np.flatnonzero(np.append(True, sorted_context[1:] != sorted_context[:-1]))
-            contexts = sorted_context[edges]
-            total = np.diff(np.append(edges, len(sorted_context))).astype(np.int64)
-            order_pair = _roll(context, tokens)[sequence]
-            group = np.repeat(np.arange(len(contexts)), total)
-            by_pair = np.lexsort((order_pair, group))
-            p, g = order_pair[by_pair], group[by_pair]
-            new = np.append(True, (p[1:] != p[:-1]) | (g[1:] != g[:-1]))
-            types = np.bincount(g[new], minlength=len(contexts))
-            self.tables.append((pairs, pair_count, contexts, total, types))
+            grouped = context[sequence]
+            edges = np.flatnonzero(np.append(True, grouped[1:] != grouped[:-1]))
+            total = np.add.reduceat(count[sequence], edges)
+            types = np.diff(np.append(edges, len(grouped)))
+            self.tables.append((pair, count, grouped[edges], total, types))
         return self
+
+    @staticmethod
+    def _counts(corpus: Corpus, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        context = _contexts(corpus.tokens, corpus.start, order)[corpus.counted]
+        pair = _roll(context, corpus.tokens[corpus.counted])
+        return _reduce(pair, context, np.ones(len(pair), dtype=np.int64))
 
     def evidence(self, corpus: Corpus) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For every scored token and order: (count of the n-gram, count of its context, types of its context)."""
@@ -118,7 +116,7 @@ class NGram:
             p = np.where(n > 0, (c + s * t * p) / np.maximum(n + s * t, 1e-300), p)
         return p
 
-    def tune(self, evidence, grid=(0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 4.0, 8.0), weight=None) -> None:
+    def tune(self, evidence, grid=(0.25, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0, 16.0, 30.0), weight=None) -> None:
         """Choose the strength of each order in turn on validation evidence (lowest weighted log loss)."""
         for order in range(1, self.order + 1):
             losses = []
@@ -129,6 +127,14 @@ class NGram:
             self.strength[order - 1] = grid[int(np.argmin(losses))]
 
 
+def _reduce(pair: np.ndarray, context: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct pairs in ascending order with their contexts and summed counts."""
+    sequence = np.argsort(pair, kind="stable")
+    pair = pair[sequence]
+    edges = np.flatnonzero(np.append(True, pair[1:] != pair[:-1]))
+    return pair[edges], context[sequence[edges]], np.add.reduceat(count[sequence], edges)
+
+
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     if not len(keys):
         return np.zeros(len(wanted))
@@ -136,13 +142,16 @@ def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.nda
     return np.where(keys[at] == wanted, values[at], 0).astype(np.float64)
 
 
-def previous_bar(ids: np.ndarray, bar: int, track_starts: np.ndarray, track_end: int) -> np.ndarray:
+def previous_bar(
+    ids: np.ndarray, bar: int, track_starts: np.ndarray, track_end: int, stated: np.ndarray | None = None
+) -> np.ndarray:
     """What copying the previous bar predicts at every position of a document.
 
     Args:
         ids: `[n]` one document.
         bar: id of `<SME>`; track_end: id of `<ESEQ>`.
         track_starts: `[vocab]` bool, ids of instrument tokens.
+        stated: `[vocab]` bool, ids of meter and tempo tokens: left out of the alignment and never predicted.
 
     Returns:
         `[n]` predicted id, -1 where there is no previous bar of that track (the copy then says nothing). Bars are
@@ -152,10 +161,11 @@ def previous_bar(ids: np.ndarray, bar: int, track_starts: np.ndarray, track_end:
     """
     prediction = np.full(len(ids), -1, dtype=np.int64)
     heads = np.flatnonzero((ids == bar) | track_starts[ids] | (ids == track_end))
-    last: dict[tuple[int, int], tuple[int, int]] = {}  # (instrument, nth of that name in its block) -> bar span
+    copied = np.ones(len(ids), dtype=bool) if stated is None else ~stated[ids]
+    last: dict[tuple[int, int], np.ndarray] = {}  # (instrument, nth of that name in its block) -> tokens of a bar
     seen: dict[int, int] = {}
     track, here = None, None
-    block_bars: list[int] = []
+    any_bar = False
     for k, at in enumerate(heads):
         token = ids[at]
         stop = heads[k + 1] if k + 1 < len(heads) else len(ids)
@@ -169,25 +179,23 @@ def previous_bar(ids: np.ndarray, bar: int, track_starts: np.ndarray, track_end:
                 track = None
             continue
         if token == track_end:
-            if track is not None and block_bars:
-                if here is not None:
-                    prediction[at] = bar
-                last[track] = (block_bars[-1], at)
+            if track is not None and any_bar:
+                prediction[at] = bar
+                last[track] = here
             following = ids[at + 1] if at + 1 < len(ids) else -1
             if following >= 0 and not track_starts[following]:
                 seen = {}
-            block_bars, track = [], None
+            any_bar, track = False, None
             continue
         if track is None:
             continue
+        places = at + np.flatnonzero(copied[at:stop])
         if here is not None:
-            first, end = here
-            size = min(stop - at, end - first)
-            prediction[at : at + size] = ids[first : first + size]
-            if at + size < stop:
-                prediction[at + size] = bar
-        block_bars.append(int(at))
-        here = (int(at), int(stop))
+            size = min(len(places), len(here))
+            prediction[places[:size]] = here[:size]
+            if size < len(places):
+                prediction[places[size]] = bar
+        any_bar, here = True, ids[places]
     return prediction
 
 

@@ -25,8 +25,8 @@ from ..data.examples import ExampleSource
 from ..data.packing import PackDataset, single_pack
 from ..data.store import build_store
 from ..models.configuration_mortm import MortmConfig
-from ..models.metric_vocabulary import MetricVocabulary, default_tokens
 from ..models.modeling_mortm import MortmForCausalLM
+from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .arguments import DataRecipe, PretrainArguments, read_recipe
 from .trainer import PackTrainer, RunLog
@@ -96,7 +96,8 @@ def pretrain(section: dict, recipe: DataRecipe, arguments: PretrainArguments, st
         torch.set_num_threads(arguments.threads)
     folder = Path(arguments.output_dir)
     _check_same_run(folder, section, recipe, arguments)
-    vocabulary = MetricVocabulary({token: index for index, token in enumerate(default_tokens())})
+    tokenizer = MortmTokenizer()
+    vocabulary = tokenizer.vocabulary
     if stores is None:
         if not recipe.data:
             raise ValueError("no data: give the folder of a training pack with --data")
@@ -107,8 +108,7 @@ def pretrain(section: dict, recipe: DataRecipe, arguments: PretrainArguments, st
         raise ValueError("no song to train on: check the recipe's corpora against the manifest")
     source = ExampleSource(train, vocabulary, recipe, seed=arguments.seed)
     shape = pack_shape(recipe, arguments.world_size)
-    pad = vocabulary["<PAD>"]
-    dataset = PackDataset(source, recipe.packs_per_epoch, shape, pad, arguments.seed, epochs=EPOCHS)
+    dataset = PackDataset(source, recipe.packs_per_epoch, shape, tokenizer.pad_token_id, arguments.seed, epochs=EPOCHS)
     model = build_model(section, len(vocabulary), arguments)
 
     arguments.per_device_train_batch_size = 1  # one item of the dataset is one pack
@@ -135,16 +135,13 @@ def pretrain(section: dict, recipe: DataRecipe, arguments: PretrainArguments, st
         args=arguments,
         train_dataset=dataset,
         data_collator=single_pack,
+        processing_class=tokenizer,
         callbacks=[log],
     )
     checkpoint = None if arguments.fresh else get_last_checkpoint(str(folder))
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step >= arguments.max_steps:
-        # A checkpoint only serves to resume; the finished model gets its tokenizer and is a complete folder.
-        from ..models.tokenization_mortm import MortmTokenizer
-
         trainer.save_model(str(folder / "final"))
-        MortmTokenizer().save_pretrained(str(folder / "final"))
     elif get_last_checkpoint(str(folder)) is None:
         trainer._save_checkpoint(model, trial=None)
     return trainer

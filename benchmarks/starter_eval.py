@@ -1,0 +1,138 @@
+"""Every figure of the starter's card: bits a note on the fixed test windows, baselines, variety of samples.
+
+    python benchmarks/starter_eval.py --data PACK [--model FOLDER] [--json FILE] [--limit N]
+
+Bits a note = total negative log2-likelihood of the generated field over its distinct notes (see
+`mortm_hf.evaluation`). Windows are those of `mortm_hf/training/recipes/starter.test.csv`. `--limit` takes the first N
+windows of each corpus in every split: quick, and no longer the figures of the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+RECIPES = ROOT / "mortm_hf" / "training" / "recipes"
+
+
+def limited(windows, songs, limit):
+    """The first `limit` windows of each corpus (all if 0)."""
+    if not limit:
+        return windows
+    corpus = {song.path: song.corpus for song in songs}
+    seen: dict[str, int] = {}
+    chosen = []
+    for window in windows:
+        name = corpus[window.path]
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] <= limit:
+            chosen.append(window)
+    return chosen
+
+
+def print_table(title: str, rows: dict[str, dict], corpora: list[str]) -> None:
+    """One line a model, one column a corpus, intervals in brackets."""
+    print(f"\n{title}")
+    print("| model | " + " | ".join(corpora) + " |")
+    print("|---|" + "---|" * len(corpora))
+    for name, report in rows.items():
+        cells = (report[c] for c in corpora)
+        cells = [f"{c['bits_per_note']:.2f} [{c['low']:.2f}, {c['high']:.2f}]" for c in cells]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of the training pack")
+    parser.add_argument("--model", default="", help="checkpoint folder; by default the bundled starter")
+    parser.add_argument("--recipe", default=str(RECIPES / "starter.yaml"))
+    parser.add_argument("--cache", default="", help="folder for prepared stores")
+    parser.add_argument("--baselines", default="", help=".npz with finished baselines: read if there, else written")
+    parser.add_argument("--limit", type=int, default=0, help="windows a corpus and split (0: all)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=48, help="generated continuations for the variety figures")
+    parser.add_argument("--json", default="", help="write all figures here")
+    options = parser.parse_args(words)
+
+    import torch
+
+    from mortm_hf.data import build_store
+    from mortm_hf.evaluation.baselines import run_baselines
+    from mortm_hf.evaluation.bits import model_bits, summarise
+    from mortm_hf.evaluation.variety import human_variety, sample_variety
+    from mortm_hf.evaluation.windows import encode_windows, fixed_windows, read_windows
+    from mortm_hf.models.modeling_mortm import MortmForCausalLM
+    from mortm_hf.models.tokenization_mortm import MortmTokenizer
+    from mortm_hf.training.arguments import read_recipe
+
+    torch.set_num_threads(options.threads)
+    folder = options.model or str(ROOT / "mortm_hf" / "starter")
+    tokenizer = MortmTokenizer.from_pretrained(folder)
+    model = MortmForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    vocabulary = tokenizer.vocabulary
+    _, recipe, _ = read_recipe(options.recipe)
+    selection = recipe.selection()
+    length = model.config.max_position_embeddings
+    stores, encoded, left_out = {}, {}, {}
+    for split in ("train", "validation", "test"):
+        store = stores[split] = build_store(options.data, selection, split, options.cache or None)
+        windows = read_windows(RECIPES / "starter.test.csv") if split == "test" else fixed_windows(store)
+        windows = limited(windows, store.songs, options.limit)
+        encoded[split], left_out[split] = encode_windows(vocabulary, store, windows, length)
+        print(f"{split}: {len(store)} songs, {len(encoded[split])} windows, {len(left_out[split])} left out")
+
+    started = time.perf_counter()
+    test = encoded["test"]
+    bits = {"starter": model_bits(model, test, tokenizer.pad_token_id)}
+    print(f"starter scored in {time.perf_counter() - started:.0f} s")
+    cache = Path(options.baselines) if options.baselines else None
+    if cache is not None and cache.is_file():
+        with np.load(cache, allow_pickle=False) as content:
+            chosen = json.loads(str(content["chosen"]))
+            bits |= {name: content[name] for name in content.files if name != "chosen"}
+    else:
+        found = run_baselines(vocabulary, encoded["train"], encoded["validation"], test)
+        bits |= found.bits
+        chosen = json.loads(json.dumps(found.chosen))
+        if cache is not None:
+            np.savez(cache, chosen=json.dumps(chosen), **found.bits)
+    if len(bits["starter"]) != len(bits["unigram"]):
+        print(f"{cache} was made with other windows: remove it", file=sys.stderr)
+        return 2
+
+    report = {name: summarise(values, test) for name, values in bits.items()}
+    corpora = [*dict.fromkeys(w.corpus for w in test), "macro"]
+    print_table("Bits a note on the test windows (lower is better), 95 % over songs", report, corpora)
+    paired = {
+        f"starter - {name}": summarise(bits["starter"], test, against=values)
+        for name, values in bits.items()
+        if name != "starter"
+    }
+    print_table("Paired differences (below 0: the starter is better)", paired, corpora)
+    sizes = {c: {k: report["starter"][c][k] for k in ("windows", "songs", "notes")} for c in corpora}
+    print("\nWindows, songs, notes:", json.dumps(sizes))
+    print("Chosen on validation:", json.dumps(chosen))
+    result = {"bits_per_note": report, "paired": paired, "chosen": chosen, "left_out": len(left_out["test"])}
+    if options.samples:
+        result["variety"] = {
+            "human": human_variety(stores["test"], test, options.samples),
+            "starter": sample_variety(model, tokenizer, stores["test"], test, options.samples),
+        }
+        for name, figures in result["variety"].items():
+            print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
