@@ -4,8 +4,9 @@ Design decisions
 - Registering needs our classes, and those need torch: done at `import mortm_hf` it would cost several seconds. So an
   import hook waits for transformers' Auto modules instead, and `import mortm_hf` stays as light as a few small files.
   Whoever can name `AutoModel` finds it knowing our classes, whatever was imported first.
-- An entry is settled once both sides are fully executed. A module of ours may be the one whose import pulls in
-  transformers; its entries then wait until it is done.
+- An entry is settled once both sides are fully executed, and only when no module of transformers or of ours is half
+  executed: `from transformers import LlamaForCausalLM` pulls in the Auto classes from within modules that ours need
+  whole. So the hook counts how deep it is in such imports, and acts at the outermost one's end.
 - Nothing here ever makes an import of transformers fail: a class of ours that cannot be imported is logged.
 
 Knows: module and class names. Must not know: what is in them.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import threading
 from importlib.abc import MetaPathFinder
 
 
@@ -82,9 +84,10 @@ class _Registrar(MetaPathFinder):
         self.theirs = {watched for watched, _, _ in self.open.values()}
         self.ours = {module for _, module, _ in self.open.values()}
         self.done = {name for name in self.theirs | self.ours if _is_executed(name)}
+        self.running = threading.local()  # .depth: watched imports under way, one within the other
 
     def find_spec(self, name, path=None, target=None):
-        if name not in self.theirs and name not in self.ours:
+        if not self.open or not name.startswith(("transformers.", f"{MODELS}.")):
             return None
         for finder in sys.meta_path:
             if finder is self or not hasattr(finder, "find_spec"):
@@ -97,11 +100,16 @@ class _Registrar(MetaPathFinder):
         execute = spec.loader.exec_module
 
         def exec_module(module):
-            execute(module)
-            self.done.add(name)
-            if name in self.ours:
-                _carry_code(module)
-            self.settle()
+            self.running.depth = getattr(self.running, "depth", 0) + 1
+            try:
+                execute(module)
+                self.done.add(name)
+                if name in self.ours:
+                    _carry_code(module)
+            finally:  # an outer import may fail after the Auto classes were loaded within it
+                self.running.depth -= 1
+                if not self.running.depth:
+                    self.settle()
 
         spec.loader.exec_module = exec_module  # each spec has a loader object of its own
         return spec

@@ -155,7 +155,7 @@ def test_import_loads_nothing_heavy():
 @pytest.mark.parametrize(
     "first",
     [
-        "import mortm_hf; from transformers import AutoModelForCausalLM",
+        "import mortm_hf; from transformers import LlamaForCausalLM",
         "from transformers import AutoModelForCausalLM, AutoTokenizer; import transformers.pipelines; import mortm_hf",
         pytest.param("from mortm_hf import MortmForCausalLM", marks=pytest.mark.slow),
         pytest.param("from mortm_hf.models.pipeline_mortm import MidiGenerationPipeline", marks=pytest.mark.slow),
@@ -167,17 +167,19 @@ def test_registered_whatever_comes_first(first):
 {first}
 import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
-config = transformers.AutoConfig.for_model("mortm", hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
-print(type(config).__name__)
-for name in ("AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification"):
-    print(type(getattr(transformers, name).from_config(config)).__name__)
-print(transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING[type(config)].__name__)
+for family, head in (("mortm", "AutoModelForCausalLM"), ("bertm", "AutoModelForMaskedLM")):
+    config = transformers.AutoConfig.for_model(family, hidden_size=16, num_attention_heads=2, num_hidden_layers=1)
+    print(type(config).__name__)
+    for name in ("AutoModel", head, "AutoModelForSequenceClassification"):
+        print(type(getattr(transformers, name).from_config(config)).__name__)
+    print(transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING[type(config)].__name__)
 for task in {sorted(PIPELINE_CLASSES)!r}:
     print(PIPELINE_REGISTRY.check_task(task)[1]["impl"].__name__)
 """
     told = run_fresh(code).split()
     assert told == [
         *("MortmConfig", "MortmModel", "MortmForCausalLM", "MortmForSequenceClassification", "MortmTokenizer"),
+        *("BertmConfig", "BertmModel", "BertmForMaskedLM", "BertmForSequenceClassification", "MortmTokenizer"),
         *("ChordEstimationPipeline", "MidiGenerationPipeline"),
     ]
 
