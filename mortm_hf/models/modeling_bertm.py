@@ -202,7 +202,8 @@ class BertmForMaskedLM(BertmPreTrainedModel):
 class BertmForSequenceClassification(BertmPreTrainedModel):
     """BERTM with `num_labels` scores of a whole piece: a classifier, or a reward with `num_labels=1`.
 
-    The steps are `model` (states), `pool` (one vector of a piece) and `score` (vector -> logits).
+    The steps are `model` (states), `pool` (one vector of a piece) and `score` (vector -> logits). PEFT trains and
+    saves a module called `score` by itself, but `pool` only where named: `modules_to_save=["pool", "score"]`.
     """
 
     def __init__(self, config: BertmConfig):

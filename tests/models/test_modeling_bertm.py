@@ -357,6 +357,40 @@ def test_gradient_checkpointing_changes_nothing(head):
         torch.testing.assert_close(one, other)
 
 
+def test_peft_adapters_keep_the_whole_head(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS", modules_to_save=["pool", "score"])
+    model = get_peft_model(tiny(num_labels=3), config).train()
+    ids = tokens(4, 12)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    model(input_ids=ids, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    optimizer.step()
+    model.eval().save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny(num_labels=3), tmp_path).eval()
+    with torch.no_grad():
+        want, untrained = model(input_ids=ids).logits, tiny(num_labels=3)(ids).logits
+        assert (want - untrained).abs().max() > 1e-3
+        torch.testing.assert_close(again(input_ids=ids).logits, want)
+    fresh, kept = tiny(num_labels=3).pool.scorer.weight, again.base_model.model.pool.scorer.weight
+    assert not torch.equal(fresh, kept)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_half_precision_follows_fp32(head):
+    model, ids = tiny(head, num_labels=3), tokens(2, 30)
+    mask = torch.ones_like(ids)
+    mask[0, :7] = 0
+    with torch.no_grad():
+        want = model(ids, attention_mask=mask).logits
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = model(ids, attention_mask=mask).logits
+        half = model.to(torch.bfloat16)(ids, attention_mask=mask).logits
+    assert half.dtype == torch.bfloat16
+    for got in (cast, half):
+        assert (got.float() - want)[-1].abs().max() < 0.1 * want.abs().max()
+
+
 def test_dropout_acts_in_training_only():
     ids = tokens(1, 12)
     for head in (BertmForSequenceClassification, BertmForTokenClassification):
