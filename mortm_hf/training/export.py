@@ -1,0 +1,84 @@
+"""A finished run -> the folder that is shipped: `python -m mortm_hf.training.export RUN/final FOLDER`.
+
+Design decisions
+- Weights are stored in bf16 (half the size; rounding a trained checkpoint costs nothing measurable, which the card's
+  figures, taken from the rounded weights, include) while the configuration says `dtype: float32`, in which the model
+  is to be run on CPUs.
+- The folder carries all of the package's code, the tokenizer and the defaults of sampling: it stands alone.
+- `size_limit` refuses a folder that would not fit the package instead of shipping it.
+
+Knows: the model, the tokenizer. Must not know: data, recipes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from ..models.modeling_mortm import MortmForCausalLM
+from ..models.tokenization_mortm import MortmTokenizer
+
+
+SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
+
+
+def export(source: str | Path, target: str | Path, size_limit: int = 20_000_000) -> int:
+    """Write the shipped form of a finished checkpoint.
+
+    Args:
+        source: folder with fp32 weights (`final/` of a run). target: replaced if it is there.
+        size_limit: bytes that all files together may take.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        ValueError: weights that are not finite, or a folder over `size_limit`.
+    """
+    source, target = Path(source), Path(target)
+    model = MortmForCausalLM.from_pretrained(source, dtype=torch.float32)
+    bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if bad:
+        raise ValueError(f"{source}: weights are not finite: {', '.join(bad[:3])}")
+    model.config.use_cache = True  # the Trainer turns it off
+    for name, value in SAMPLING.items():
+        setattr(model.generation_config, name, value)
+    partial = target.with_name(target.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    model.to(torch.bfloat16).save_pretrained(partial)
+    MortmTokenizer.from_pretrained(source).save_pretrained(partial)
+    config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "float32"
+    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    if size > size_limit:
+        raise ValueError(f"{partial} takes {size} bytes, more than {size_limit}: train a smaller model")
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+    return size
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", help="final/ of a run")
+    parser.add_argument("target", help="folder to write")
+    options = parser.parse_args(words)
+    try:
+        size = export(options.source, options.target)
+    except (ValueError, OSError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.target}: {size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
