@@ -738,6 +738,10 @@ class MortmPreTrainedModel(PreTrainedModel):
     }
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
 
+    def __init__(self, config: MortmConfig, *inputs, **kwargs):
+        super().__init__(config, *inputs, **kwargs)
+        self.add_model_tags([config.model_type, "symbolic-music", "midi"])  # a list of its own: pushing adds to it
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
