@@ -16,10 +16,10 @@ import argparse
 import sys
 
 from .._version import __version__
-from . import generate, info, tokenize
+from . import convert, generate, info, tokenize
 
 
-COMMANDS = (generate, tokenize, info)
+COMMANDS = (generate, tokenize, info, convert)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,131 @@
+"""Upstream's files: state dicts in `.pth` and options in JSON, read without trusting them, written as upstream does.
+
+Design decisions
+- `torch.load(weights_only=True)` is the only reader: code hidden in a pickle is never run, and says so.
+- What comes back are plain CPU tensors under upstream's own names; a wrapper (`{"state_dict": ...}`) or a common
+  prefix (`module.`) is taken off and remembered, so that the way back can put it on again.
+- Everything unusual in a file is refused here, so that the rest may rely on it.
+
+Knows: files. Must not know: what a tensor is for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .errors import ConversionError
+
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`tensors` by upstream's names (without `prefix`), the file's SHA-256, and what was taken off."""
+
+    path: Path
+    tensors: dict[str, torch.Tensor]
+    sha256: str
+    prefix: str = ""
+    wrapper: str | None = None
+
+
+def file_hash(path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """The state dict in a `.pth` file.
+
+    Raises:
+        ConversionError: `conversion.file`: missing, truncated, not written by torch, or with more than tensors in it.
+    """
+    path = Path(path)
+    try:
+        digest = file_hash(path)
+    except OSError as error:
+        raise ConversionError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if "WeightsUnpickler" in reason or "weights_only" in reason.lower() or "Unsupported" in reason:
+            raise ConversionError(
+                f"{path} holds more than tensors and was not loaded, because a pickle can run code. If you trust its "
+                "author, let them save it anew with torch.save(model.state_dict(), FILE)"
+            ) from None
+        raise ConversionError(f"{path} is no checkpoint of torch, or damaged: {_first_line(error)}") from None
+    except Exception as error:  # zip, pickle and storage errors of every kind come from a damaged file
+        raise ConversionError(f"{path} is no checkpoint of torch, or damaged: {_first_line(error)}") from None
+    wrapper = None
+    if isinstance(content, dict):
+        for name in WRAPPERS:
+            if isinstance(content.get(name), dict):
+                wrapper, content = name, content[name]
+                break
+    if not isinstance(content, dict) or not content:
+        raise ConversionError(
+            f"{path} holds a {type(content).__name__}, not a state dict: save it with "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    tensors = {}
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ConversionError(
+                f"{path}: the entry {name!r} is a {type(tensor).__name__}, not a tensor: give the model's state dict "
+                "alone (torch.save(model.state_dict(), FILE))"
+            )
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.dtype not in DTYPES or tensor.is_meta:
+            raise ConversionError(f"{path}: {name} is {tensor.dtype} ({tensor.layout}), which no MORTM has")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ConversionError(
+                f"{path}: {name} holds NaN or infinite numbers: take a checkpoint from before training broke down"
+            )
+        tensors[name] = tensor.detach().contiguous()
+    prefix = ""
+    for known in PREFIXES:
+        if all(name.startswith(known) for name in tensors):
+            prefix += known
+            tensors = {name[len(known) :]: tensor for name, tensor in tensors.items()}
+    return Checkpoint(path, tensors, digest, prefix, wrapper)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]}"[:200]
+
+
+def read_json(path: str | os.PathLike, what: str, code: str = "conversion.config") -> dict:
+    """A JSON object.
+
+    Raises:
+        ConversionError: missing, not JSON, or no object.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"cannot read the {what} {path}: {error}", code) from None
+    if not isinstance(content, dict):
+        raise ConversionError(f"the {what} {path} is a JSON {type(content).__name__}, not an object", code)
+    return content
+
+
+def write_checkpoint(path: str | os.PathLike, tensors: dict[str, torch.Tensor], wrapper: str | None = None) -> None:
+    """A state dict as upstream saves it (each tensor with storage of its own)."""
+    state = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    torch.save(state if wrapper is None else {wrapper: state}, path)

@@ -1,0 +1,196 @@
+"""Converted models against upstream's own numbers.
+
+Design decisions
+- A case is a folder with `model.pth`, `config.json`, `inputs.npz`, `expected.npz` and perhaps
+  `greedy_generation.json`: what upstream computed. It is converted as a user would, loaded with `from_pretrained`,
+  and everything the case holds is compared.
+- fp32 cases must agree within `TOLERANCE`. A case whose name starts with `native_bf16` was computed in bf16, where
+  upstream's router flips choices: there the mean difference and the agreement of the best token count (BF16_*).
+- Kinds without a model here are listed as such: neither passed nor failed.
+
+Knows: the files of a case, models. Must not know: how a checkpoint is converted.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..models.modeling_bertm import BertmForSequenceClassification
+from ..models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
+from .checkpoint import read_json
+from .errors import ConversionError
+from .folder import convert_checkpoint
+
+
+TOLERANCE = 1e-4
+BF16_MEAN, BF16_AGREEMENT = 0.06, 0.85
+NATIVE = "native_bf16"
+
+
+@dataclass
+class ParityRow:
+    """One case. `differences`: greatest absolute difference of each quantity; `native`: in bf16 (mean, agreement)."""
+
+    case: str
+    kind: str = ""
+    version: str = ""
+    vocabulary: str = ""
+    differences: dict[str, float] = field(default_factory=dict)
+    greedy: bool | None = None
+    native: tuple[float, float] | None = None
+    reason: str = ""
+    passed: bool | None = None  # None: not compared
+
+    def as_dict(self) -> dict:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def check_folder(folder, names: list[str] | None = None) -> list[ParityRow]:
+    """Every case in `folder` (or the folder itself, if it is a case), or those called `names`.
+
+    Raises:
+        ConversionError: `conversion.parity`: there is no case.
+    """
+    folder = Path(folder)
+    cases = [folder] if (folder / "model.pth").is_file() else sorted(p.parent for p in folder.glob("*/model.pth"))
+    cases = [case for case in cases if names is None or case.name in names]
+    if not cases:
+        raise ConversionError(f"{folder} holds no case (model.pth with expected.npz)", "conversion.parity")
+    return [check_case(case) for case in cases]
+
+
+def check_case(case) -> ParityRow:
+    """Converts the case in a temporary folder and compares all it holds."""
+    case = Path(case)
+    row = ParityRow(case.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "converted"
+        try:
+            report = convert_checkpoint(case / "model.pth", folder)
+        except ConversionError as error:
+            if error.code != "conversion.kind":
+                raise
+            row.kind, row.reason = "not converted", str(error).split(",")[0]
+            return row
+        row.kind, row.version, row.vocabulary = report.kind, report.version_name, report.vocabulary
+        compare(row, case, folder)
+    return row
+
+
+def compare(row: ParityRow, case: Path, folder: Path) -> None:
+    """Fills `row` with what the models in `folder` say to the case's inputs."""
+    try:
+        want = dict(np.load(case / "expected.npz"))
+        given = dict(np.load(case / "inputs.npz")) if (case / "inputs.npz").is_file() else want
+        ids, mask = torch.from_numpy(given["input_ids"]), torch.from_numpy(given["attention_mask"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConversionError(f"{case} is no case: {error}", "conversion.parity") from None
+    with torch.no_grad():
+        if row.kind == "bertm":
+            model = BertmForSequenceClassification.from_pretrained(folder).eval()
+            found = {"score": model(ids, attention_mask=mask).logits}
+            found["score"], want["score"] = found["score"].numpy(), want["score"].reshape(found["score"].shape)
+        else:
+            model = MortmForCausalLM.from_pretrained(folder).eval()
+            found = language_model(model, ids, mask, want)
+            if row.kind == "actorcritic":
+                value = MortmForSequenceClassification.from_pretrained(folder / "value").eval()
+                found |= critic(value, ids, mask, found["log_probs"], want)
+            greedy = case / "greedy_generation.json"
+            if greedy.is_file():
+                row.greedy = generates(model, read_json(greedy, "greedy generation", "conversion.parity"))
+    for name, values in found.items():
+        if name in want:
+            row.differences[name] = float(np.abs(values - want[name].astype(np.float32)).max())
+    if row.case.startswith(NATIVE):
+        real = mask.numpy() != 0
+        difference = np.abs(found["logits"] - want["logits"])[real].mean()
+        agreement = (found["logits"].argmax(-1) == want["logits"].argmax(-1))[real].mean()
+        row.native = float(difference), float(agreement)
+        row.passed = bool(difference <= BF16_MEAN and agreement >= BF16_AGREEMENT)
+    else:
+        row.passed = bool(row.differences) and max(row.differences.values()) <= TOLERANCE and row.greedy is not False
+
+
+def language_model(model, ids: torch.Tensor, mask: torch.Tensor, want: dict) -> dict[str, np.ndarray]:
+    """Logits (0 at pads), log-probabilities of the next token (0 where it is a pad), cached decoding."""
+    logits = model(ids, attention_mask=mask).logits.float()
+    real = mask.bool()
+    chosen = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    found = {"logits": logits * real[..., None], "log_probs": chosen * real[:, 1:]}
+    if "positions" in want:
+        found["logits"] = found["logits"][:, want["positions"]]
+    if "decode_logits" in want:
+        steps = want["decode_logits"].shape[1]
+        found["decode_logits"] = torch.cat([decode(model, row[keep], steps) for row, keep in zip(ids, real)])
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+def decode(model, row: torch.Tensor, steps: int) -> torch.Tensor:
+    """Logits [1, steps, vocabulary] of the last `steps` tokens, one at a time after a prefill."""
+    cut = len(row) - steps
+    cache = model(row[None, :cut], use_cache=True).past_key_values
+    logits = []
+    for index in range(cut, len(row)):
+        output = model(row[None, index : index + 1], past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logits.append(output.logits[:, -1])
+    return torch.stack(logits, dim=1).float()
+
+
+def critic(model, ids, mask, log_probs: np.ndarray, want: dict) -> dict[str, np.ndarray]:
+    """Values of every position, and what upstream's `evaluate` gives back for the actions taken."""
+    states = model.model(ids, attention_mask=mask).last_hidden_state
+    values = model.score(states).float() * mask[..., None]
+    found = {"values": values.numpy()}
+    if "evaluate_values" in want:
+        # upstream's padding has a value too, the head's biases, which means nothing
+        length = want["evaluate_values"].shape[1]
+        want["evaluate_values"] = want["evaluate_values"] * mask[:, :length].numpy()
+        found["evaluate_values"] = values[:, :length, 0].numpy()
+        found["evaluate_log_probs"] = log_probs
+    return found
+
+
+def generates(model, case: dict) -> bool:
+    """Whether greedy decoding writes the same tokens."""
+    prompt = torch.tensor([case["prompt"]])
+    want = case["output_ids"]
+    output = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        top_p=None,
+        top_k=None,
+        temperature=None,
+        max_length=None,
+        max_new_tokens=len(want) - prompt.shape[1],
+    )
+    return output[0].tolist() == want
+
+
+def table(rows: list[ParityRow]) -> str:
+    """A Markdown table of the greatest absolute differences."""
+    names = list(dict.fromkeys(name for row in rows for name in row.differences))
+    head = ["case", "kind", "upstream", "tokens", *names, "greedy", ""]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        numbers = [f"{row.differences[name]:.1e}" if name in row.differences else "" for name in names]
+        greedy = "" if row.greedy is None else "same" if row.greedy else "DIFFERS"
+        said = "ok" if row.passed else "FAILED"
+        if row.native is not None:
+            said += f" (bf16: mean {row.native[0]:.3f}, best token the same {row.native[1]:.0%})"
+        lines.append([row.case, row.kind, row.version, row.vocabulary, *numbers, greedy, row.reason or said])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_rows(rows: list[ParityRow], path) -> None:
+    """The rows as JSON."""
+    Path(path).write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,136 @@
+"""Which token table a checkpoint speaks, and the way from it to the default table.
+
+Design decisions
+- A checkpoint does not say what its ids mean. `--vocab` (upstream's `vocab_list.json`) or `--tokenizer` (a published
+  table by name) decides; without them a table is taken only if exactly one of the candidates has as many tokens as the
+  checkpoint has rows. Padded sizes (650, 700) are therefore asked about, never guessed.
+- Migration to the default table goes by token name: for upstream's `pro` tables every id stays where it is.
+
+Knows: token tables, rows of matrices. Must not know: layers, files of checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..models.errors_mortm import VocabularyError
+from ..models.metric_vocabulary import default_tokens
+from ..models.tokenization_mortm import MortmTokenizer
+from ..models.upstream_vocabulary import FLAVOURS, upstream_vocabulary
+from .anatomy import Anatomy
+from .errors import ConversionError
+
+
+# upstream's categories by the programs they stand for (its own scan also takes the oboe, 68, for a saxophone)
+CATEGORIES = {"<INST_PIANO>": range(7), "<INST_SAX>": range(64, 68)}
+
+
+def candidates(anatomy: Anatomy) -> dict[str, int]:
+    """Published tables that such a checkpoint may speak -> number of ids; equal tables are named once."""
+    found, seen = {}, {}
+    for flavour, releases in FLAVOURS.items():
+        if (flavour == "bertm") != (anatomy.kind == "bertm"):
+            continue
+        for version in releases:
+            # 4.9 loads tables of earlier releases, never the other way round
+            if version not in anatomy.versions:
+                continue
+            try:
+                table = upstream_vocabulary(flavour, version)
+            except VocabularyError:
+                continue
+            size, key = max(table.values()) + 1, tuple(table.items())
+            if key not in seen:
+                seen[key] = f"{flavour}@{version}"
+                found[seen[key]] = size
+    return found
+
+
+def choose_tokenizer(anatomy: Anatomy, vocab=None, preset: str | None = None) -> tuple[MortmTokenizer, str, list[str]]:
+    """The tokenizer of a checkpoint: (tokenizer, the table's name, notes).
+
+    Args:
+        vocab: upstream's `vocab_list.json`. preset: a published table by name ("pro", "omega@4.6.18", ...).
+
+    Raises:
+        ConversionError: `conversion.vocabulary`: it cannot be told which table, or the table does not fit.
+    """
+    if vocab is not None and preset is not None:
+        raise ConversionError("give --vocab or --tokenizer, not both", "conversion.vocabulary")
+    options, notes = candidates(anatomy), []
+    if vocab is None and preset is None:
+        exact = [name for name, size in options.items() if size == anatomy.rows]
+        if len(exact) != 1:
+            fitting = ", ".join(f"{name} ({size})" for name, size in options.items() if size <= anatomy.rows)
+            raise ConversionError(
+                f"which token table does it speak? It has {anatomy.rows} rows, and "
+                f"{'several tables' if exact else 'no table'} of {anatomy.version_name} of exactly that size. Give "
+                "its vocab_list.json with --vocab, or name the table with --tokenizer"
+                + (f": {fitting} fit" if fitting else ""),
+                "conversion.vocabulary",
+            )
+        preset = exact[0]
+        notes.append(f"token table {preset}: the only one of {anatomy.version_name} with {anatomy.rows} ids")
+    try:
+        tokenizer = MortmTokenizer(vocab_file=vocab, preset=preset, dialect="mortm")
+    except VocabularyError as error:
+        raise ConversionError(str(error), "conversion.vocabulary") from None
+    size, name = len(tokenizer), preset or str(getattr(vocab, "name", vocab))
+    if size > anatomy.rows:
+        raise ConversionError(
+            f"the table {name} has {size} ids, the checkpoint only {anatomy.rows} rows: it is not its table "
+            "(--vocab or --tokenizer)",
+            "conversion.vocabulary",
+        )
+    if tokenizer.pad_token_id != 0:
+        raise ConversionError(f"the table {name} has no <PAD> as its id 0", "conversion.vocabulary")
+    if size < anatomy.rows:
+        notes.append(f"{anatomy.rows - size} rows beyond the {size} tokens are padding")
+    return tokenizer, name, notes
+
+
+def extend_rows(
+    tensors: dict[str, torch.Tensor], table: dict[str, int], seed: int = 0
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Matrices over a source table -> the same over the default table.
+
+    Rows go by token name; the rows of `<INST_PIANO>` and `<INST_SAX>` are copied to their programs; all others are
+    drawn from the known rows' distribution (mean and spread of each column), output biases start at the lowest known.
+
+    Args:
+        tensors: name -> [rows, ...] (embedding, output matrix, output bias). table: token -> id of the source.
+
+    Returns:
+        The new tensors and counts: kept (same id), moved, copied, new.
+    """
+    tokens = default_tokens()
+    source = torch.full((len(tokens),), -1)
+    counts = dict.fromkeys(("kept", "moved", "copied", "new"), 0)
+    for index, token in enumerate(tokens):
+        found = table.get(token, -1)
+        counts["new" if found < 0 else "kept" if found == index else "moved"] += 1
+        source[index] = found
+    position = {token: index for index, token in enumerate(tokens)}
+    for category, programs in CATEGORIES.items():
+        if category not in table:
+            continue
+        for program in programs:
+            place = position[f"<INST_{program}>"]
+            if source[place] < 0:
+                source[place] = table[category]
+                counts["copied"] += 1
+                counts["new"] -= 1
+    known = source >= 0
+    generator = torch.Generator().manual_seed(seed)
+    result = {}
+    for name, matrix in tensors.items():
+        old = matrix[torch.tensor(sorted(set(table.values())))]
+        rows = torch.empty(len(tokens), *matrix.shape[1:], dtype=matrix.dtype)
+        rows[known] = matrix[source[known]]
+        if matrix.dim() == 1:
+            rows[~known] = old.min()
+        else:
+            noise = torch.randn(int((~known).sum()), *matrix.shape[1:], generator=generator, dtype=matrix.dtype)
+            rows[~known] = old.mean(0) + old.std(0) * noise
+        result[name] = rows
+    return result, counts
