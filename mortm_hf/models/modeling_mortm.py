@@ -670,7 +670,8 @@ class MortmSparseMoeBlock(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
         # a sharded parameter (DTensor) tells where it was cut: along experts is fine, within one is not
-        cuts = getattr(self.experts.down_proj, "placements", ()) if self.expert_biases else ()
+        # (PEFT wraps the experts and hides their parameters)
+        cuts = getattr(getattr(self.experts, "down_proj", None), "placements", ()) if self.expert_biases else ()
         if any(getattr(cut, "dim", 0) != 0 for cut in cuts):
             raise ValueError(
                 "mlp_bias of experts with tensor parallelism would be added once per rank: use expert parallelism."
