@@ -59,6 +59,17 @@ class RouterStatistics:
         return [[round(float(x), 4) for x in (load / load.sum())] for load in self._counts.values()]
 
 
+def _first_process_decides(*decisions: bool) -> list[bool]:
+    """Clocks differ between processes: all do what the first one decided, or they would wait for each other."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(decisions)
+    flags = torch.tensor(decisions, dtype=torch.uint8)
+    if torch.distributed.get_backend() == "nccl":
+        flags = flags.cuda()
+    torch.distributed.broadcast(flags, src=0)
+    return [bool(flag) for flag in flags.tolist()]
+
+
 class RunLog(TrainerCallback):
     """Writes `log.jsonl`, saves by the clock and stops by the clock.
 
@@ -82,17 +93,38 @@ class RunLog(TrainerCallback):
             self.deadline = min(self.deadline, at if at > self.started else at + 86400)
         self.saved = self.started
         self.last = (None, 0)
+        self.base = (0, 0)
         self.router: RouterStatistics | None = None
         self.watching = False
 
     def write(self, **line) -> None:
-        """Append one line."""
+        """Append one line (the first process only)."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return
         with open(self.path, "a", encoding="utf-8") as handle:
             handle.write(json.dumps({"time": datetime.now().isoformat(timespec="seconds"), **line}) + "\n")
+
+    def _tokens_before(self, step: int) -> tuple[int, int]:
+        """(step, tokens seen by then) of the part of the run that ended at `step`: processes may differ now."""
+        known = (0, 0)
+        if step and self.path.is_file():
+            for text in self.path.read_text(encoding="utf-8").splitlines():
+                line = json.loads(text)
+                if "tokens" in line and known[0] <= line["step"] <= step:
+                    known = line["step"], line["tokens"]
+            if known[0] and known[0] < step:  # saved between two log lines
+                known = step, round(known[1] * step / known[0])
+        return known
+
+    def tokens(self, step: int) -> int:
+        """Tokens seen when `step` is done, over all parts of the run."""
+        base, seen = self.base
+        return seen + self.tokens_of(step) - self.tokens_of(base)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.router = RouterStatistics(model)
         self.last = (time.perf_counter(), state.global_step)
+        self.base = self._tokens_before(state.global_step)
         self.write(
             event="start",
             step=state.global_step,
@@ -111,10 +143,13 @@ class RunLog(TrainerCallback):
             self.watching = False
             self.write(event="router", step=state.global_step, load=self.router.stop())
         now = time.time()
-        if now >= self.deadline and state.global_step < state.max_steps:
+        stop = now >= self.deadline and state.global_step < state.max_steps
+        save = bool(self.save_seconds) and now - self.saved >= self.save_seconds
+        stop, save = _first_process_decides(stop, save)
+        if stop:
             control.should_save = control.should_training_stop = control.should_log = True
-            self.write(event="stop", step=state.global_step, tokens=self.tokens_of(state.global_step))
-        elif self.save_seconds and now - self.saved >= self.save_seconds:
+            self.write(event="stop", step=state.global_step, tokens=self.tokens(state.global_step))
+        elif save:
             control.should_save = True
         return control
 
@@ -127,11 +162,11 @@ class RunLog(TrainerCallback):
         line = {k: v for k, v in logs.items() if k in ("loss", "grad_norm", "learning_rate") or k.startswith("eval_")}
         clock, step = self.last
         now = time.perf_counter()
-        tokens = self.tokens_of(state.global_step)
+        tokens = self.tokens(state.global_step)
         if "loss" in logs and state.global_step > step:
-            line["tokens_per_second"] = round((tokens - self.tokens_of(step)) / (now - clock), 1)
+            line["tokens_per_second"] = round((tokens - self.tokens(step)) / (now - clock), 1)
             self.last = (now, state.global_step)
         self.write(step=state.global_step, tokens=tokens, **line)
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.write(event="end", step=state.global_step, tokens=self.tokens_of(state.global_step))
+        self.write(event="end", step=state.global_step, tokens=self.tokens(state.global_step))
