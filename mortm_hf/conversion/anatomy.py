@@ -334,7 +334,7 @@ def reconcile(facts: Anatomy, options: Options, name: str = "config.json") -> tu
     elif not early:
         compare("use_silu", options.use_silu, facts.feed_forward == "silu")
     if early:
-        ignored = [k for k, v in (("use_rope", options.use_rope), ("use_silu", options.use_silu)) if v]
+        ignored = [k for k in ("use_rope", "use_silu", "use_cross_attention") if getattr(options, k)]
         ignored += ["norm_type"] if options.norm_type != "tanh" else []
         ignored += ["use_bias"] if not options.use_bias else []
         if ignored:
@@ -346,7 +346,7 @@ def reconcile(facts: Anatomy, options: Options, name: str = "config.json") -> tu
             notes.append("use_bias is false but there are biases: that is 4.5, which does not heed it")
         else:
             compare("use_bias", options.use_bias, facts.output_bias)
-    if options.use_cross_attention:
+    if options.use_cross_attention and not early:
         wrong.append("use_cross_attention is true, the tensors have no cross attention")
     if facts.lora and options.lora_r != facts.rank:
         wrong.append(f"lora_r is {options.lora_r}, the deltas have rank {facts.rank}")

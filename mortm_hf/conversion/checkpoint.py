@@ -62,8 +62,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if "WeightsUnpickler" in reason or "weights_only" in reason.lower() or "Unsupported" in reason:
+        if any(sign in str(error) for sign in ("nsupported global", "nsupported class", "not an allowed")):
             raise ConversionError(
                 f"{path} holds more than tensors and was not loaded, because a pickle can run code. If you trust its "
                 "author, let them save it anew with torch.save(model.state_dict(), FILE)"

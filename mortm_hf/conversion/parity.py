@@ -120,7 +120,10 @@ def compare(row: ParityRow, case: Path, folder: Path) -> None:
 
 
 def language_model(model, ids: torch.Tensor, mask: torch.Tensor, want: dict) -> dict[str, np.ndarray]:
-    """Logits (0 at pads), log-probabilities of the next token (0 where it is a pad), cached decoding."""
+    """Logits (0 at pads), log-probabilities of the next token (0 where it is a pad), cached decoding.
+
+    A case may hold `positions` of the logits and `decode_steps` of the last eight steps only, to keep its file small.
+    """
     logits = model(ids, attention_mask=mask).logits.float()
     real = mask.bool()
     chosen = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
@@ -128,8 +131,10 @@ def language_model(model, ids: torch.Tensor, mask: torch.Tensor, want: dict) -> 
     if "positions" in want:
         found["logits"] = found["logits"][:, want["positions"]]
     if "decode_logits" in want:
-        steps = want["decode_logits"].shape[1]
-        found["decode_logits"] = torch.cat([decode(model, row[keep], steps) for row, keep in zip(ids, real)])
+        chosen = want.get("decode_steps", np.arange(want["decode_logits"].shape[1]))
+        steps = max(len(chosen), int(chosen.max()) + 1)
+        decoded = torch.cat([decode(model, row[keep], steps) for row, keep in zip(ids, real, strict=True)])
+        found["decode_logits"] = decoded[:, chosen.tolist()]
     return {name: tensor.numpy() for name, tensor in found.items()}
 
 
