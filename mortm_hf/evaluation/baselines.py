@@ -83,7 +83,7 @@ def run_baselines(
     train: Sequence[Encoded],
     validation: Sequence[Encoded],
     test: Sequence[Encoded],
-    max_order: int = 7,
+    max_order: int = 10,
     transpositions: Sequence[int] = tuple(range(-5, 7)),
 ) -> Baselines:
     """Fit on train windows, tune on validation windows, score test windows.

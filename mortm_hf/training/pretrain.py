@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.examples import ExampleSource
 from ..data.packing import PackDataset, single_pack
@@ -57,6 +56,14 @@ def build_model(section: dict, vocab_size: int, arguments: PretrainArguments) ->
     if arguments.experts_implementation:
         model.set_experts_implementation(arguments.experts_implementation)
     return model
+
+
+def newest_checkpoint(folder: str | Path) -> str | None:
+    """The newest complete checkpoint of a run folder: a run killed while it saved leaves one without the Trainer's
+    state, which is written last."""
+    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
+    complete = [p for p in found if (p / "trainer_state.json").is_file() and (p / "optimizer.pt").is_file()]
+    return str(max(complete, key=lambda p: int(p.name.partition("-")[2]))) if complete else None
 
 
 def _check_same_run(folder: Path, section: dict, recipe: DataRecipe, arguments: PretrainArguments) -> None:
@@ -138,11 +145,11 @@ def pretrain(section: dict, recipe: DataRecipe, arguments: PretrainArguments, st
         processing_class=tokenizer,
         callbacks=[log],
     )
-    checkpoint = None if arguments.fresh else get_last_checkpoint(str(folder))
+    checkpoint = None if arguments.fresh else newest_checkpoint(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step >= arguments.max_steps:
         trainer.save_model(str(folder / "final"))
-    elif get_last_checkpoint(str(folder)) is None:
+    elif newest_checkpoint(folder) is None:
         trainer._save_checkpoint(model, trial=None)
     return trainer
 

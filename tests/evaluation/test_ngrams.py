@@ -139,7 +139,7 @@ def test_model_bits_by_hand(model, windows):
     for item, found in zip(encoded, bits):
         logits = model(torch.from_numpy(item.ids.astype(np.int64))[None]).logits[0].double()
         p = logits.log_softmax(-1)[torch.arange(item.answer - 1, len(item.ids) - 1), item.ids[item.answer :]]
-        assert found == pytest.approx(float(-p.sum() / np.log(2)), rel=1e-5)
+        assert found == pytest.approx(float(-p.detach().sum() / np.log(2)), rel=1e-5)
     assert 10 <= bits.sum() / sum(len(w.ids) - w.answer for w in encoded) <= 10.4  # about log2(1162) untrained
     model.train()
 
