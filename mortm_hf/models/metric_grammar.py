@@ -3,8 +3,8 @@
 Design decisions
 - Rules live in one place: `metric_machine` holds the state machine (what may come next, what it costs to finish); the
   logits processor, the strict decoder, the validator and a reinforcement learner's mask all run that machine.
-- A whole segment is checked as a batch: every track, chord row and header is one row of the machine. A block's bar
-  table is read from its first track, the other tracks must fit it.
+- A whole segment is checked as a batch: every track, chord row and header is one row of the machine, and every bar of
+  it a batch row of its own. A block's bar table is read from its first track, the other tracks must fit it.
 - The rules between fields (order of fields, header against generated field, CONST against generated field) are here.
 
 The dialect `metric`::
@@ -80,7 +80,7 @@ __all__ = [
 
 K = TokenKind
 BLOCK_KINDS = (K.PAST, K.FUTURE, K.CONST_M, K.CONST_C)
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE, PIECES_AT_ONCE = 256, 1024
 
 
 def _bar_table(kind: np.ndarray, value: np.ndarray, dialect: str) -> BarTable:
@@ -355,31 +355,92 @@ def find_errors(
 
 
 def _run_rows(tables: VocabularyTables, rows: list[tuple[_Segment, _Row]]) -> None:
-    """Run the machine over rows (the longest first) and note each row's first illegal token in its segment."""
-    vocab, lengths = tables.vocab, np.array([len(row.positions) for _, row in rows])
-    plans, states = [row.plan for _, row in rows], [row.states for _, row in rows]
+    """Run the machine over rows and note each row's first illegal token in its segment.
+
+    Every bar is a batch row of its own, from its `<SME>` to the next one: its state at the start is computed as if all
+    before it were legal, which holds up to the first error, the only one that is told.
+    """
+    vocab, plans, states = tables.vocab, [row.plan for _, row in rows], [row.states for _, row in rows]
     grammar = Grammar(tables, plans, states=states, loose=tables.dialect == "mortm")
-    padded = np.zeros((len(rows), int(lengths[0])), dtype=np.int64)
     bar = vocab.id(K.BAR) if vocab.has(K.BAR) else 0
-    for index, (segment, row) in enumerate(rows):
-        padded[index, : lengths[index]] = np.where(row.positions < 0, bar, segment.ids[row.positions])
-    state = grammar.start()
-    first_bad = np.full(len(rows), -1)
+    ids = [np.where(row.positions < 0, bar, segment.ids[row.positions]) for segment, row in rows]
+    pieces = [_pieces(tables, tokens, row) for tokens, (_, row) in zip(ids, rows)]
+    counts = [len(begin) for begin, *_ in pieces]
+    owner = np.repeat(np.arange(len(rows)), counts)
+    base = np.cumsum([0, *map(len, ids)])[:-1]
+    flat, shift = np.append(np.concatenate(ids), 0), np.repeat(base, counts)
+    begin, end, number, sounding, tempo, ends = (np.concatenate(column) for column in zip(*pieces))
+    later, length = number > 0, end - begin  # later: pieces that do not open their row
+    order = np.argsort(-length, kind="stable")  # pieces of about one length together
+    first_bad = np.full(len(owner), -1)
     expected: dict[int, np.ndarray] = {}
-    for column in range(padded.shape[1]):
-        token, live = padded[:, column], lengths > column
-        bad = np.flatnonzero(~grammar.legal(state, token) & live & (first_bad < 0))
-        if len(bad):  # once a row at most
-            first_bad[bad] = column
-            expected |= zip(bad.tolist(), grammar.allowed(state)[bad, : len(vocab)])
-        state = grammar.step(state, token).where(live, state)
-    for index, (segment, row) in enumerate(rows):
-        if first_bad[index] >= 0:
-            at = int(row.positions[first_bad[index]])
-            names = " or ".join(TokenKind(int(k)).name for k in np.unique(vocab.kind[expected[index]]))
+    phase = np.zeros(len(owner), dtype=np.int64)
+    for at in range(0, len(order), PIECES_AT_ONCE):
+        chosen = order[at : at + PIECES_AT_ONCE]
+        batch, size = grammar.rows(owner[chosen]), length[chosen]
+        column = np.arange(int(size[0]))
+        place = np.where(column < size[:, None], (shift + begin)[chosen, None] + column, len(flat) - 1)
+        padded, inner = flat[place], later[chosen]
+        state = batch.start()
+        if inner.any():
+            middle = batch.at_bars(number[chosen], sounding[chosen], tempo[chosen], ends[chosen])
+            state = middle.where(inner, state)
+        bad = np.full(len(chosen), -1)
+        for step in range(padded.shape[1]):
+            token = padded[:, step]
+            # the piece before has judged the <SME> that opens a piece
+            wrong = np.flatnonzero(~batch.legal(state, token) & (size > step) & (bad < 0) & ~(inner & (step == 0)))
+            if len(wrong):  # once a piece at most
+                bad[wrong] = step
+                expected |= zip(chosen[wrong].tolist(), batch.allowed(state)[wrong, : len(vocab)])
+            state = batch.step(state, token)
+            done = np.flatnonzero(size == step + 1)
+            phase[chosen[done]] = state.phase[done]
+        first_bad[chosen] = bad
+    last = np.append(owner[1:] != owner[:-1], True)
+    told: set[int] = set()
+    for piece in np.flatnonzero((first_bad >= 0) | (last & ~np.isin(phase, (CLOSED, H_END)))).tolist():
+        index = int(owner[piece])
+        if index in told:
+            continue
+        told.add(index)
+        segment, row = rows[index]
+        if first_bad[piece] >= 0:
+            at = int(row.positions[begin[piece] + first_bad[piece]])
+            names = " or ".join(TokenKind(int(k)).name for k in np.unique(vocab.kind[expected[piece]]))
             segment.fail(at, f"cannot stand here in {row.name}: expected {names or 'its end'}")
-        elif state.phase[index] not in (CLOSED, H_END):
+        else:
             segment.fail(row.end, f"comes before the end of {row.name}")
+
+
+def _pieces(tables: VocabularyTables, ids: np.ndarray, row: _Row) -> tuple[np.ndarray, ...]:
+    """A row cut at its bar lines: `[n]` first and last index of each piece (past it: the next `<SME>` is the last),
+    the bar it begins in, whether the track sounded before, the tempo in force; `[n, 128]` last offsets so far."""
+    kind, value = tables.kind[ids], tables.value[ids]
+    line = np.flatnonzero(kind == K.BAR)
+    table = row.plan.bars
+    if row.plan.kind == K.META or len(line) < 2 or table is None:
+        one = np.zeros(1, dtype=np.int64)
+        return one, one + len(ids), one, one, one - 1, np.zeros((1, 128), dtype=np.int32)
+    begin, end = np.append(0, line[1:]), np.append(line[1:] + 1, len(ids))
+    index, count = np.arange(len(ids)), len(begin)
+    bar = np.maximum(np.cumsum(kind == K.BAR) - 1, 0)
+
+    def before(wanted):
+        """`[n]` index of the last token of a kind before each piece, -1: none."""
+        return np.append(-1, np.maximum.accumulate(np.where(kind == wanted, index, -1))[begin[1:] - 1])
+
+    sounding, tempo = before(K.PITCH), before(K.TEMPO)
+    note = np.flatnonzero(kind == K.PITCH)
+    stop = np.append(np.minimum.accumulate(np.where(kind == K.DURATION, len(ids), index)[::-1])[::-1], len(ids))
+    sums = np.append(0, np.cumsum(np.where(kind == K.DURATION, value, 0)))
+    duration = sums[np.minimum(stop[note + 1], len(ids))] - sums[note + 1]
+    onset = value[np.maximum(np.maximum.accumulate(np.where(kind == K.ONSET, index, 0))[note], 0)]
+    ends = np.zeros((count + 1, 128), dtype=np.int32)
+    begins = table.start[np.minimum(bar[note], table.n_bars - 1)]
+    np.maximum.at(ends, (bar[note] + 1, value[note]), begins + onset + duration)
+    ends = np.maximum.accumulate(ends, axis=0)[:count]
+    return begin, end, np.arange(count), (sounding >= 0) * 1, np.where(tempo >= 0, value[tempo], -1), ends
 
 
 def check(vocab: MetricVocabulary, ids, dialect: str = "metric", complete: bool = False) -> None:

@@ -12,7 +12,6 @@ Design decisions
   only if the field can still be finished after it. `closing_cost(s) == 1 + min over legal t of closing_cost(s t)`.
 - There are no dead ends: the last bar of a silent track may not be blank, an onset is offered only if some pitch can
   still be written there, a pitch only if some writable duration keeps its offsets in order.
-
 - Numpy, whatever the device of the model: a step is some eighty operations on a few numbers a row, where a tensor
   library pays several times their worth in dispatch or kernel launches (0.85 ms against 0.2 ms at batch 8). Only the
   ids come to the host and only the mask goes back.
@@ -22,6 +21,7 @@ Knows: vocabulary, bar tables, arrays. Must not know: MIDI, models, tensors, tok
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -300,31 +300,58 @@ class Grammar:
 
     def __init__(self, tables: VocabularyTables, plans: Sequence[GenerationPlan], states=None, loose: bool = False):
         self.tables, self.plans, self.loose = tables, list(plans), loose
-        rows = len(self.plans)
         self.n_bars = max([1] + [p.bars.n_bars for p in self.plans if p.bars is not None])
         self.n_tracks = max([1] + [len(p.instruments) for p in self.plans])
-        bars = np.zeros((rows, 2, self.n_bars, _N_BAR), dtype=np.int64)
-        tracks = np.zeros((rows, self.n_tracks + 1, _N_TRACK), dtype=np.int64)
-        ends = np.full((rows, self.n_tracks + 1, 128), _OPEN, dtype=np.int64)
-        start = np.zeros((rows, 3), dtype=np.int64)
-        first_row: dict[tuple[int, bool], int] = {}
-        for row, plan in enumerate(self.plans):
-            first = bool(states is None or states[row])
-            same = first_row.setdefault((id(plan), first), row)
-            if same != row:
-                for table in (bars, tracks, ends, start):
-                    table[row] = table[same]
-            else:
-                start[row] = self._compile(plan, first, bars[row], tracks[row], ends[row])
+        # Rows of one plan share its constants: `owner` is the entry of each row.
+        entries: dict[tuple[int, bool], int] = {}
+        keys = [(id(plan), bool(states is None or states[row])) for row, plan in enumerate(self.plans)]
+        owner = np.array([entries.setdefault(key, len(entries)) for key in keys], dtype=np.int64)
+        bars = np.zeros((len(entries), 2, self.n_bars, _N_BAR), dtype=np.int64)
+        tracks = np.zeros((len(entries), self.n_tracks + 1, _N_TRACK), dtype=np.int64)
+        ends = np.full((len(entries), self.n_tracks + 1, 128), _OPEN, dtype=np.int64)
+        start = np.zeros((len(entries), 3), dtype=np.int64)
+        plan_of = {id(plan): plan for plan in self.plans}
+        for (plan, first), entry in entries.items():
+            start[entry] = self._compile(plan_of[plan], first, bars[entry], tracks[entry], ends[entry])
         self._bars, self._tracks = bars.reshape(-1, _N_BAR), tracks.reshape(-1, _N_TRACK)
-        self._ends, self._side, self._velocity = ends.reshape(-1, 128), start[:, 0], start[:, 1]
+        self._ends, self._start = ends.reshape(-1, 128), start
         self._any_free, self._any_chord = bool(start[:, 2].any()), bool((start[:, 0] == 1).any()) or loose
         self._prices = _prices(tables.dialect, loose)
-        self._number = self._side * _S_SIDE + _S_VELOCITY
         self._strict = int(tables.dialect == "mortm" and not loose)
-        self._row = np.arange(rows)
-        self._bar_row, self._track_row = self._row * (2 * self.n_bars), self._row * (self.n_tracks + 1)
+        self._assign(owner)
+
+    def _assign(self, owner: np.ndarray) -> None:
+        """The rows of the batch, each by its entry in the tables of constants."""
+        self._owner = owner
+        self._side, self._velocity = self._start[owner, 0], self._start[owner, 1]
+        self._number = self._side * _S_SIDE + _S_VELOCITY
+        self._row = np.arange(len(owner))
+        self._bar_row, self._track_row = owner * (2 * self.n_bars), owner * (self.n_tracks + 1)
         self._pitch_row = self._row * 128
+
+    def rows(self, index: np.ndarray) -> Grammar:
+        """The grammar of a batch with these rows (any of them, any number of times); nothing is compiled again."""
+        other = copy.copy(self)
+        other.plans = [self.plans[i] for i in index.tolist()]
+        other._assign(self._owner[index])
+        return other
+
+    def at_bars(self, bar: np.ndarray, sounding: np.ndarray, tempo: np.ndarray, ends: np.ndarray) -> GrammarState:
+        """State in each row's first track (or chords) before the `<SME>` of a bar, as if all before it were legal.
+
+        Args:
+            bar: `[B]` index of the bar. sounding: `[B]` whether the track has sounded. tempo: `[B]` bin in force, -1
+                none. ends: `[B, 128]` last offset of every pitch, ticks from the track's start.
+        """
+        s = self.start()
+        return s._replace(
+            phase=np.full_like(s.phase, BLANK),
+            track=np.zeros_like(s.track),
+            bar=bar - 1,
+            sounding=np.maximum(s.sounding, sounding),
+            tempo=tempo,
+            ends=np.maximum(self._ends.take(self._track_row + 1, 0), ends),
+        )
 
     def _compile(self, plan: GenerationPlan, first: bool, bars, tracks, ends) -> tuple[int, int, bool]:
         """Fill one row's constants; returns (side, velocity, whether tempi are free)."""
