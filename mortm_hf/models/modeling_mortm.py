@@ -819,7 +819,10 @@ class MortmModel(MortmPreTrainedModel):
             raise ValueError(
                 "flex_attention cannot decode with a cache on a CPU (torch fails to compile it): use sdpa or eager."
             )
+        if implementation == "flex_attention" and torch.compiler.is_exporting():
+            raise ValueError("flex_attention cannot be exported (its block mask is no tensor): use sdpa or eager.")
         shape = inputs_embeds.shape
+        given = position_ids
         if position_ids is None:
             position_ids = (torch.arange(shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
         elif implementation == "flash_attention_2" and attention_mask is None and past_key_values is None:
@@ -838,7 +841,7 @@ class MortmModel(MortmPreTrainedModel):
             hidden_states = layer(
                 hidden_states,
                 attention_mask=attention_mask,
-                position_ids=position_ids,
+                position_ids=None if given is None else position_ids,  # flash attention looks for packed pieces in it
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 position_embeddings=position_embeddings,
@@ -986,6 +989,24 @@ class MortmForCausalLM(MortmPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=outputs.router_logits if output_router_logits else None,
         )
+
+    def prepare_inputs_for_generation(self, *args, past_key_values: Cache | None = None, **kwargs):
+        """As transformers', which fails on the block masks that flex attention makes for a static cache."""
+        static = past_key_values is not None and getattr(past_key_values, "is_compileable", False)
+        if static and self.config._attn_implementation == "flex_attention":
+            raise ValueError("flex_attention cannot generate with a static cache: use sdpa or eager.")
+        return super().prepare_inputs_for_generation(*args, past_key_values=past_key_values, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """As transformers'; rotary positions only.
+
+        Its rows hold pieces of many sequences at once, so the place in a row, which ALiBi counts from, says nothing.
+        """
+        if self.config.position_embedding_type == "alibi":
+            raise ValueError(
+                "continuous batching would ignore ALiBi: use generate(), or a model with rotary positions."
+            )
+        return super().init_continuous_batching(*args, **kwargs)
 
 
 class MortmScoreHead(nn.Module):
