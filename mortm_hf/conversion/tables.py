@@ -84,6 +84,11 @@ def choose_tokenizer(anatomy: Anatomy, vocab=None, preset: str | None = None) ->
         )
     if tokenizer.pad_token_id != 0:
         raise ConversionError(f"the table {name} has no <PAD> as its id 0", "conversion.vocabulary")
+    published = (MortmTokenizer(preset=known).vocabulary.ids for known in options) if preset else ()
+    if preset and not any(tokenizer.vocabulary.ids == ids for ids in published):
+        notes.append(
+            f"WARNING: upstream {anatomy.version_name} does not publish the table {name}; it was taken as told"
+        )
     if size < anatomy.rows:
         notes.append(f"{anatomy.rows - size} rows beyond the {size} tokens are padding")
     return tokenizer, name, notes

@@ -320,6 +320,9 @@ def test_padded_rows_are_drawn_anew(tmp_path):
     assert error.value.code == "conversion.vocabulary" and not (tmp_path / "out").exists()
     report = convert_checkpoint(source, tmp_path / "out", tokenizer="pro")
     assert any("21 rows" in note for note in report.notes)
+    assert not any("WARNING" in note for note in report.notes)
+    other = convert_checkpoint(source, tmp_path / "odd", tokenizer="base")
+    assert any(note.startswith("WARNING") and "base" in note for note in other.notes)
     assert len(MortmTokenizer.from_pretrained(tmp_path / "out")) == 629
     convert_checkpoint(source, tmp_path / "long", tokenizer="pro", extend_vocab=True)
     assert MortmForCausalLM.from_pretrained(tmp_path / "long").model.embed_tokens.weight.abs().max() < 100
