@@ -11,7 +11,7 @@ SONG ?= mortm_hf/app/demo/schumann_wenn_ich_in_deine_augen_seh.mid
 DATA ?= ../shared/data
 ROBUSTNESS ?= ../shared/robustness/robustness-shared.tar.xz
 DATA_BENCHMARKS := roundtrip tokenizer key_estimation starter_eval
-OTHER_BENCHMARKS := grammar model long_context
+OTHER_BENCHMARKS := grammar model long_context support_matrix
 
 .PHONY: music test test-slow lint format bench clean
 
@@ -48,7 +48,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # Every figure of the README and the cards, reprinted; one of them: `make bench-roundtrip`. Results: build/bench/*.json
-bench: $(addprefix bench-,$(DATA_BENCHMARKS) robustness $(OTHER_BENCHMARKS))
+bench: $(addprefix bench-,$(DATA_BENCHMARKS) robustness $(OTHER_BENCHMARKS) import_time)
 
 $(addprefix bench-,$(DATA_BENCHMARKS)): bench-%: $(BENCH_STAMP)
 	mkdir -p build/bench
@@ -57,6 +57,9 @@ $(addprefix bench-,$(DATA_BENCHMARKS)): bench-%: $(BENCH_STAMP)
 bench-robustness: $(BENCH_STAMP)
 	mkdir -p build/bench
 	$(ENV) $(BIN)/python benchmarks/robustness.py --data $(ROBUSTNESS) --json build/bench/robustness.json
+
+bench-import_time: $(STAMP)
+	$(ENV) $(BIN)/python benchmarks/import_time.py
 
 $(addprefix bench-,$(OTHER_BENCHMARKS)): bench-%: $(BENCH_STAMP)
 	mkdir -p build/bench

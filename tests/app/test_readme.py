@@ -37,16 +37,29 @@ def desk(tmp_path, song, tiny_model, monkeypatch):
 
 
 def test_the_readme_shows_every_command():
-    assert {command.split()[1] for command in COMMANDS} == {"generate", "tokenize", "info"}
+    assert {command.split()[1] for command in COMMANDS} == {"generate", "tokenize", "info", "convert"}
     assert len(_blocks("python")) == 2
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split("#")[0].strip())
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if " convert " not in c], ids=lambda command: command.split("#")[0].strip()
+)
 def test_commands(desk, command, capsys):
     words = shlex.split(command, comments=True)[1:]
     assert main(words) == 0
     if "-o" in words:
         assert (desk / words[words.index("-o") + 1]).stat().st_size > 100
+
+
+def test_convert(tmp_path, monkeypatch, capsys):
+    """The README's conversion on the smallest upstream case."""
+    (command,) = (shlex.split(c, comments=True)[1:] for c in COMMANDS if " convert " in c)
+    case = min((ROOT / "tests/fixtures/upstream_models").glob("*/model.pth"), key=lambda path: path.stat().st_size)
+    for name in ("model.pth", "config.json"):
+        shutil.copy(case.with_name(name), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 0, capsys.readouterr().err
+    assert (tmp_path / "my-model" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("block", _blocks("python"), ids=["pipeline", "parts"])
