@@ -163,6 +163,8 @@ def build_prompt(
     request = Request(prompt, dialect)
     tempo = request.tempo()
     velocity = prompt.velocity
+    if velocity not in (None, False, True):
+        raise PromptError(f"velocity must be True, False or None (as in the given music), got {velocity!r}")
     if velocity is None:
         heard = [s for s in (request.past, request.future, request.given) if s is not None and s.n_notes]
         velocity = any(uses_velocity(s) for s in heard)
@@ -287,16 +289,14 @@ def training_example(
     """
     if not isinstance(start, (int, np.integer)):
         asked = start
-        start, bars, task, targets = int(asked.start or 0), int(asked.bars), asked.task, asked.targets
+        start, bars, task, targets = int(asked.start or 0), asked.bars, asked.task, asked.targets
         past_bars, future_bars = _bar_count(asked.past, score), _bar_count(asked.future, score)
         const = () if asked.tracks is None else asked.tracks
         chords, velocity = bool(asked.chords), bool(asked.velocity)
         if asked.genre is not None:
             genres = parse_genres(asked.genre)
     if bars is None or not (0 <= start and 0 < bars and start + bars <= score.n_bars):
-        raise PromptError(
-            f"generated bars {start} to {start + bars} are not within the song's {score.n_bars}", "prompt.bars"
-        )
+        raise PromptError(f"{bars} bars from {start} on are not within the song's {score.n_bars}", "prompt.bars")
     kind = task_kind(task)
     const = np.asarray(const, dtype=np.int64)
     if kind == TokenKind.MGEN:

@@ -112,7 +112,7 @@ def parse_tempo(tempo) -> int:
 
 def parse_genres(genre) -> tuple[int, ...]:
     """GENRE values of one or several names (or values)."""
-    names = (genre,) if isinstance(genre, (str, int, np.integer)) else tuple(genre)
+    names = tuple(genre) if isinstance(genre, (list, tuple, set, frozenset, range, np.ndarray)) else (genre,)
     values = []
     for name in names:
         if isinstance(name, (int, np.integer)) and not isinstance(name, bool) and 0 <= name < len(GENRES):
@@ -127,7 +127,8 @@ def parse_genres(genre) -> tuple[int, ...]:
 
 def parse_densities(density, count: int) -> tuple[int | None, ...]:
     """One density for all instruments, or one each (None: not stated)."""
-    values = [density] * count if isinstance(density, (int, np.integer)) else list(density)
+    listed = isinstance(density, (list, tuple, np.ndarray))
+    values = list(density) if listed else [density] * count
     if len(values) != count:
         raise PromptError(f"got {len(values)} densities for {count} instruments: give one, or one for each")
     for value in values:
@@ -143,6 +144,9 @@ def parse_scale(scale) -> tuple[int, ...] | None:
     if isinstance(scale, str):
         tonic, minor = split_key(scale)
         return tuple(sorted((tonic + step) % 12 for step in _SCALES[minor]))
+    listed = isinstance(scale, (list, tuple, set, frozenset, range, np.ndarray))
+    if not listed or not all(isinstance(p, (int, np.integer)) for p in scale):
+        raise PromptError(f"scale must be pitch classes from 0 (C) to 11 (B) or a key name, got {scale!r}")
     values = sorted({int(p) for p in scale})
     if not values or values[0] < 0 or values[-1] > 11:
         raise PromptError(f"scale must be pitch classes from 0 (C) to 11 (B) or a key name, got {scale!r}")
@@ -156,6 +160,39 @@ def parse_pitch_range(limits) -> tuple[int, int] | None:
     if not is_range(limits) or not 0 <= limits[0] <= limits[1] <= 127:
         raise PromptError(f"pitch_range must be (lowest, highest) within 0 to 127, got {limits!r}")
     return int(limits[0]), int(limits[1])
+
+
+def chord_entries(chords) -> list[str] | list[tuple[str, int, Fraction]]:
+    """Chords of a request (see `parse_chords`, tables excepted) as symbols, or as (symbol, bar, beat) entries.
+
+    Raises:
+        PromptError: symbols and entries are mixed, or an entry cannot be read.
+    """
+    if isinstance(chords, str):
+        return chords.replace("|", " ").split()
+    if isinstance(chords, Mapping):
+        chords = [(symbol, *(place if isinstance(place, tuple) else (place,))) for place, symbol in chords.items()]
+    try:
+        chords = list(chords)
+    except TypeError:
+        raise PromptError(f"cannot read the chords {chords!r}: write 'C Am F G' or a list of symbols") from None
+    symbols = sum(isinstance(chord, str) for chord in chords)
+    if symbols == len(chords):
+        return chords
+    if symbols:
+        raise PromptError("chords are either all symbols (one a bar) or all (symbol, bar) or (symbol, bar, beat)")
+    found = []
+    for entry in chords:
+        if not isinstance(entry, (tuple, list)) or len(entry) not in (2, 3):
+            raise PromptError(f"cannot read the chord {entry!r}: write (symbol, bar) or (symbol, bar, beat)")
+        symbol, bar, beat = (*entry, 0)[:3]
+        bar = whole_number(bar, f"the bar of the chord {symbol!r}", 0, "bars count from 0")
+        try:
+            beat = Fraction(beat).limit_denominator(1000)
+        except (TypeError, ValueError, OverflowError, ZeroDivisionError):
+            raise PromptError(f"the beat of the chord {symbol!r} must be a number, got {beat!r}") from None
+        found.append((symbol, bar, beat))
+    return found
 
 
 def parse_chords(chords, bars: BarTable, start: int) -> ChordTable | None:
@@ -176,38 +213,28 @@ def parse_chords(chords, bars: BarTable, start: int) -> ChordTable | None:
     if hasattr(chords, "onset") and hasattr(chords, "root"):
         chords = chords.window(0, bars.end)
         return chords if len(chords) else None
-    if isinstance(chords, str):
-        chords = chords.replace("|", " ").split()
-    if isinstance(chords, Mapping):
-        chords = [(symbol, *(place if isinstance(place, tuple) else (place,))) for place, symbol in chords.items()]
-    chords = list(chords)
+    chords = chord_entries(chords)
     if not chords:
         return None
-    placed = [c for c in chords if not isinstance(c, str)]
-    if not placed:
+    if isinstance(chords[0], str):
         if len(chords) > bars.n_bars:
             raise PromptError(
                 f"got {len(chords)} chords for {bars.n_bars} bars: give one a bar or (symbol, bar, beat)",
                 "prompt.bars",
             )
         return chord_table(bars.start[:-1], [chords[i % len(chords)] for i in range(bars.n_bars)])
-    if len(placed) != len(chords):
-        raise PromptError("chords are either all symbols (one a bar) or all (symbol, bar) or (symbol, bar, beat)")
     ticks, labels = [], []
-    for entry in placed:
-        if not isinstance(entry, (tuple, list)) or len(entry) not in (2, 3):
-            raise PromptError(f"cannot read the chord {entry!r}: write (symbol, bar) or (symbol, bar, beat)")
-        symbol, bar, beat = (*entry, 0)[:3]
-        index = int(bar) - start
+    for symbol, bar, beat in chords:
+        index = bar - start
         if not 0 <= index < bars.n_bars:
             raise PromptError(
                 f"the chord {symbol!r} in bar {bar} is outside the generated bars {start} to {start + bars.n_bars}",
                 "prompt.bars",
             )
         ticks_a_beat = Fraction(96, METERS[int(bars.meter[index])][1])
-        tick = round(Fraction(beat).limit_denominator(1000) * ticks_a_beat)
+        tick = round(beat * ticks_a_beat)
         if not 0 <= tick < int(bars.length[index]):
-            raise PromptError(f"the chord {symbol!r} stands on beat {beat}, outside its bar {bar}", "prompt.bars")
+            raise PromptError(f"beat {float(beat):g} of the chord {symbol!r} is outside its bar {bar}", "prompt.bars")
         ticks.append(int(bars.start[index]) + tick)
         labels.append(symbol)
     return chord_table(ticks, labels)

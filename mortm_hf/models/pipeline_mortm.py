@@ -41,6 +41,13 @@ FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
 WINDOW_BARS = 8  # generated at a time
 DEFAULT_BARS = 8
 SAMPLING_DEFAULTS = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
+_SAMPLING_LIMITS = {
+    "temperature": (lambda x: x > 0, "positive (do_sample=False takes the likeliest)"),
+    "top_k": (lambda x: x >= 0 and x == int(x), "a whole number of at least 0 (0: no limit)"),
+    "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+    "min_p": (lambda x: 0 <= x <= 1, "between 0 and 1"),
+    "typical_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
+}
 _GENERATE_NAMES = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | {
     "generation_config",
     "assistant_model",
@@ -130,11 +137,10 @@ class MidiPipeline(Pipeline):
         for name in ("do_sample", *SAMPLING_NAMES):
             setattr(plain, name, getattr(blank, name, None))
         plain.do_sample, plain.max_length = False, None
-        if chosen.get("temperature") is not None and not chosen["temperature"] > 0:
-            raise PromptError(
-                f"temperature must be positive, got {chosen['temperature']}; do_sample=False takes the likeliest",
-                "prompt.argument",
-            )
+        for name, (fits, remedy) in _SAMPLING_LIMITS.items():
+            value = chosen.get(name)
+            if value is not None and not (isinstance(value, (int, float)) and fits(value)):
+                raise PromptError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
         return chosen, {**given, "generation_config": plain}
 
     def _forward(self, model_inputs, seed=None, num_return_sequences=1, progress=None, callback=None, **generate):
@@ -286,7 +292,8 @@ def _row_seeds(seed, copies: int) -> list[int]:
             raise PromptError(f"{len(seed)} seeds for {copies} sequences: give one a sequence", "prompt.argument")
         seeds = list(seed)
     else:
-        seeds = [seed] * copies if seed is None else [seed + i for i in range(copies)]
+        whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+        seeds = [seed + i for i in range(copies)] if whole else [seed]
     if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in seeds):
         raise PromptError(f"a seed is an integer of at least 0, got {seed!r}", "prompt.argument")
     return [int(s) for s in seeds]
@@ -404,6 +411,8 @@ class MidiGenerationPipeline(MidiPipeline):
             if _whole(start, "start", 0) > song.n_bars:
                 raise PromptError(f"start must be at most {song.n_bars}, the song's bars, got {start}", "prompt.bars")
         bars = DEFAULT_BARS if bars is None else bars
+        if isinstance(meter, list) and len(meter) != bars:
+            raise PromptError(f"got {len(meter)} meters for {bars} bars: give one, or one for each bar", "prompt.bars")
         if is_chord_file(chords):
             chords = self._annotated_chords(chords, song, original, int(start))
         inside = song is not None and (infill is not None or (tracks is not None and start + bars <= song.n_bars))

@@ -11,7 +11,6 @@ Knows: the tokenizer's methods, prompts, quantised music. Must not know: models,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from .errors_mortm import PromptError
 from .metric_instruments import category_of, parse_instrument
 from .metric_prompt import PromptIds, build_prompt
+from .metric_request import chord_entries
 from .metric_score import ChordTable, MetricScore
 from .metric_vocabulary import DRUMS
 from .midi_upstream import DECODED_PROGRAM
@@ -66,18 +66,20 @@ def spread_chords(chords, start: int, bars: int):
     """Chords of a request as (symbol, bar, beat) entries in bars of the song; `ChordTable`s and True pass through.
 
     Raises:
-        PromptError: more symbols than bars (`prompt.bars`).
+        PromptError: more symbols than bars, a place outside the bars (`prompt.bars`), unreadable entries.
     """
     if chords is None or chords is False or chords is True or hasattr(chords, "onset"):
         return None if chords is False else chords
-    if isinstance(chords, str):
-        chords = chords.replace("|", " ").split()
-    if isinstance(chords, Mapping):
-        chords = [(symbol, *(at if isinstance(at, tuple) else (at,))) for at, symbol in chords.items()]
-    chords = list(chords)
+    chords = chord_entries(chords)
     if not chords:
         return None
-    if not all(isinstance(chord, str) for chord in chords):
+    if not isinstance(chords[0], str):
+        for symbol, bar, _ in chords:
+            if not start <= bar < start + bars:
+                raise PromptError(
+                    f"the chord {symbol!r} in bar {bar} is outside the generated bars {start} to {start + bars}",
+                    "prompt.bars",
+                )
         return chords
     if len(chords) > bars:
         raise PromptError(
@@ -93,9 +95,7 @@ def _chords_within(chords, first: int, last: int, ticks: tuple[int, int]):
         return chords
     if hasattr(chords, "window"):
         return chords.window(*ticks)
-    if not all(isinstance(c, (tuple, list)) and len(c) in (2, 3) for c in chords):
-        return chords  # the prompt says what is wrong with them
-    placed = sorted(((c[0], int(c[1]), c[2] if len(c) == 3 else 0) for c in chords), key=lambda c: c[1:])
+    placed = sorted(chords, key=lambda c: c[1:])
     here = [c for c in placed if first <= c[1] < last]
     before = [c for c in placed if c[1] < first]
     if before and not any(c[1:] == (first, 0) for c in here):

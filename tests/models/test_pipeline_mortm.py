@@ -509,8 +509,21 @@ def test_streamer_and_progress(pipe, path, capsys):
         (dict(meter="5/3"), "vocabulary.meter"),
         (dict(chords=["C", "Xyz"]), "vocabulary.chord"),
         (dict(bars=1, chords=["C", "G"]), "prompt.bars"),
+        (dict(bars=2, chords=[("C", 99)]), "prompt.bars"),
+        (dict(chords=[("C", "first")]), "prompt.bars"),
+        (dict(chords=[("C", 12, "late")]), "prompt.material"),
+        (dict(chords=["C", ("G", 12)]), "prompt.material"),
+        (dict(chords=5), "prompt.material"),
+        (dict(bars=1, meter=["3/4", "2/4"]), "prompt.bars"),
+        (dict(genre=5.5), "vocabulary.genre"),
+        (dict(density="busy"), "prompt.material"),
+        (dict(scale=5), "prompt.material"),
+        (dict(velocity="loud"), "prompt.material"),
         (dict(tracks=[7], instruments=["piano"]), "prompt.material"),
         (dict(seed=-1), "prompt.argument"),
+        (dict(seed="one"), "prompt.argument"),
+        (dict(top_p=2), "prompt.argument"),
+        (dict(top_k=-1), "prompt.argument"),
         (dict(seed=[1], num_return_sequences=2), "prompt.argument"),
         (dict(num_return_sequences=0), "prompt.argument"),
         (dict(do_sample=False, num_return_sequences=2), "prompt.argument"),
@@ -607,7 +620,7 @@ def test_kept_notes_survive_first_in_first_out_pairing():
 
 def test_spread_chords():
     assert spread_chords("C | Am", 4, 3) == [("C", 4, 0), ("Am", 5, 0), ("C", 6, 0)]
-    assert spread_chords({0: "C", (1, 2): "G"}, 0, 2) == [("C", 0), ("G", 1, 2)]
+    assert spread_chords({0: "C", (1, 2): "G"}, 0, 2) == [("C", 0, 0), ("G", 1, 2)]
     assert spread_chords([], 0, 2) is None and spread_chords(True, 0, 2) is True and spread_chords(False, 0, 2) is None
 
 
