@@ -42,7 +42,7 @@ _PUBLIC = {
     "models.metric_score": ("MetricScore",),
     "models.generation_mortm": ("MetricGrammarLogitsProcessor",),
     "models.pipeline_mortm": ("MidiGenerationPipeline", "ChordEstimationPipeline"),
-    "conversion": ("ConversionError", "convert_checkpoint", "export_upstream"),
+    "conversion": ("ConversionError", "convert_checkpoint", "export_upstream", "extend_vocabulary"),
     "models.errors_mortm": ("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

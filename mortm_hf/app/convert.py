@@ -17,6 +17,7 @@ CONVERT_EXAMPLES = """examples:
   mortm convert padded.pth --config config.json --tokenizer omega@4.6.18 -o my-model
   mortm convert lora.pth --config config.json --lora keep -o my-model
   mortm convert model.pth --config config.json --extend-vocab -o to-fine-tune
+  mortm convert my-model --extend-vocab -o to-fine-tune
   mortm convert --check fixtures
 
 --check compares converted models with upstream's own numbers: the folder's cases hold model.pth, config.json,
@@ -36,7 +37,9 @@ def add_command(commands) -> None:
         epilog=CONVERT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", type=Path, nargs="?", help="upstream's .pth file")
+    parser.add_argument(
+        "input", type=Path, nargs="?", help="upstream's .pth file (or a converted folder, with --extend-vocab)"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="the folder to write")
     parser.add_argument(
         "--config", type=Path, metavar="JSON", help="upstream's options (default: config.json beside it)"
@@ -92,6 +95,9 @@ def run_convert(args: argparse.Namespace) -> None:
             failed = [row.case for row in rows if row.passed is False]
         elif args.input is None or args.output is None:
             args.parser.error("give a checkpoint and -o FOLDER, or --check FOLDER")
+        elif args.input.is_dir():
+            _extend(args)
+            failed = []
         else:
             report = convert_checkpoint(
                 args.input,
@@ -112,6 +118,19 @@ def run_convert(args: argparse.Namespace) -> None:
             _print(report, args.output)
     if failed:
         raise ConversionError(f"differs from upstream: {', '.join(failed)}", "conversion.parity")
+
+
+def _extend(args: argparse.Namespace) -> None:
+    """A folder as input: only its token table can be changed."""
+    from ..conversion import ConversionError, extend_vocabulary
+
+    if not args.extend_vocab:
+        raise ConversionError(
+            f"{args.input} is a folder: give the .pth file in it, or --extend-vocab for a converted folder",
+            "conversion.file",
+        )
+    counts = extend_vocabulary(args.input, args.output, overwrite=args.overwrite)
+    print(f"{args.output}: " + ", ".join(f"{count} rows {name}" for name, count in counts.items()))
 
 
 def run_export(args: argparse.Namespace) -> None:

@@ -6,7 +6,15 @@ datasets, training, command lines.
 
 from .errors import ConversionError
 from .export import ExportReport, export_upstream
+from .extension import extend_vocabulary
 from .folder import ConversionReport, convert_checkpoint
 
 
-__all__ = ["ConversionError", "ConversionReport", "ExportReport", "convert_checkpoint", "export_upstream"]
+__all__ = [
+    "ConversionError",
+    "ConversionReport",
+    "ExportReport",
+    "convert_checkpoint",
+    "export_upstream",
+    "extend_vocabulary",
+]

@@ -25,6 +25,8 @@ from .errors import ConversionError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
+# what a converted folder holds for the way back, and the adapter where LoRA is kept
+PROVENANCE, ASIDE, ADAPTER = "upstream.json", "upstream_aside.safetensors", "adapter"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
 
 

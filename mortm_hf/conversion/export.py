@@ -21,13 +21,10 @@ from safetensors.torch import load_file
 
 from . import lora as lora_tools
 from .anatomy import Anatomy
-from .checkpoint import read_json, write_checkpoint
+from .checkpoint import ADAPTER, ASIDE, PROVENANCE, read_json, write_checkpoint
 from .errors import ConversionError
 from .mapping import layout_of, to_upstream
 from .output import new_folder
-
-
-PROVENANCE, ASIDE, ADAPTER = "upstream.json", "upstream_aside.safetensors", "adapter"
 
 
 @dataclass

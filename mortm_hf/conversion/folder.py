@@ -28,11 +28,11 @@ from . import lora as lora_tools
 from .anatomy import KINDS, Anatomy, Options, examine, reconcile
 from .architecture import make_configs
 from .card import write_card
-from .checkpoint import Checkpoint, read_checkpoint, read_json
+from .checkpoint import ADAPTER, ASIDE, PROVENANCE, Checkpoint, read_checkpoint, read_json
 from .errors import ConversionError
 from .mapping import Layout, layout_of, to_ours
 from .output import new_folder
-from .tables import choose_tokenizer, extend_rows
+from .tables import choose_tokenizer, extend_states, refuse_output_delta
 
 
 ROOT_CLASS = {
@@ -40,10 +40,7 @@ ROOT_CLASS = {
     "actorcritic": MortmForCausalLM,
     "bertm": BertmForSequenceClassification,
 }
-PROVENANCE, ASIDE, ADAPTER = "upstream.json", "upstream_aside.safetensors", "adapter"
 LORA_MODES = ("merge", "keep")
-# by our names: the matrices that have a row for each token
-VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")
 
 
 @dataclass
@@ -135,6 +132,7 @@ def convert_checkpoint(
     states = {part: to_ours(groups, tensors) for part, groups in layout.parts.items()}
     source_vocab = dict(tok.vocabulary.ids)
     if extend_vocab:
+        refuse_output_delta(adapter[1] if adapter else {})
         states, report.extended = extend_states(states, source_vocab)
         tok = MortmTokenizer(dialect="mortm")
     rows = states[""]["model.embed_tokens.weight"].shape[0]
@@ -220,15 +218,6 @@ def unmerge(tensors, facts: Anatomy, scale: float, report: ConversionReport) -> 
         weight = tensors[f"{stem}.weight"]
         result[f"{stem}.weight"] = (weight.float() - lora_tools.delta(tensors, stem, scale)).to(weight.dtype)
     return result
-
-
-def extend_states(states: dict[str, dict], table: dict[str, int]) -> tuple[dict[str, dict], dict[str, int]]:
-    """The state dicts with the default table's rows, and what became of the rows."""
-    counts = {}
-    for state in states.values():
-        rows, counts = extend_rows({n: state[n] for n in VOCABULARY_ROWS if n in state}, table)
-        state |= rows
-    return states, counts
 
 
 def load_model(kind, config, state: dict[str, torch.Tensor], report: ConversionReport):

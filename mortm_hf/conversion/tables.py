@@ -21,6 +21,8 @@ from .anatomy import Anatomy
 from .errors import ConversionError
 
 
+# by our names: the matrices that have a row for each token
+VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")
 # upstream's categories by the programs they stand for (its own scan also takes the oboe, 68, for a saxophone)
 CATEGORIES = {"<INST_PIANO>": range(7), "<INST_SAX>": range(64, 68)}
 
@@ -92,6 +94,29 @@ def choose_tokenizer(anatomy: Anatomy, vocab=None, preset: str | None = None) ->
     if size < anatomy.rows:
         notes.append(f"{anatomy.rows - size} rows beyond the {size} tokens are padding")
     return tokenizer, name, notes
+
+
+def extend_states(states: dict[str, dict], table: dict[str, int]) -> tuple[dict[str, dict], dict[str, int]]:
+    """The state dicts (by part) with the default table's rows, and what became of the rows."""
+    counts = {}
+    for state in states.values():
+        rows, counts = extend_rows({n: state[n] for n in VOCABULARY_ROWS if n in state}, table)
+        state |= rows
+    return states, counts
+
+
+def refuse_output_delta(adapter: dict[str, torch.Tensor]) -> None:
+    """A delta of the output layer (4.0 to 4.5) has the old table's rows and cannot be kept apart over another.
+
+    Raises:
+        ConversionError: `conversion.lora`: there is one.
+    """
+    if any(".lm_head." in name for name in adapter):
+        raise ConversionError(
+            "the LoRA delta of the output layer has the old table's rows: merge it before the table is extended "
+            "(--lora merge)",
+            "conversion.lora",
+        )
 
 
 def extend_rows(

@@ -1,14 +1,16 @@
 """Low-rank deltas: merged once, never twice, or kept as an adapter that PEFT reads."""
 
 import json
+import shutil
 import warnings
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from upstream_states import MODELS, load, same, synthetic, write
 
 from mortm_hf import MortmForCausalLM
-from mortm_hf.conversion import ConversionError, convert_checkpoint, export_upstream
+from mortm_hf.conversion import ConversionError, convert_checkpoint, export_upstream, extend_vocabulary
 from mortm_hf.conversion.lora import guess_merged
 
 
@@ -80,6 +82,15 @@ def test_merged_weights_are_noticed(merged, plain, tmp_path):
     assert (logits(MortmForCausalLM.from_pretrained(tmp_path / "twice"), ids) - want).abs().mean() > 0.2
 
 
+def test_merged_deltas_can_be_taken_out_again(merged, unmerged, tmp_path):
+    """Kept apart although merged: the base is what it was, up to the rounding of its type, which is told."""
+    source = write(tmp_path / "source", merged, OPTIONS)
+    report = convert_checkpoint(source, tmp_path / "out", tokenizer="pro", lora="keep", lora_merged=True)
+    assert any("rounds" in note for note in report.notes)
+    found = MortmForCausalLM.from_pretrained(tmp_path / "out").model.layers[0].mlp.experts.down_proj[1]
+    assert torch.allclose(found, unmerged["decoder.layers.0.ffn.experts.1.w2.weight"], atol=1e-6)
+
+
 def test_contradicting_option_warns(tmp_path):
     report = convert_checkpoint(CASE / "model.pth", tmp_path / "out", lora_merged=True)
     assert any(note.startswith("WARNING") and "--lora-merged" in note for note in report.notes)
@@ -132,15 +143,17 @@ def test_old_releases_with_a_delta_on_the_output_layer(case, tmp_path):
     assert "lm_head" in config["target_modules"]
     export_upstream(tmp_path / "ours", tmp_path / "back")
     assert same(load(tmp_path / "back" / "model.pth"), state)
+    with pytest.raises(ConversionError, match="--lora merge") as error:
+        extend_vocabulary(tmp_path / "ours", tmp_path / "long")
+    assert error.value.code == "conversion.lora"
+    with pytest.raises(ConversionError, match="--lora merge"):
+        convert_checkpoint(source, tmp_path / "long", vocab=vocab, lora="keep", lora_merged=False, extend_vocab=True)
+    convert_checkpoint(source, tmp_path / "long", vocab=vocab, lora_merged=False, extend_vocab=True)
 
 
 def test_adapter_that_upstream_cannot_hold(kept, tmp_path):
     """q, k and v trained apart have three lora_A; upstream has one."""
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "kept"
-    import shutil
-
     shutil.copytree(kept, folder)
     path = folder / "adapter" / "adapter_model.safetensors"
     state = load_file(path)

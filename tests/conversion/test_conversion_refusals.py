@@ -204,6 +204,10 @@ def test_command(tmp_path, capsys, state):
     error = capsys.readouterr().err
     assert error.startswith("mortm: error:") and error.count("\n") == 1 and "--overwrite" in error
     assert main(["convert", str(tmp_path / "none.pth"), "-o", str(tmp_path / "x")]) == 2
+    assert main(["convert", str(out), "-o", str(tmp_path / "x")]) == 2
+    assert "--extend-vocab" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    assert main(["convert", str(out), "--extend-vocab", "-o", str(tmp_path / "x")]) == 0
+    assert "629 rows kept" in capsys.readouterr().out
     with pytest.raises(SystemExit) as stop:
         main(["convert", str(source)])
     assert stop.value.code == 2

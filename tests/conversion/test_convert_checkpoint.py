@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForSequenceClassification
 from upstream_states import BROKEN, CASES, HEADS, KEYS, MODELS, SIZES, load, same, synthetic, write
 
 import mortm_hf
 from mortm_hf import BertmForSequenceClassification, MortmForCausalLM, MortmTokenizer
-from mortm_hf.conversion import ConversionError, convert_checkpoint, export_upstream
+from mortm_hf.conversion import ConversionError, convert_checkpoint, export_upstream, extend_vocabulary
 from mortm_hf.conversion.anatomy import Options, examine, reconcile
+from mortm_hf.conversion.architecture import layer_options
 from mortm_hf.conversion.mapping import layout_of, to_ours, to_upstream
 from mortm_hf.conversion.parity import check_case, check_folder, table
 
@@ -332,3 +334,62 @@ def test_padded_rows_are_drawn_anew(tmp_path):
 
 def test_sizes_of_the_dumps_are_known():
     assert np.all([SIZES["vocab_size"] == KEYS[v][c]["embedding.weight"][0][0] for v, c in CASES])
+
+
+def test_converted_folder_can_be_extended_later(folder, tmp_path):
+    """The same rows as at conversion; provenance stays, so that it still goes back."""
+    path, _ = folder
+    source = MODELS / "mortm_alibi_silu_rmsnorm_6heads" / "model.pth"
+    convert_checkpoint(source, tmp_path / "at_once", extend_vocab=True)
+    counts = extend_vocabulary(path, tmp_path / "later")
+    assert counts == {"kept": 629, "moved": 0, "copied": 11, "new": 1162 - 629 - 11}
+    at_once, later = (MortmForCausalLM.from_pretrained(tmp_path / n).state_dict() for n in ("at_once", "later"))
+    assert same(later, at_once)
+    for name in ("generation_config.json", "vocab.json", "tokenizer_config.json", "upstream_aside.safetensors"):
+        assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "at_once" / name).read_bytes(), name
+    assert "fine-tuning" in (tmp_path / "later" / "README.md").read_text()
+    export_upstream(tmp_path / "later", tmp_path / "back")
+    assert load(tmp_path / "back" / "model.pth")["Wout.bias"].shape == (1162,)
+    with pytest.raises(ConversionError, match="already") as error:
+        extend_vocabulary(tmp_path / "later", tmp_path / "again")
+    assert error.value.code == "conversion.folder" and not (tmp_path / "again").exists()
+    with pytest.raises(ConversionError, match=r"no config\.json"):
+        extend_vocabulary(tmp_path, tmp_path / "again")
+
+
+def test_critic_is_extended_with_its_policy(tmp_path):
+    convert_checkpoint(HEADS / "actorcritic_rope_moe_rmsnorm" / "model.pth", tmp_path / "both")
+    extend_vocabulary(tmp_path / "both", tmp_path / "long")
+    value = AutoModelForSequenceClassification.from_pretrained(tmp_path / "long", subfolder="value")
+    assert value.config.vocab_size == 1162 and value.config.num_labels == 1
+    export_upstream(tmp_path / "long", tmp_path / "back")
+
+
+# --- what upstream's releases compute
+
+
+def fields(version, case, **options):
+    state, known = synthetic(version, case)
+    known |= options
+    facts, notes = reconcile(examine(state), Options.read(known))
+    return layer_options(facts, Options.read(known)), notes
+
+
+def test_releases_differ_where_upstream_does():
+    """SPEC 5: the same option means other maths in another release."""
+    early, notes = fields("4.0.45", "MORTM/moe_tanh", use_rope=True)
+    assert early["position_embedding_type"] == "alibi" and early["attention_bias"] and "use_rope" in notes[0]
+    middle, notes = fields("4.6.18", "MORTM/moe_tanh", score_type="sigmoid", num_groups=2, use_rope=True)
+    assert middle["scoring_func"] == "softmax" and not middle["norm_topk_prob"] and "score_type" in notes[0]
+    assert middle["n_group"] == 2 and middle["position_embedding_type"] == "rope"
+    assert middle["shared_expert_intermediate_size"] == 96 and middle["router_balancing"] == "none"
+    late, _ = fields("4.9", "MORTM/moe_tanh", num_groups=2)
+    assert late["scoring_func"] == "softmax" and late["norm_topk_prob"] and late["norm_topk_eps"] == 1e-6
+    assert late["n_group"] == 1 and late["shared_expert_intermediate_size"] == 64
+    assert late["router_balancing"] == "bias" and late["router_bias_in_eval"] is False
+    late, _ = fields("4.9", "MORTM/moe_tanh", score_type="sigmoid", use_gate_bias=False)
+    assert late["scoring_func"] == "sigmoid" and not late["norm_topk_prob"] and late["router_balancing"] == "none"
+    relu, _ = fields("4.6.18", "MORTM/ffn")
+    assert not relu["gated_mlp"] and relu["hidden_act"] == "relu" and relu["mlp_bias"]
+    _, notes = fields("4.5", "MORTM/silu_layernorm_rope_nobias")
+    assert "4.5" in notes[0]
