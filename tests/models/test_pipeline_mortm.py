@@ -16,10 +16,8 @@ from mortm_hf import (
     MortmForCausalLM,
     MortmTokenizer,
 )
-from mortm_hf.models.midi_edit import fit_between
 from mortm_hf.models.midi_files import read_midi
-from mortm_hf.models.sampling_mortm import FiniteLogits, SeededChoice, sampling_filters
-from mortm_hf.models.window_mortm import SongRow, spread_chords
+from mortm_hf.models.window_mortm import SongRow
 from tests.grammar_validator import validate
 
 
@@ -363,39 +361,7 @@ def test_without_seed_torch_decides(pipe, path):
     assert pipe(path, bars=1, seed=second["report"]["seed"])[0]["midi"] == second["midi"]
 
 
-def test_seeded_choice_samples_the_softmax():
-    scores = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
-    rows, drawn = 64, []
-    for stream in range(8):
-        choice = SeededChoice(range(rows), stream, start=0)
-        for position in range(64):
-            ids = torch.zeros(rows, position, dtype=torch.long)
-            drawn.append(choice(ids, scores.expand(rows, -1)).argmax(-1))
-    share = torch.bincount(torch.cat(drawn), minlength=4) / (8 * 64 * rows)
-    assert share[3] == 0
-    # 32768 draws: the standard error of a share is below 0.003
-    assert (share[:3] - scores[0, :3].softmax(-1)).abs().max() < 0.012
-
-
-def test_noise_is_a_function_of_seed_stream_and_position():
-    scores, ids = torch.zeros(2, 50), torch.zeros(2, 100, dtype=torch.long)
-    forward = [SeededChoice([1, 2], 0, 10)(ids[:, :n], scores) for n in (20, 90)]
-    one = SeededChoice([1, 2], 0, 10)
-    later, earlier = one(ids[:, :90], scores), one(ids[:, :20], scores)  # a rewind over a block of noise
-    assert torch.equal(forward[0], earlier) and torch.equal(forward[1], later)
-    assert torch.equal(SeededChoice([2], 0, 10)(ids[:1, :20], scores[:1])[0], earlier[1])
-    assert not torch.equal(SeededChoice([1, 2], 1, 10)(ids[:, :20], scores), earlier)
-
-
 # ------------------------------------------------------------------------------------------------------------ sampling
-
-
-def test_filters_and_finite_scores():
-    names = [type(f).__name__ for f in sampling_filters({"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1})]
-    assert names == ["TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"]
-    assert sampling_filters({"temperature": 1.0, "top_k": 0, "top_p": 1.0}) == []
-    wild = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1.0]], dtype=torch.float16)
-    assert torch.isfinite(FiniteLogits()(None, wild)).all()
 
 
 def test_defaults_come_from_the_generation_config(tokenizer, path):
@@ -597,31 +563,6 @@ def test_chords_of_some_bars_and_tracks(estimator, tokenizer, path):
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
-
-
-def test_kept_notes_survive_first_in_first_out_pairing():
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        # kept notes without nesting on one pitch, around a gap in which the new ones start
-        before = np.sort(rng.integers(0, 50, 4))
-        after = np.sort(rng.integers(100, 150, 4))
-        kept_on = np.unique(np.concatenate([before, after]))
-        kept_off = np.maximum.accumulate(kept_on + rng.integers(1, 70, len(kept_on)))
-        onset = np.unique(rng.integers(50, 100, 5))
-        offset = np.maximum.accumulate(onset + rng.integers(1, 90, len(onset)))
-        pitch = np.full(len(onset), 60)
-        fitted = fit_between(onset, offset, pitch, kept_on, kept_off, np.full(len(kept_on), 60))
-        ons = np.concatenate([kept_on, onset])
-        offs = np.sort(np.concatenate([kept_off, fitted]))  # what a reader pairs with the onsets in order
-        order = np.argsort(ons, kind="stable")
-        paired = dict(zip(ons[order].tolist(), offs.tolist()))
-        assert [paired[on] for on in kept_on.tolist()] == kept_off.tolist()
-
-
-def test_spread_chords():
-    assert spread_chords("C | Am", 4, 3) == [("C", 4, 0), ("Am", 5, 0), ("C", 6, 0)]
-    assert spread_chords({0: "C", (1, 2): "G"}, 0, 2) == [("C", 0, 0), ("G", 1, 2)]
-    assert spread_chords([], 0, 2) is None and spread_chords(True, 0, 2) is True and spread_chords(False, 0, 2) is None
 
 
 def test_new_tracks_keep_their_place_across_windows(pipe, tokenizer, path):
