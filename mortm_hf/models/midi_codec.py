@@ -95,9 +95,9 @@ def encode_header(vocabulary: MetricVocabulary, header: Header) -> np.ndarray:
 
 def density_of(score: MetricScore) -> np.ndarray:
     """`[n_tracks]` `<NOTE_DENSE_n>` value of each track: distinct onsets per four quarters, in ten bins."""
-    key = score.track * (score.bars.end + 1) + score.onset
-    first = np.append(True, key[1:] != key[:-1])[: len(key)]
-    onsets = np.bincount(score.track[first], minlength=score.n_tracks)
+    onsets = np.bincount(score.track, minlength=score.n_tracks)
+    again = (score.onset[1:] == score.onset[:-1]) & (score.track[1:] == score.track[:-1])
+    onsets = onsets - np.bincount(score.track[1:][again], minlength=score.n_tracks)
     return np.searchsorted(DENSITY_EDGES, onsets * 96 / max(score.bars.end, 1), side="right") + 1
 
 
@@ -164,53 +164,53 @@ def encode_tracks(
     if len(sounding) == 0:
         return np.empty(0, dtype=np.int32)
     n_bars, n_tracks = score.n_bars, len(sounding)
-    dense = np.zeros(score.n_tracks, dtype=np.int64)
-    dense[sounding] = np.arange(n_tracks)
-    row = dense[score.track]
+    row = score.track
+    if n_tracks < score.n_tracks:
+        row = np.searchsorted(sounding, row)
     bar = score.bar_of_notes()
-    cell = row * n_bars + bar
+    cell = row * n_bars + bar  # ascending: notes are sorted by (track, onset)
+    n_cells = n_tracks * n_bars
+    notes_before = np.searchsorted(cell, np.arange(n_cells + 1))  # of each cell, and in all
 
+    # Tokens of every note as one row of a matrix, `width` of them in use.
     note_ids, note_counts = _duration_ids(vocabulary)
-    pieces = note_counts[score.duration]
-    size = pieces + (3 if velocity else 2)
-    filled = np.bincount(cell, minlength=n_tracks * n_bars) > 0
+    longest = 4 if score.duration.max() > LONG_DURATIONS[0] - 24 else 1
+    width = 2 + longest + velocity
+    notes = np.empty((score.n_notes, width), dtype=np.int32)
+    notes[:, 0] = vocabulary.lookup(TokenKind.ONSET).take(score.onset - score.bars.start.take(bar))
+    notes[:, 1] = vocabulary.lookup(TokenKind.PITCH).take(score.pitch)
+    notes[:, 2 : 2 + longest] = note_ids[:, :longest].take(score.duration, axis=0)
+    if velocity:
+        notes[:, -1] = vocabulary.lookup(TokenKind.VELOCITY).take(velocity_bin(score.velocity))
+    if longest == 1:
+        body, body_before = notes.reshape(-1), notes_before * width
+    else:
+        body = notes[notes >= 0]
+        size = np.zeros(score.n_notes + 1, dtype=np.int64)
+        np.cumsum(note_counts.take(score.duration) + (2 + velocity), out=size[1:])
+        body_before = size.take(notes_before)
 
+    # Everything that is not a note stands in front of its cell: where each cell's prefix begins in the output.
+    filled = notes_before[1:] > notes_before[:-1]
     prefix_ids, prefix_mask = _bar_prefix(vocabulary, score.bars, score.tempo)
-    prefix = np.ones((n_tracks, n_bars), dtype=np.int64)
+    prefix = np.ones(n_cells, dtype=np.int64)
     if state:
-        prefix[0] = prefix_mask.sum(axis=1)
-    prefix = prefix.reshape(-1) + ~filled  # <BLANK>
-    prefix_end = np.cumsum(prefix)
-    note_end = np.cumsum(size)
-    note_start = note_end - size + prefix_end[cell] + 2 * row + 1
-    before = np.zeros(n_tracks * n_bars + 1, dtype=np.int64)
-    before[1:] = np.cumsum(np.bincount(cell, weights=size, minlength=n_tracks * n_bars))
-    track_of_cell = np.repeat(np.arange(n_tracks), n_bars)
-    cell_start = prefix_end - prefix + before[:-1] + 2 * track_of_cell + 1
-    out = np.empty(int(prefix_end[-1] + note_end[-1]) + 2 * n_tracks, dtype=np.int32)
-
-    # instruments and ends
-    first_cell = np.arange(n_tracks) * n_bars
-    heads = cell_start[first_cell] - 1
+        prefix[:n_bars] = prefix_mask.sum(axis=1)
+    prefix += ~filled  # <BLANK>
+    start = np.cumsum(prefix) - prefix + body_before[:-1]
+    start += np.repeat(np.arange(1, 2 * n_tracks, 2), n_bars)  # <INST_x> here, <ESEQ> and <INST_x> before
+    total = int(prefix.sum()) + len(body) + 2 * n_tracks
+    out = np.full(total, -1, dtype=np.int32)
+    heads = start[::n_bars] - 1
     out[heads] = vocabulary.lookup(TokenKind.INSTRUMENT)[score.programs[sounding]]
-    out[np.append(heads[1:], len(out)) - 1] = vocabulary.id(TokenKind.TRACK_END)
-    # bars
-    out[cell_start] = vocabulary.id(TokenKind.BAR)
+    out[heads[1:] - 1] = out[-1] = vocabulary.id(TokenKind.TRACK_END)
+    out[start] = vocabulary.id(TokenKind.BAR)
     if state:
-        where = cell_start[:n_bars, None] + np.cumsum(prefix_mask, axis=1) - 1
+        where = start[:n_bars, None] + np.cumsum(prefix_mask, axis=1) - 1
         out[where[prefix_mask]] = prefix_ids[prefix_mask]
     empty = np.flatnonzero(~filled)
-    out[cell_start[empty] + prefix[empty] - 1] = vocabulary.id(TokenKind.BLANK)
-    # notes
-    out[note_start] = vocabulary.lookup(TokenKind.ONSET)[score.onset - score.bars.start[bar]]
-    out[note_start + 1] = vocabulary.lookup(TokenKind.PITCH)[score.pitch]
-    out[note_start + 2] = note_ids[score.duration, 0]
-    long = np.flatnonzero(pieces > 1)
-    for piece in range(1, 4) if len(long) else ():
-        rows = long[pieces[long] > piece]
-        out[note_start[rows] + 2 + piece] = note_ids[score.duration[rows], piece]
-    if velocity:
-        out[note_start + 2 + pieces] = vocabulary.lookup(TokenKind.VELOCITY)[velocity_bin(score.velocity)]
+    out[start[empty] + prefix[empty] - 1] = vocabulary.id(TokenKind.BLANK)
+    out[out < 0] = body  # what is left are the notes' places, in order
     return out
 
 
@@ -274,18 +274,28 @@ _BLOCKS = (
     TokenKind.CGEN,
     TokenKind.META,
 )
+_IS_BLOCK = np.isin(np.arange(max(TokenKind) + 1), _BLOCKS)
+# plain integers: comparing an array with an enum member costs a conversion each time
+_PAD, _BAR, _INSTRUMENT, _METER, _TEMPO = (
+    int(k) for k in (TokenKind.PAD, TokenKind.BAR, TokenKind.INSTRUMENT, TokenKind.METER, TokenKind.TEMPO)
+)
+_ONSET, _PITCH, _DURATION, _VELOCITY, _ROOT = (
+    int(k) for k in (TokenKind.ONSET, TokenKind.PITCH, TokenKind.DURATION, TokenKind.VELOCITY, TokenKind.CHORD_ROOT)
+)
 
 
 def parse_segment(vocabulary: MetricVocabulary, ids) -> Segment:
     """Ids -> `Segment`; lenient: malformed notes are dropped. Ids without a marker are a generated field."""
-    ids = np.asarray(ids, dtype=np.int64).reshape(-1)
-    ids = ids[(ids >= 0) & (ids < len(vocabulary))]
-    kind, value = vocabulary.kind[ids].astype(np.int64), vocabulary.value[ids].astype(np.int64)
-    keep = kind != TokenKind.PAD
-    kind, value = kind[keep], value[keep]
+    ids = np.asarray(ids).reshape(-1)
+    if len(ids) and (ids.min() < 0 or ids.max() >= len(vocabulary)):
+        ids = ids[(ids >= 0) & (ids < len(vocabulary))]
+    kind, value = vocabulary.kind.take(ids), vocabulary.value.take(ids)
+    keep = kind != _PAD
+    if not keep.all():
+        kind, value = kind[keep], value[keep]
     ends = np.flatnonzero(kind == TokenKind.END)
     segment = Segment()
-    marks = np.flatnonzero(np.isin(kind, _BLOCKS))
+    marks = np.flatnonzero(_IS_BLOCK.take(kind))
     systems = np.flatnonzero(kind == TokenKind.SYSTEM)
     closes = np.flatnonzero(kind == TokenKind.TAG_END)
     body_from = 0
@@ -343,75 +353,91 @@ def _parse_header(kind: np.ndarray, value: np.ndarray) -> Header:
 
 def _parse_block(kind: np.ndarray, value: np.ndarray) -> MetricScore:
     n = len(kind)
-    track_of = np.cumsum(kind == TokenKind.INSTRUMENT) - 1
-    heads = np.flatnonzero(kind == TokenKind.INSTRUMENT)
-    bar_count = np.cumsum(kind == TokenKind.BAR)
-    base = np.append(bar_count[heads], 0) if len(heads) else np.zeros(1, dtype=np.int64)
-    bar_of = bar_count - base[np.maximum(track_of, 0)] - 1  # -1 before a track's first <SME>
-    bar_of = np.maximum(bar_of, 0)  # the mortm dialect has no <SME> in front of bar 0
+    kind = np.append(kind, np.zeros(3, dtype=kind.dtype))  # looking ahead needs no bounds
+    value = np.append(value, np.zeros(3, dtype=value.dtype)).astype(np.int64)
+    heads = np.flatnonzero(kind == _INSTRUMENT)
+    lines = np.flatnonzero(kind == _BAR)
+    lines_before = np.searchsorted(lines, heads)
 
-    here = np.flatnonzero(kind == TokenKind.BAR)
-    n_bars = int(bar_of[here].max()) + 1 if len(here) else 1
+    def track_and_bar(at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Track and bar in which each place lies (the mortm dialect has no <SME> in front of bar 0)."""
+        track = np.maximum(np.searchsorted(heads, at, side="right") - 1, 0)
+        bar = np.searchsorted(lines, at, side="right") - 1
+        return track, np.maximum(bar - lines_before.take(track) if len(heads) else bar, 0)
+
+    n_bars = 1
+    if len(lines):
+        sizes = np.diff(np.append(lines_before, len(lines))) if len(heads) else np.array([len(lines)])
+        n_bars = max(int(sizes.max()), 1)
     meter = np.full(n_bars, -1, dtype=np.int64)
-    at = np.flatnonzero(kind == TokenKind.METER)
-    meter[bar_of[at][::-1]] = value[at][::-1]  # the first track to state a bar's meter wins
+    at = np.flatnonzero(kind == _METER)
+    bar = track_and_bar(at)[1]
+    meter[bar[::-1]] = value[at][::-1]  # the first track to state a bar's meter wins
     own_length = np.zeros(n_bars, dtype=np.int64)
-    sized = at[at + 1 < n]
-    sized = sized[kind[sized + 1] == TokenKind.DURATION]
-    own_length[bar_of[sized][::-1]] = value[sized + 1][::-1]
-    stated = np.maximum.accumulate(np.where(meter >= 0, np.arange(n_bars), -1))
-    meter = np.where(stated >= 0, meter[np.maximum(stated, 0)], COMMON_TIME)
+    sized = kind[at + 1] == _DURATION
+    own_length[bar[sized][::-1]] = value[at[sized] + 1][::-1]
+    meter = _held(meter, COMMON_TIME)
     length = np.where((own_length > 0) & (own_length <= MAX_BAR_TICKS), own_length, METER_TICKS[meter])
     bars = BarTable.from_lengths(length, meter)
 
     tempo = np.full(n_bars, -1, dtype=np.int64)
-    at = np.flatnonzero(kind == TokenKind.TEMPO)
-    tempo[bar_of[at][::-1]] = value[at][::-1]
-    stated = np.maximum.accumulate(np.where(tempo >= 0, np.arange(n_bars), -1))
-    tempo = np.where(stated >= 0, tempo[np.maximum(stated, 0)], -1).astype(np.int16)
+    at = np.flatnonzero(kind == _TEMPO)
+    tempo[track_and_bar(at)[1][::-1]] = value[at][::-1]
+    tempo = _held(tempo, -1).astype(np.int16)
 
     # notes: s p d+ [v]
-    padded = np.append(kind, (0, 0))
-    at = np.flatnonzero(kind == TokenKind.PITCH)
-    at = at[(at > 0) & (padded[at - 1] == TokenKind.ONSET) & (padded[at + 1] == TokenKind.DURATION)]
-    is_duration = kind == TokenKind.DURATION
-    sums = np.append(0, np.cumsum(np.where(is_duration, value, 0)))
-    run_end = np.minimum.accumulate(np.where(is_duration, n, np.arange(n))[::-1])[::-1] if n else np.empty(0, np.int64)
-    ending = run_end[at + 1]
-    duration = sums[ending] - sums[at + 1]
-    loud = padded[ending] == TokenKind.VELOCITY
-    velocity = np.where(loud, np.append(value, 0)[ending], DEFAULT_VELOCITY)
-    onset = bars.start[bar_of[at]] + value[at - 1]
-    track = np.maximum(track_of[at], 0)
-    order = np.lexsort((duration, value[at], onset, track))
-    good = duration[order] > 0
-    order = order[good]
+    at = np.flatnonzero(kind[:n] == _PITCH)
+    whole = (kind.take(at - 1, mode="wrap") == _ONSET) & (kind.take(at + 1) == _DURATION)
+    if not whole.all():
+        at = at[whole]
+    duration, ending = value.take(at + 1), at + 2
+    longer = kind.take(ending) == _DURATION
+    if longer.any():
+        ending[longer] = _ends_of_runs(kind == _DURATION).take(ending[longer])
+        sums = np.append(0, np.cumsum(value * (kind == _DURATION)))
+        duration = sums.take(ending) - sums.take(at + 1)
+    duration = np.minimum(duration, MAX_DURATION)
+    loud = kind.take(ending) == _VELOCITY
+    velocity = np.where(loud, value.take(ending), DEFAULT_VELOCITY)
+    track, bar = track_and_bar(at)
+    onset, pitch = bars.start.take(bar) + value.take(at - 1), value.take(at)
+    key = ((track * (bars.end + MAX_BAR_TICKS) + onset) * 128 + pitch) * (MAX_DURATION + 1) + duration
+    order = None
+    if len(key) and ((key[1:] < key[:-1]).any() or not duration.all()):  # written by a model without the grammar
+        order = np.argsort(key, kind="stable")
+        order = order[duration[order] > 0]
+        track, onset, pitch, duration, velocity = (x[order] for x in (track, onset, pitch, duration, velocity))
 
     chords = None
-    at_chord = np.flatnonzero(kind == TokenKind.CHORD_ROOT)
-    at_chord = at_chord[(at_chord > 0) & (padded[at_chord - 1] == TokenKind.ONSET)]
-    at_chord = at_chord[
-        (padded[at_chord + 1] == TokenKind.CHORD_QUALITY)
-        & (np.append(padded, 0)[at_chord + 2] == TokenKind.CHORD_BASS)
-    ]
-    if len(at_chord):
-        chords = ChordTable(
-            bars.start[bar_of[at_chord]] + value[at_chord - 1],
-            value[at_chord].astype(np.int16),
-            value[at_chord + 1].astype(np.int16),
-            value[at_chord + 2].astype(np.int16),
-        )
-    programs = value[heads] if len(heads) else np.zeros(1, dtype=np.int64)
+    at = np.flatnonzero(kind == _ROOT)
+    if len(at):
+        at = at[(kind.take(at - 1, mode="wrap") == _ONSET)]
+        at = at[(kind[at + 1] == TokenKind.CHORD_QUALITY) & (kind[at + 2] == TokenKind.CHORD_BASS)]
+        if len(at):
+            onsets = bars.start[track_and_bar(at)[1]] + value[at - 1]
+            chords = ChordTable(onsets, *(value[at + i].astype(np.int16) for i in range(3)))
     return MetricScore(
         bars=bars,
-        track=track[order],
-        onset=onset[order],
-        pitch=value[at][order],
-        duration=np.minimum(duration[order], MAX_DURATION),
-        velocity=np.maximum(velocity[order], 1),
-        programs=programs.astype(np.int16),
+        track=track,
+        onset=onset,
+        pitch=pitch,
+        duration=duration,
+        velocity=np.maximum(velocity, 1),
+        programs=(value[heads] if len(heads) else np.zeros(1)).astype(np.int16),
         tempo=tempo,
         chords=chords,
         names=(),
-        explicit_velocity=bool(loud.any()) if len(at) else None,
+        explicit_velocity=bool(loud.any()) if len(loud) else None,
     )
+
+
+def _held(values: np.ndarray, first: int) -> np.ndarray:
+    """Each -1 replaced by the last value before it (`first` where there is none)."""
+    stated = np.maximum.accumulate(np.where(values >= 0, np.arange(len(values)), -1))
+    return np.where(stated >= 0, values[np.maximum(stated, 0)], first)
+
+
+def _ends_of_runs(inside: np.ndarray) -> np.ndarray:
+    """`[n]` for each place the first place from there on that is not `inside` (the last place never is)."""
+    n = len(inside)
+    return np.minimum.accumulate(np.where(inside, n, np.arange(n))[::-1])[::-1]

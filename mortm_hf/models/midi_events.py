@@ -251,6 +251,27 @@ def _walk(
     return (ticks, statuses, firsts, seconds), last_tick
 
 
+def _may_hold_escapes(data: bytes, at: int, stop: int) -> bool:
+    """Whether some 0xF7 in `data[at:stop]` could be a status byte: far quicker than walking the track, where most are
+    part of a long delta time. A status follows the last byte of a delta time; after its length and its bytes come a
+    delta time and another status."""
+    while (at := data.find(b"\xf7", at, stop)) >= 0:
+        if data[at - 1] < 0x80:
+            size, next_at = 0, at + 1
+            while next_at < stop and next_at <= at + 4:
+                size = size * 128 + (data[next_at] & 0x7F)
+                next_at += 1
+                if data[next_at - 1] < 0x80:
+                    break
+            next_at += size
+            while next_at < stop and data[next_at] >= 0x80:
+                next_at += 1
+            if next_at + 1 < stop and data[next_at + 1] >= 0x80:
+                return True
+        at += 1
+    return False
+
+
 def plain_escapes(data: bytes, chunks) -> bytes:
     """The same file with the status 0xF7 (a further piece of a system-exclusive message, or an escape) replaced by
     0xF0, which has the same layout and which symusic reads right: it takes 0xF7 for something else, and all later
@@ -264,6 +285,8 @@ def plain_escapes(data: bytes, chunks) -> bytes:
     positions: list[int] = []
     for begin, end in chunks:
         found: list[int] = []
+        if not _may_hold_escapes(data, begin + 8, end):
+            continue
         try:
             _walk(data, begin + 8, end, escapes=found)
         except (IndexError, _BadEventError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -278,6 +279,8 @@ class MortmTokenizer(PreTrainedTokenizer):
         return parse_prompt(self.vocabulary, self._plain_ids(ids))
 
     def _plain_ids(self, ids) -> np.ndarray:
+        if isinstance(ids, list) and ids and isinstance(ids[0], int):
+            return np.frombuffer(array("q", ids), dtype=np.int64)  # several times faster than np.asarray
         ids = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids)
         if ids.ndim > 1 and ids.shape[0] != 1:
             raise PromptError(f"decode one sequence at a time, got ids of shape {ids.shape}")
