@@ -19,11 +19,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..models.configuration_bertm import BertmConfig
+from ..models.configuration_mortm import MortmConfig
 from . import lora as lora_tools
-from .anatomy import Anatomy
+from .anatomy import DEFAULTS, Anatomy
 from .checkpoint import ADAPTER, ASIDE, PROVENANCE, read_json, write_checkpoint
 from .errors import ConversionError
 from .mapping import layout_of, to_upstream
+from .origin import complete, dtype_of, origin_of, unread
 from .output import new_folder
 
 
@@ -59,13 +62,83 @@ def read_weights(folder: Path, stem: str = "model") -> dict[str, torch.Tensor]:
     return state
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What upstream's files looked like; `dtypes` by name, in upstream's order (empty: never was upstream's)."""
+
+    facts: Anatomy
+    options: dict
+    vocab: dict
+    balancing: bool
+    lora: str = "none"
+    dtypes: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    wrapper: str | None = None
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """`upstream.json` of a converted folder.
+
+    Raises:
+        ConversionError: `conversion.folder`: damaged.
+    """
+    content = read_json(folder / PROVENANCE, "provenance", "conversion.folder")
+    try:
+        known = content["anatomy"]
+        return Provenance(
+            facts=Anatomy(**known | {"versions": tuple(known["versions"]), "lora": tuple(known["lora"])}),
+            options=dict(content["options"]),
+            vocab=content["vocab_list"],
+            balancing=content["balancing"],
+            lora=content["lora"],
+            dtypes=dict(content["tensors"]),
+            prefix=content["prefix"],
+            wrapper=content["wrapper"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConversionError(f"{folder / PROVENANCE} is damaged: {error}", "conversion.folder") from None
+
+
+def read_table(folder: Path) -> dict[str, int]:
+    """The token table of a saved folder."""
+    table = read_json(folder / "vocab.json", "token table", "conversion.folder")
+    return table.get("vocab", table)
+
+
+def invent_provenance(folder: Path, parts: dict) -> tuple[Provenance, dict]:
+    """What upstream's files of a model of our own would look like, and its completed state dicts.
+
+    Raises:
+        ConversionError: `conversion.folder`: another kind of model, or one that upstream cannot compute.
+    """
+    kinds = {"MortmForCausalLM": "mortm", "BertmForSequenceClassification": "bertm"}
+    raw = read_json(folder / "config.json", "configuration", "conversion.folder")
+    name = (raw.get("architectures") or ["a model without a name"])[0]
+    if name not in kinds:
+        raise ConversionError(
+            f"{folder} holds {name}; upstream has models for {', '.join(kinds)} only", "conversion.folder"
+        )
+    kind = "actorcritic" if "value" in parts else kinds[name]
+    settings = BertmConfig if kind == "bertm" else MortmConfig
+    try:
+        config = settings.from_pretrained(folder / "value" if kind == "actorcritic" else folder)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"cannot read {folder / 'config.json'}: {error}", "conversion.folder") from None
+    facts, options = origin_of(config, kind)
+    parts = {part: complete(state, config) for part, state in parts.items()}
+    balancing = facts.routing_bias and config.router_balancing == "bias"
+    return Provenance(facts, options, read_table(folder), balancing), parts
+
+
 def export_upstream(
     folder: str | os.PathLike,
     output: str | os.PathLike,
     like: str | os.PathLike | None = None,
     overwrite: bool = False,
 ) -> ExportReport:
-    """A converted folder, trained further or not -> `model.pth`, `config.json` and `vocab_list.json` in `output`.
+    """A folder -> upstream's `model.pth`, `config.json` and `vocab_list.json` in `output`.
+
+    A converted folder goes back as it came. A model that was made here goes if an upstream release can compute it.
 
     Args:
         like: the converted folder that this one was trained from, where it has no `upstream.json` itself.
@@ -75,23 +148,26 @@ def export_upstream(
     """
     folder = Path(folder)
     origin = Path(like) if like is not None else folder
-    if not (origin / PROVENANCE).is_file():
-        raise ConversionError(
-            f"{origin} has no {PROVENANCE}: name the converted folder it was trained from with --like",
-            "conversion.folder",
+    parts = {part: read_weights(folder / part) for part in ("", "value") if (folder / part / "config.json").is_file()}
+    if not parts:
+        raise ConversionError(f"{folder} is no model folder: it has no config.json", "conversion.folder")
+    report = ExportReport("", 0)
+    if (origin / PROVENANCE).is_file():
+        source = read_provenance(origin)
+    elif like is not None:
+        raise ConversionError(f"--like {origin} has no {PROVENANCE}: it was not converted", "conversion.folder")
+    else:
+        source, parts = invent_provenance(folder, parts)
+        report.notes.append(
+            f"the folder does not come from upstream: written as {source.facts.version_name} would write it"
         )
-    provenance = read_json(origin / PROVENANCE, "provenance", "conversion.folder")
-    try:
-        known = provenance["anatomy"]
-        facts = Anatomy(**known | {"versions": tuple(known["versions"]), "lora": tuple(known["lora"])})
-        dtypes, options, kept_lora = provenance["tensors"], dict(provenance["options"]), provenance["lora"] == "kept"
-        layout = layout_of(facts, balancing=provenance["balancing"])
-        prefix, wrapper, vocab = provenance["prefix"], provenance["wrapper"], provenance["vocab_list"]
-    except (KeyError, TypeError) as error:
-        raise ConversionError(f"{origin / PROVENANCE} is damaged: {error}", "conversion.folder") from None
-    tensors, report = {}, ExportReport(facts.kind, 0)
+    facts, options, vocab = source.facts, source.options, source.vocab
+    layout = layout_of(facts, balancing=source.balancing)
+    report.kind, tensors = facts.kind, {}
     for part, groups in layout.parts.items():
-        made = to_upstream(groups, read_weights(folder / part))
+        if part not in parts:
+            raise ConversionError(f"{folder} has no {part}/ with the value model", "conversion.folder")
+        made = to_upstream(groups, parts[part])
         differ = [name for name in made if name in tensors and not torch.equal(made[name], tensors[name])]
         if differ:
             raise ConversionError(
@@ -100,7 +176,7 @@ def export_upstream(
                 "conversion.folder",
             )
         tensors |= made
-    if kept_lora:
+    if source.lora == "kept":
         if not (folder / ADAPTER).is_dir():
             raise ConversionError(f"{folder} has no {ADAPTER}/ with the LoRA factors", "conversion.folder")
         tensors |= lora_tools.from_adapter(layout.parts[""], read_weights(folder / ADAPTER, "adapter_model"))
@@ -108,12 +184,17 @@ def export_upstream(
         options |= {k: False for k in ("use_lora", "use_attn_lora", "use_gate_lora", "use_ffn_lora") if k in options}
         report.notes.append("the LoRA deltas are merged: upstream's options are written without LoRA")
     if (origin / ASIDE).is_file():
-        tensors |= load_file(origin / ASIDE)
-    if options.get("vocab_size") != tensors["embedding.weight"].shape[0]:
-        options["vocab_size"] = tensors["embedding.weight"].shape[0]
+        tensors |= read_weights(origin, ASIDE.removesuffix(".safetensors"))
+    elif not source.dtypes:
+        tensors |= unread(layout.aside, facts)
+    rows = tensors["embedding.weight"].shape[0]
+    if (options.get("vocab_size") or DEFAULTS["vocab_size"]) != rows:
+        options["vocab_size"] = rows
         report.notes.append("the token table has grown: vocab_size and vocab_list.json are the new ones")
-        own = read_json(folder / "vocab.json", "token table", "conversion.folder")
-        vocab = own.get("vocab", own)
+        vocab = read_table(folder)
+    dtypes, prefix, wrapper = source.dtypes, source.prefix, source.wrapper
+    if not dtypes:
+        dtypes = {name: dtype_of(name, facts) for name in tensors}
     result = {}
     for name in [*(n for n in dtypes if n in tensors), *(n for n in tensors if n not in dtypes)]:
         dtype = getattr(torch, dtypes.get(name, "float32"))

@@ -239,8 +239,10 @@ def test_bertm_judges_by_its_label(tmp_path):
 def test_training_goes_back(folder, tmp_path):
     """A folder saved by a trainer, without provenance of its own, exports by `like`; rounding is told."""
     path, _ = folder
-    with pytest.raises(ConversionError, match="--like"):
+    with pytest.raises(ConversionError, match=r"no config\.json"):
         export_upstream(tmp_path, tmp_path / "back")
+    with pytest.raises(ConversionError, match="was not converted"):
+        export_upstream(path, tmp_path / "back", like=tmp_path)
     model = MortmForCausalLM.from_pretrained(path)
     with torch.no_grad():
         model.lm_head.bias += 1
@@ -253,6 +255,52 @@ def test_training_goes_back(folder, tmp_path):
     assert report.rounded == ["decoder.layers.0.self_attention.qkv_block.qkv_weight.weight"]
     again = convert_checkpoint(tmp_path / "back" / "model.pth", tmp_path / "again")
     assert again.version_name == "4.5.116 to 4.6.57"
+
+
+@pytest.mark.parametrize("case", FIXTURES, ids=lambda p: p.name)
+def test_model_of_our_own_goes_to_upstream(case, tmp_path):
+    """Without any provenance, the same tensors and types come out (those that nothing reads are new)."""
+    convert_checkpoint(case / "model.pth", tmp_path / "ours")
+    for name in ("upstream.json", "upstream_aside.safetensors"):
+        (tmp_path / "ours" / name).unlink()
+    report = export_upstream(tmp_path / "ours", tmp_path / "back")
+    state, source = load(tmp_path / "back" / "model.pth"), load(case / "model.pth")
+    facts = examine(source)
+    assert set(state) == {k for k in source if ".lora_" not in k}
+    for name in layout_of(facts).sources:
+        assert state[name].dtype == source[name].dtype, name
+        assert facts.lora or torch.equal(state[name], source[name]), name
+    assert any("does not come from upstream" in note for note in report.notes)
+    again = convert_checkpoint(
+        tmp_path / "back" / "model.pth", tmp_path / "again", vocab=tmp_path / "back" / "vocab_list.json"
+    )
+    assert again.kind == facts.kind and not again.missing and not again.unused
+    configs = [json.loads((tmp_path / n / "config.json").read_text()) for n in ("ours", "again")]
+    assert {k for k in configs[0] if configs[0][k] != configs[1][k]} <= {"attention_dropout"}
+
+
+def test_what_upstream_cannot_compute_stays_here(tmp_path):
+    """Grouped heads, another norm epsilon: refused by name. Tied weights and no output bias: written out."""
+    sizes = dict(hidden_size=32, num_hidden_layers=1, moe_intermediate_size=8, num_local_experts=2, vocab_size=1162)
+    ours = dict(shared_expert_intermediate_size=32, router_balancing="none", rope_parameters={"rope_theta": 10000.0})
+    MortmTokenizer().save_pretrained(tmp_path / "ours")
+    model = MortmForCausalLM(mortm_hf.MortmConfig(**sizes | ours, norm_eps=1e-6, num_key_value_heads=2))
+    model.save_pretrained(tmp_path / "ours")
+    with pytest.raises(ConversionError, match=r"key and value heads.*norm_eps") as error:
+        export_upstream(tmp_path / "ours", tmp_path / "back")
+    assert error.value.code == "conversion.folder" and not (tmp_path / "back").exists()
+    model = MortmForCausalLM(mortm_hf.MortmConfig(**sizes | ours)).eval()
+    model.save_pretrained(tmp_path / "ours")
+    export_upstream(tmp_path / "ours", tmp_path / "back")
+    state = load(tmp_path / "back" / "model.pth")
+    assert torch.equal(state["Wout.weight"], state["embedding.weight"]) and not state["Wout.bias"].any()
+    convert_checkpoint(
+        tmp_path / "back" / "model.pth", tmp_path / "again", vocab=tmp_path / "back" / "vocab_list.json"
+    )
+    ids = torch.randint(1, 1162, (1, 20))
+    with torch.no_grad():
+        found, want = MortmForCausalLM.from_pretrained(tmp_path / "again")(ids).logits, model(ids).logits
+    assert (found - want).abs().max() < 0.02 * want.abs().max()  # attention went through bf16
 
 
 def test_critic_of_its_own_cannot_go_back(tmp_path):
