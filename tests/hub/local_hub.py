@@ -64,7 +64,7 @@ def _is_lfs(path: str) -> bool:
     return path.endswith(LFS_ENDINGS)
 
 
-def _card_problem(text: str) -> str | None:
+def card_problem(text: str) -> str | None:
     """What the Hub would refuse in a README.md, or None."""
     from huggingface_hub import ModelCard
 
@@ -202,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"url": url, "name": name, "id": name})
 
     def validate_yaml(self):
-        problem = _card_problem(json.loads(self.body)["content"])
+        problem = card_problem(json.loads(self.body)["content"])
         if problem:
             return self._json({"errors": [{"message": problem}], "warnings": []}, 400)
         self._json({"errors": [], "warnings": []})
