@@ -12,6 +12,8 @@ Knows: integers. Must not know: MIDI files, tokens, torch.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -129,9 +131,7 @@ class BarTable:
 
 
 def bars_of_meters(
-    change_tick: np.ndarray,
-    numerator: np.ndarray,
-    denominator: np.ndarray,
+    changes: Sequence[tuple[int, int, int]],
     ticks_per_quarter: int,
     lines: np.ndarray,
     until: int,
@@ -141,8 +141,7 @@ def bars_of_meters(
     """Bar table of a piece from its meter events.
 
     Args:
-        change_tick, numerator, denominator: `[n]` meter events in MIDI ticks, ascending, the first at tick 0; only
-            real changes.
+        changes: (tick, numerator, denominator) of the real meter changes in MIDI ticks, ascending, the first at 0.
         lines: grid ticks of further bar lines (markers of an earlier decode).
         until: grid tick that the table must reach (the last offset); at_least: bars it must have.
         max_bars: a table that would be longer gives `None` instead of an allocation.
@@ -151,18 +150,18 @@ def bars_of_meters(
         The table, and how many bars were cut short by a change or a line inside them.
     """
     # Every segment [first, last) runs in one meter from an exact (rational) start; forced lines open one as well.
-    seg_num = [int(x) * 2 * TICKS_PER_QUARTER for x in change_tick]  # start in units of 1 / (2 tpq) grid tick
-    segments = [(s, int(n), int(d)) for s, n, d in zip(seg_num, numerator, denominator)]
+    # Starts are in units of 1 / (2 tpq) grid ticks.
+    segments = [(tick * 2 * TICKS_PER_QUARTER, num, den) for tick, num, den in changes]
     if len(lines):
-        starts = np.array(seg_num, dtype=np.int64)
-        for line in np.unique(lines):
-            exact = int(line) * 2 * ticks_per_quarter
-            inside = int(np.searchsorted(starts, exact, side="right")) - 1
+        starts = [start for start, _, _ in segments]
+        for line in np.unique(lines).tolist():
+            exact = line * 2 * ticks_per_quarter
+            inside = bisect_right(starts, exact) - 1
             if exact != starts[inside]:
-                segments.append((exact, int(numerator[inside]), int(denominator[inside])))
+                segments.append((exact, *segments[inside][1:]))
         segments.sort()
     unit = 2 * ticks_per_quarter
-    starts, denominators, cut, total = [], [], 0, 0
+    starts, denominators, sizes, cut, total = [], [], [], 0, 0
     for index, (first, num, den) in enumerate(segments):
         per_bar = num * 96 * unit  # / den, in units of 1 / unit grid tick
         begin = (first + ticks_per_quarter) // unit
@@ -174,30 +173,34 @@ def bars_of_meters(
         total += count
         if total > max_bars:
             return None
-        line = (2 * (first * den + np.arange(count, dtype=np.int64) * per_bar) + unit * den) // (2 * unit * den)
+        line = np.arange(count, dtype=np.int64) * (2 * per_bar)
+        line += 2 * first * den + unit * den
+        line //= 2 * unit * den
         if stop is not None:
             line = line[line < stop]
             ended = len(line) < count  # this segment runs into the next one
             cut += bool(ended and len(line) and (stop - line[-1]) * den < num * 96)
-            if last and ended and sum(map(len, starts)) + len(line) > at_least:
+            if last and ended and sum(sizes) + len(line) > at_least:
                 line = np.append(line, stop)
         starts.append(line)
-        denominators.append(np.full(len(line), den, dtype=np.int64))
-        if last and sum(map(len, starts)) > at_least + 1:
+        denominators.append(den)
+        sizes.append(len(line))
+        if last and sum(sizes) > at_least + 1:
             break
-    start, denominator_of = np.concatenate(starts), np.concatenate(denominators)
-    keep = np.ones(len(start), dtype=bool)
-    keep[1:] = start[1:] > start[:-1]
-    start, denominator_of = start[keep], denominator_of[keep]
-    length = np.diff(start)
-    denominator_of = denominator_of[:-1]
+    start = starts[0] if len(starts) == 1 else np.concatenate(starts)
+    denominator_of = np.repeat(np.array(denominators), sizes)[:-1]
+    length = start[1:] - start[:-1]
+    if not length.all():  # two changes on one grid tick
+        keep = length > 0
+        length, denominator_of = length[keep], denominator_of[keep]
     if len(length) and length.max() > MAX_BAR_TICKS:
         pieces = -(-length // MAX_BAR_TICKS)
         owner = np.repeat(np.arange(len(length)), pieces)
         nth = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         length = np.minimum(length[owner] - nth * MAX_BAR_TICKS, MAX_BAR_TICKS)
         denominator_of = denominator_of[owner]
-    edges = np.concatenate([[0], np.cumsum(length)])
+    edges = np.zeros(len(length) + 1, dtype=np.int64)
+    np.cumsum(length, out=edges[1:])
     n_bars = max(int(np.searchsorted(edges[1:], until, side="left")) + 1, at_least)
     length, denominator_of = length[:n_bars], denominator_of[:n_bars]
     return BarTable(edges[: n_bars + 1], meters_of_lengths(length, denominator_of)), cut

@@ -44,6 +44,7 @@ except ImportError:  # a folder loaded from the Hub may run where only ids are n
     symusic = None
 
 OUTPUT_TPQ = 480
+_LOG_8 = float(np.log(8.0))
 _MARK = "mortm:"
 _MAJOR_BY_SHARPS = "BM GbM DbM AbM EbM BbM FM CM GM DM AM EM BM F#M C#M".split()  # CbM has no token: BM
 _MINOR_BY_SHARPS = "Abm Ebm Bbm Fm Cm Gm Dm Am Em Bm F#m C#m G#m D#m A#m".split()
@@ -133,23 +134,19 @@ def _extend_by_pedal(track, onset, offset, pitch):
     return np.maximum(np.minimum(longer, limit), offset)
 
 
-def _meter_changes(score, report: CodecReport) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    events = score.time_signatures.numpy()
-    tick, num, den = (events[k].astype(np.int64) for k in ("time", "numerator", "denominator"))
+def _meter_changes(score, report: CodecReport) -> list[tuple[int, int, int]]:
+    """(tick, numerator, denominator) of the real changes, from tick 0 on (4/4 where the file says nothing)."""
+    events = [(e.time, e.numerator, e.denominator) for e in score.time_signatures]
     # A usable meter has a bar of at least one grid tick; the last of several on one tick wins, as in playback.
-    usable = (num > 0) & (den > 0) & (num * 96 >= den) & (tick >= 0)
-    report.ignored_meters = int((~usable).sum())
-    tick, num, den = tick[usable], num[usable], den[usable]
-    order = np.argsort(tick, kind="stable")
-    tick, num, den = tick[order], num[order], den[order]
-    if len(tick) == 0 or tick[0] > 0:
-        tick, num, den = np.append(0, tick), np.append(4, num), np.append(4, den)
-    if len(tick) > 1:
-        keep = np.append(tick[1:] != tick[:-1], True)
-        tick, num, den = tick[keep], num[keep], den[keep]
-        keep = np.append(True, (num[1:] != num[:-1]) | (den[1:] != den[:-1]))
-        tick, num, den = tick[keep], num[keep], den[keep]
-    return tick, num, den
+    usable = sorted((e for e in events if e[0] >= 0 < e[1] and 0 < e[2] <= 96 * e[1]), key=lambda e: e[0])
+    report.ignored_meters = len(events) - len(usable)
+    at = {0: (4, 4)} | {tick: (num, den) for tick, num, den in usable}
+    changes, before = [], None
+    for tick, meter in at.items():
+        if meter != before:
+            changes.append((tick, *meter))
+        before = meter
+    return changes
 
 
 def _tempo_bins(score, bars: BarTable) -> np.ndarray:
@@ -161,7 +158,7 @@ def _tempo_bins(score, bars: BarTable) -> np.ndarray:
         return np.full(bars.n_bars, -1, dtype=np.int16)
     tick, mspq = tick[usable], mspq[usable]
     if len(tick) == 1 and tick[0] == 0:
-        return np.full(bars.n_bars, tempo_bin(6e7 / mspq[0]), dtype=np.int16)
+        return np.full(bars.n_bars, int(tempo_bin(6e7 / mspq[0])), dtype=np.int16)
     order = np.argsort(tick, kind="stable")
     tick, mspq = tick[order], mspq[order]
     if tick[0] > 0:
@@ -178,7 +175,8 @@ def _tempo_bins(score, bars: BarTable) -> np.ndarray:
 
 def tempo_bin(bpm):
     """Nearest of the 32 log-spaced tempo bins (quarters a minute, clamped to 30 to 240)."""
-    return np.clip(np.floor(np.log(np.asarray(bpm) / 30.0) * (31.0 / np.log(8.0)) + 0.5), 0, 31).astype(np.int64)
+    bins = np.floor(np.log(np.asarray(bpm) / 30.0) * (31.0 / _LOG_8) + 0.5)
+    return np.minimum(np.maximum(bins, 0), 31).astype(np.int64)
 
 
 def _file_key(score) -> str | None:
@@ -224,11 +222,12 @@ def _read_markers(score):
     return fields, np.array(lines, dtype=np.int64), table
 
 
-def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
+def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = False) -> MetricScore:
     """A `symusic.Score` in ticks -> `MetricScore` (DESIGN 3 and 4).
 
     Args:
         pedal: "ignore" keeps durations as played, "extend" lets notes ring while the pedal is down (not drums).
+        paired: the notes of one pitch are known to be paired first-in first-out, as a MIDI file's always are.
 
     Raises:
         MidiError: no notes (`midi.empty`), or longer than the caps (`midi.too_large`).
@@ -242,13 +241,15 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
     columns = [t.notes.numpy() for t in parts]
     sizes = [len(c["time"]) for c in columns]
     tick = np.concatenate([c["time"] for c in columns]).astype(np.int64)
-    ending = tick + np.concatenate([c["duration"] for c in columns])
+    played = np.concatenate([c["duration"] for c in columns])
     pitch = np.concatenate([c["pitch"] for c in columns]).astype(np.int64) & 127
-    velocity = np.clip(np.concatenate([c["velocity"] for c in columns]).astype(np.int64), 1, 127)
+    velocity = np.maximum(np.concatenate([c["velocity"] for c in columns]).astype(np.int64), 1)
     track = np.repeat(np.arange(len(parts)), sizes)
-    if tick.min() < 0 or (ending < tick).any():
+    if tick.min() < 0 or played.min() < 0:
         raise MidiError("the MIDI file has notes at negative times or of negative length", "midi.timing")
+    ending = tick + played
     if pedal == "extend":
+        paired = False
         edges = np.cumsum([0, *sizes])
         for part, first, last in zip(parts, edges, edges[1:]):
             if not part.is_drum:
@@ -257,35 +258,34 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
     elif pedal != "ignore":
         raise MidiError(f"pedal must be 'ignore' or 'extend', got {pedal!r}", "midi.argument")
     report.notes = len(tick)
+    report.zero_length = len(tick) - np.count_nonzero(played)
     onset, offset = round_to_grid(tick, tpq), round_to_grid(ending, tpq)
-    report.zero_length = int((ending == tick).sum())
-
-    # First-in first-out pairing of the notes of one pitch: the k-th onset gets the k-th offset.
-    voice = track * 128 + pitch
-    span = int(offset.max()) + 2
-    if span * (len(parts) * 128) < 1 << 62:
-        order = np.argsort(voice * span + onset, kind="stable")
-    else:
+    last_offset = int(offset.max())
+    span = last_offset + 2
+    if not paired:  # the k-th onset of a pitch gets its k-th offset
+        voice = track * 128 + pitch
         order = np.lexsort((onset, voice))
-    onset, offset, voice, velocity = onset[order], offset[order], voice[order], velocity[order]
-    nested = (voice[1:] == voice[:-1]) & (offset[1:] < offset[:-1])
-    if nested.any():
-        offset = offset[np.lexsort((offset, voice))]
+        onset, offset, voice, velocity = onset[order], offset[order], voice[order], velocity[order]
+        nested = (voice[1:] == voice[:-1]) & (offset[1:] < offset[:-1])
+        if nested.any():
+            offset = offset[np.lexsort((offset, voice))]
+        track, pitch = voice >> 7, voice & 127
     duration = np.maximum(offset - onset, 1)
-    report.clipped = int((duration > MAX_DURATION).sum())
-    if report.clipped:
+    if duration.max() > MAX_DURATION:
+        report.clipped = int(np.count_nonzero(duration > MAX_DURATION))
         duration = np.minimum(duration, MAX_DURATION)
-    track, pitch = voice >> 7, voice & 127
-    # (track, onset, pitch, duration): within one voice rows are already in (onset, duration) order
-    order = np.argsort(((track * span + onset) << 7) | pitch, kind="stable")
-    track, onset, pitch, duration, velocity = (a[order] for a in (track, onset, pitch, duration, velocity))
-    if len(onset) > 1:
-        twin = (np.diff(onset) == 0) & (np.diff(pitch) == 0) & (np.diff(duration) == 0) & (np.diff(track) == 0)
-        if twin.any():
-            report.duplicates = int(twin.sum())
-            starts = np.flatnonzero(np.append(True, ~twin))
-            velocity = np.maximum.reduceat(velocity, starts)  # the loudest of the merged notes is what one hears
-            track, onset, pitch, duration = (a[starts] for a in (track, onset, pitch, duration))
+        last_offset = int((onset + duration).max())
+    place = ((track * span + onset) << 7) | pitch
+    order = np.argsort(place * (MAX_DURATION + 1) + duration, kind="stable")
+    place, track, onset, pitch, duration, velocity = (
+        a.take(order) for a in (place, track, onset, pitch, duration, velocity)
+    )
+    twin = (place[1:] == place[:-1]) & (duration[1:] == duration[:-1])
+    if twin.any():
+        report.duplicates = int(np.count_nonzero(twin))
+        starts = np.flatnonzero(np.append(True, ~twin))
+        velocity = np.maximum.reduceat(velocity, starts)  # the loudest of the merged notes is what one hears
+        track, onset, pitch, duration = (a[starts] for a in (track, onset, pitch, duration))
 
     if span > caps.ticks:
         raise MidiError(
@@ -297,9 +297,10 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
     count = _whole(fields.get("bars", "")) or 0
     if count > caps.bars:
         count = 0
-    until = int(onset.max()) + 1 if count else int((onset + duration).max())
-    meter_events = _meter_changes(score, report)
-    made = bars_of_meters(*meter_events, tpq, lines, until, count, max_bars=min(caps.bars, caps.cells // len(parts)))
+    until = int(onset.max()) + 1 if count else max(last_offset, int(onset.max()) + 1)
+    made = bars_of_meters(
+        _meter_changes(score, report), tpq, lines, until, count, max_bars=min(caps.bars, caps.cells // len(parts))
+    )
     if made is None:
         raise MidiError(
             f"the MIDI file is longer than {caps.bars} bars (or {caps.cells} bars x tracks); cut it first",
@@ -330,7 +331,8 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
 def read_midi(midi, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
     """Path, bytes or Score -> `MetricScore`."""
     try:
-        return quantize(load_score(midi, caps), caps, pedal)
+        from_file = not hasattr(midi, "tracks")
+        return quantize(load_score(midi, caps), caps, pedal, paired=from_file)
     except MidiError as error:
         if isinstance(midi, (str, os.PathLike)) and str(midi) not in str(error):
             raise MidiError(f"{midi}: {error}", error.code) from None

@@ -17,8 +17,7 @@ def half_up(x: Fraction) -> int:
 
 
 def bars(events, tpq, until, lines=(), at_least=0):
-    tick, num, den = (np.array(column, dtype=np.int64) for column in zip(*events))
-    return bars_of_meters(tick, num, den, tpq, np.array(lines, dtype=np.int64), until, at_least)
+    return bars_of_meters(events, tpq, np.array(lines, dtype=np.int64), until, at_least)
 
 
 @pytest.mark.parametrize("tpq", [1, 7, 24, 96, 120, 384, 480, 1024, 15360, 32767])
@@ -80,8 +79,7 @@ def test_exact_length_prefers_the_same_denominator():
 
 
 def test_too_long_is_refused_without_allocating():
-    tick, num, den = np.array([0]), np.array([1]), np.array([16])
-    assert bars_of_meters(tick, num, den, 480, NO_LINES, 10**12, max_bars=1000) is None
+    assert bars_of_meters([(0, 1, 16)], 480, NO_LINES, 10**12, max_bars=1000) is None
 
 
 def test_window_concat_and_of():
