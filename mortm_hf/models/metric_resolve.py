@@ -396,7 +396,7 @@ class Request:
         if stated is not None:
             return stated
         known = [s for s in (self.given, self.past, self.future) if s is not None and s.n_notes]
-        return common_key(known) if known else None
+        return common_key(known or self.materials) if self.materials else None
 
     def chords(self) -> MetricScore | None:
         """The generated bars with the chords asked for."""

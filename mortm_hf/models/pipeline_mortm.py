@@ -161,12 +161,13 @@ class MidiPipeline(Pipeline):
                 "prompt.argument",
             )
         rows = [SongRow(request, s) for request in requests for s in seeds]
-        bar = self._progress(rows, progress)
-        window = 0
+        bar, window = None, 0
         while any(row.left for row in rows):
             active = [row for row in rows if row.left]
             for row in active:
                 row.build(self.tokenizer, self.context)
+            if not window:  # after the first prompts: a request that cannot be served shows no progress
+                bar = self._progress(rows, progress)
             tell = None
             if callback is not None or bar is not None:
                 tell = self._teller(rows, active, copies, callback, bar)
