@@ -168,6 +168,10 @@ def export_upstream(
         if part not in parts:
             raise ConversionError(f"{folder} has no {part}/ with the value model", "conversion.folder")
         made = to_upstream(groups, parts[part])
+        if source.lora == "kept":
+            if not (folder / part / ADAPTER).is_dir():
+                raise ConversionError(f"{folder / part} has no {ADAPTER}/ with the LoRA factors", "conversion.folder")
+            made |= lora_tools.from_adapter(groups, read_weights(folder / part / ADAPTER, "adapter_model"))
         differ = [name for name in made if name in tensors and not torch.equal(made[name], tensors[name])]
         if differ:
             raise ConversionError(
@@ -176,11 +180,7 @@ def export_upstream(
                 "conversion.folder",
             )
         tensors |= made
-    if source.lora == "kept":
-        if not (folder / ADAPTER).is_dir():
-            raise ConversionError(f"{folder} has no {ADAPTER}/ with the LoRA factors", "conversion.folder")
-        tensors |= lora_tools.from_adapter(layout.parts[""], read_weights(folder / ADAPTER, "adapter_model"))
-    elif facts.lora:
+    if facts.lora and source.lora != "kept":
         options |= {k: False for k in ("use_lora", "use_attn_lora", "use_gate_lora", "use_ffn_lora") if k in options}
         report.notes.append("the LoRA deltas are merged: upstream's options are written without LoRA")
     if (origin / ASIDE).is_file():

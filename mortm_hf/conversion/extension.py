@@ -80,8 +80,9 @@ def extend_vocabulary(folder: str | os.PathLike, output: str | os.PathLike, over
         for name in (PROVENANCE, ASIDE):
             if (folder / name).is_file():
                 shutil.copy(folder / name, staged / name)
-        if (folder / ADAPTER).is_dir():
-            shutil.copytree(folder / ADAPTER, staged / ADAPTER)
+        for part in parts:
+            if (folder / part / ADAPTER).is_dir():
+                shutil.copytree(folder / part / ADAPTER, staged / part / ADAPTER)
         card = folder / "README.md"
         text = card.read_text(encoding="utf-8") if card.is_file() else ""
         (staged / "README.md").write_text(text + CARD_NOTE.format(**counts), encoding="utf-8")

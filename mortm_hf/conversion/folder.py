@@ -4,7 +4,8 @@ Design decisions
 - Every decision is made, and every tensor accounted for, before anything is written; the folder appears whole.
 - What upstream's file held beyond the model (types, unused tensors, options, its hash) goes to `upstream.json` and
   `upstream_aside.safetensors`: with them `export_upstream` gives back the same state dict, bit for bit.
-- An ActorCritic is two models here: the policy in the folder itself, the value model in `value/`.
+- An ActorCritic is two models here: the policy in the folder itself, the value model in `value/`; each has the layers
+  (and, where LoRA is kept, an adapter for them).
 - Nothing ambiguous is guessed: the error names the option that decides.
 
 Knows: all other modules of this sub-package. Must not know: command lines.
@@ -116,14 +117,15 @@ def convert_checkpoint(
     )
     layout = layout_of(facts, balancing=options.use_gate_bias)
     account(checkpoint, facts, layout, report, allow)
-    tensors, adapter = checkpoint.tensors, None
+    tensors, adapters = checkpoint.tensors, {}
     if facts.lora:
         scale = options.lora_alpha / options.lora_r
         merged = decide_merged(tensors, facts, scale, lora_merged, report)
         if lora == "keep":
             if merged:
                 tensors = unmerge(tensors, facts, scale, report)
-            adapter = lora_tools.to_adapter(layout.parts[""], tensors, options.lora_r, options.lora_alpha)
+            for part, groups in layout.parts.items():
+                adapters[part] = lora_tools.to_adapter(groups, tensors, options.lora_r, options.lora_alpha)
             tensors, report.lora = lora_tools.strip(tensors), "kept"
         else:
             tensors, report.lora = lora_tools.merge(tensors, facts.lora, scale, merged), "merged"
@@ -132,7 +134,7 @@ def convert_checkpoint(
     states = {part: to_ours(groups, tensors) for part, groups in layout.parts.items()}
     source_vocab = dict(tok.vocabulary.ids)
     if extend_vocab:
-        refuse_output_delta(adapter[1] if adapter else {})
+        refuse_output_delta(adapters[""][1] if adapters else {})
         states, report.extended = extend_states(states, source_vocab)
         tok = MortmTokenizer(dialect="mortm")
     rows = states[""]["model.embed_tokens.weight"].shape[0]
@@ -150,8 +152,8 @@ def convert_checkpoint(
             folder = staged / part
             model.save_pretrained(folder)
             tok.save_pretrained(folder)
-        if adapter is not None:
-            save_adapter(staged / ADAPTER, *adapter)
+        for part, adapter in adapters.items():
+            save_adapter(staged / part / ADAPTER, *adapter)
         save_provenance(staged, checkpoint, facts, layout, raw, report, source_vocab)
         write_card(staged, report, KINDS[facts.kind][1], configs[""], options)
     return report

@@ -38,7 +38,11 @@ def new_folder(output: str | os.PathLike, overwrite: bool = False):
             if output.is_dir():
                 old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
                 os.replace(output, old)
-                os.replace(staged, output)
+                try:
+                    os.replace(staged, output)
+                except OSError:
+                    os.replace(old, output)
+                    raise
                 shutil.rmtree(old, ignore_errors=True)
             else:
                 os.replace(staged, output)

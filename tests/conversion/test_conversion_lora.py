@@ -151,6 +151,22 @@ def test_old_releases_with_a_delta_on_the_output_layer(case, tmp_path):
     convert_checkpoint(source, tmp_path / "long", vocab=vocab, lora_merged=False, extend_vocab=True)
 
 
+def test_actor_and_critic_keep_a_delta_each(tmp_path):
+    """Both have the layers, so both have the adapter; trained apart, they cannot go back as one."""
+    state, options = synthetic("4.6.18", "MORTM/lora46")
+    critic = {k: v for k, v in synthetic("4.6.18", "ActorCritic/moe_tanh")[0].items() if k.startswith("critic")}
+    source = write(tmp_path / "source", state | critic, options)
+    vocab = source.parent / "vocab_list.json"
+    convert_checkpoint(source, tmp_path / "ours", vocab=vocab, lora="keep", lora_merged=False)
+    assert (tmp_path / "ours" / "adapter").is_dir() and (tmp_path / "ours" / "value" / "adapter").is_dir()
+    export_upstream(tmp_path / "ours", tmp_path / "back")
+    assert same(load(tmp_path / "back" / "model.pth"), state | critic)
+    path = tmp_path / "ours" / "value" / "adapter" / "adapter_model.safetensors"
+    save_file({k: v + 1 if k.endswith("o_proj.lora_B.weight") else v for k, v in load_file(path).items()}, path)
+    with pytest.raises(ConversionError, match="one set for both"):
+        export_upstream(tmp_path / "ours", tmp_path / "again")
+
+
 def test_adapter_that_upstream_cannot_hold(kept, tmp_path):
     """q, k and v trained apart have three lora_A; upstream has one."""
     folder = tmp_path / "kept"

@@ -20,6 +20,7 @@ from mortm_hf.conversion.anatomy import Options, examine, reconcile
 from mortm_hf.conversion.architecture import layer_options
 from mortm_hf.conversion.mapping import layout_of, to_ours, to_upstream
 from mortm_hf.conversion.parity import check_case, check_folder, table
+from mortm_hf.models.upstream_vocabulary import upstream_vocabulary
 
 
 FIXTURES = [*sorted(MODELS.iterdir()), *sorted(HEADS.iterdir())]
@@ -224,6 +225,19 @@ def test_fresh_interpreter_uses_the_folder(folder, tmp_path):
     with torch.no_grad():
         assert torch.equal(MortmForCausalLM.from_pretrained(path)(found["ids"]).logits, found["logits"])
     assert found["midi"] > 0
+
+
+def test_table_of_4_0_returns_with_its_defects(tmp_path):
+    """`base` has two ids with two names each and two holes: all of it comes back."""
+    state, options = synthetic("4.0.45", "MORTM/moe_tanh")
+    for name in ("embedding.weight", "Wout.weight", "Wout.bias"):
+        state[name] = torch.zeros(624, *state[name].shape[1:])
+    source = write(tmp_path / "source", state, options | {"vocab_size": 624})
+    assert convert_checkpoint(source, tmp_path / "ours").vocabulary == "base@4.0.45"
+    export_upstream(tmp_path / "ours", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "vocab_list.json").read_text()) == upstream_vocabulary("base")
+    tokenizer = MortmTokenizer.from_pretrained(tmp_path / "ours")
+    assert tokenizer.eos_token_id == 586 and tokenizer.bos_token is None and tokenizer.dialect == "mortm"
 
 
 def test_bertm_judges_by_its_label(tmp_path):
