@@ -77,6 +77,8 @@ def test_upstream_checkpoints(case, implementation, experts):
     with torch.no_grad():
         logits = (model(ids, attention_mask=mask).logits * mask[..., None])[:, places]
         assert (logits - torch.tensor(want["logits"])).abs().max() < 1e-4
+        if "decode_logits" not in want:  # of the checkpoint with LoRA, whole sequences only are stored
+            return
         for row, keep, steps in zip(ids, mask.bool(), torch.tensor(want["decode_logits"]), strict=True):
             row = row[keep][None]
             cache = model(row[:, :-8], use_cache=True).past_key_values
