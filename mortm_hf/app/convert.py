@@ -47,7 +47,12 @@ def add_command(commands) -> None:
     parser.add_argument("--vocab", type=Path, metavar="JSON", help="upstream's vocab_list.json")
     parser.add_argument("--tokenizer", metavar="TABLE", help="a published token table: pro, pro2, omega@4.6.18, ...")
     parser.add_argument("--version", metavar="X.Y", help="the upstream release, where the keys leave a choice")
-    parser.add_argument("--lora", choices=("merge", "keep"), default="merge", help="LoRA deltas: into the weights, or")
+    parser.add_argument(
+        "--lora",
+        choices=("merge", "keep"),
+        default="merge",
+        help="LoRA: add it to the weights (default), or keep it as a PEFT adapter",
+    )
     parser.add_argument(
         "--lora-merged",
         action=argparse.BooleanOptionalAction,

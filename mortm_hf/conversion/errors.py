@@ -21,6 +21,7 @@ class ConversionError(MortmError):
     | `conversion.lora` | low-rank deltas that may be merged already, or that cannot be kept |
     | `conversion.vocabulary` | a token table that cannot be told or does not fit |
     | `conversion.output` | a folder or file that exists or cannot be written |
+    | `conversion.parity` | models that differ from upstream, or a folder without cases |
     | `conversion.folder` | a folder that cannot go back to upstream |
     """
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from upstream_states import BROKEN, CASES, HEADS, KEYS, MODELS, SIZES, load, same, synthetic, write
 
 import mortm_hf
-from mortm_hf import BertmForSequenceClassification, MortmForCausalLM, MortmTokenizer
+from mortm_hf import BertmForSequenceClassification, MidiError, MortmForCausalLM, MortmTokenizer
 from mortm_hf.conversion import ConversionError, convert_checkpoint, export_upstream, extend_vocabulary
 from mortm_hf.conversion.anatomy import Options, examine, reconcile
 from mortm_hf.conversion.architecture import layer_options
@@ -179,15 +179,37 @@ def test_folder_is_complete(folder):
     assert not list(path.parent.glob(".*")), "nothing temporary stays"
 
 
-def test_converted_tokenizer_speaks_upstreams_dialect(folder):
-    """The ids of upstream's own encoder come out of the converted folder."""
-    case = MODELS.parent / "upstream_tokenizer" / "piano_and_sax_8bars"
-    want = json.loads((case / "expected.json").read_text())
-    want = want.get("pro", want)["full_sequence_ids"]
-    midi = next(case.glob("*.mid"))
-    tokenizer = MortmTokenizer.from_pretrained(folder[0])
-    assert tokenizer.dialect == "mortm" and len(tokenizer) == 629
-    assert tokenizer.encode_midi(midi, instruments=["PIANO", "SAX"], key="CM") == want
+@pytest.fixture(scope="module")
+def pro2(tmp_path_factory):
+    """A converted checkpoint of 757 rows, whose table is told by that."""
+    path = tmp_path_factory.mktemp("pro2")
+    state, options = synthetic("4.6.18", "MORTM/ffn")
+    for name in ("embedding.weight", "Wout.weight", "Wout.bias"):
+        state[name] = torch.zeros(757, *state[name].shape[1:])
+    source = write(path / "source", state, options | {"vocab_size": 757})
+    assert convert_checkpoint(source, path / "ours").vocabulary == "pro2@4.6.18"
+    return path / "ours"
+
+
+@pytest.mark.parametrize("flavour", ["pro", "pro2"])
+def test_converted_tokenizer_speaks_upstreams_dialect(flavour, folder, pro2):
+    """The ids of upstream's own encoder come out of the converted folder, and its refusals."""
+    tokenizer = MortmTokenizer.from_pretrained(folder[0] if flavour == "pro" else pro2)
+    assert tokenizer.dialect == "mortm" and len(tokenizer) == {"pro": 629, "pro2": 757}[flavour]
+    equal = refused = 0
+    for path in sorted((MODELS.parent / "upstream_tokenizer").glob("*/input.mid")):
+        case = json.loads((path.parent / "expected.json").read_text())
+        if flavour not in case:
+            continue
+        options = dict(instruments=case["program_list"], key=case["key"])
+        if case[flavour]["is_error"]:
+            with pytest.raises(MidiError):
+                tokenizer.encode_midi(path, **options)
+            refused += 1
+        else:
+            assert tokenizer.encode_midi(path, **options) == case[flavour]["full_sequence_ids"], path.parent.name
+            equal += 1
+    assert (equal, refused) == (13, 3)
 
 
 FRESH = """
