@@ -21,18 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models import metric_harmony, midi_codec
+from ..models import midi_codec
+from ..models.metric_chords import parse_chord_text
 from ..models.metric_grid import BarTable
 from ..models.midi_codec import ChordTable, MetricScore
-from .annotations import (
-    CHORD_CLOCK,
-    chord_changes,
-    key_name,
-    parse_key,
-    read_chords_seconds,
-    read_chords_tsv,
-    seconds_to_quarters,
-)
+from .annotations import CHORD_CLOCK, key_name, parse_key
 from .genres import genre_of
 from .manifest import Selection, SongFile, read_archive, read_manifest
 
@@ -157,11 +150,11 @@ def build_store(root: str | Path, selection: Selection, split: str, cache: str |
     return store
 
 
-def read_song(row: SongFile, midi: bytes, chords: tuple[str, str] | None = None) -> Song:
+def read_song(row: SongFile, midi: bytes, chords: str | None = None) -> Song:
     """One MIDI file with its labels -> `Song`.
 
     Args:
-        chords: (file name, text) of a chord annotation.
+        chords: text of a chord annotation.
 
     Raises:
         MidiError: the file cannot be used (the message says why).
@@ -173,9 +166,9 @@ def read_song(row: SongFile, midi: bytes, chords: tuple[str, str] | None = None)
     if key is not None:
         changes["key"] = key_name(*key)
     if chords is not None and score.n_bars:
-        table = _chord_table(chords, source, score, CHORD_CLOCK.get(row.corpus))
-        if table is not None:
-            changes["chords"] = table
+        table = parse_chord_text(chords, source, CHORD_CLOCK.get(row.corpus))
+        if table is not None and table.onset[0] < score.bars.end:
+            changes["chords"] = table.window(0, score.bars.end)
     if changes:
         score = replace(score, **changes)
     if not len(score.onset):
@@ -198,35 +191,11 @@ def _chord_files(row: SongFile) -> list[str]:
     return [name for name in row.annotations if name.endswith("chord_midi.txt")]
 
 
-def _chord_text(row: SongFile, content: dict[str, bytes]) -> tuple[str, str] | None:
+def _chord_text(row: SongFile, content: dict[str, bytes]) -> str | None:
     for name in _chord_files(row):
         if name in content:
-            return name, content[name].decode("utf-8", errors="replace")
+            return content[name].decode("utf-8", errors="replace")
     return None
-
-
-def _chord_table(chords: tuple[str, str], source, score: MetricScore, clock: float | None) -> ChordTable | None:
-    name, text = chords
-    if name.endswith(".tsv"):
-        spans = read_chords_tsv(text)
-    else:
-        seconds = read_chords_seconds(text)
-        tempo = source.tempos.numpy()
-        at = tempo["time"] / source.ticks_per_quarter
-        bpm = 60e6 / tempo["mspq"]
-        if clock is not None:
-            at, bpm = np.zeros(1), np.full(1, clock)
-        start = seconds_to_quarters(np.array([s[0] for s in seconds]), at, bpm)
-        end = seconds_to_quarters(np.array([s[1] for s in seconds]), at, bpm)
-        spans = [(a, b, s[2]) for a, b, s in zip(start, end, seconds)]
-    onset, labels = chord_changes(spans)
-    keep = onset < score.bars.end
-    if not keep.any():
-        return None
-    onset = onset[keep]
-    labels = [label for label, k in zip(labels, keep) if k]
-    root, quality, bass = metric_harmony.chord_values(labels)
-    return ChordTable(onset, root, quality, bass)
 
 
 def _fingerprint(rows: list[SongFile]) -> str:

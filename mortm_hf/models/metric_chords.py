@@ -54,8 +54,12 @@ def read_chord_file(path, midi=None) -> ChordTable | None:
         raise PromptError(f"{path}: {error}", error.code) from None
 
 
-def parse_chord_text(text: str, midi=None) -> ChordTable | None:
-    """`read_chord_file` on the text itself."""
+def parse_chord_text(text: str, midi=None, clock: float | None = None) -> ChordTable | None:
+    """`read_chord_file` on the text itself.
+
+    Args:
+        clock: quarters a minute in which seconds are counted, whatever the tempo of the MIDI file is.
+    """
     in_ticks, resolution, rows = False, 480, []
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("#"):
@@ -78,6 +82,8 @@ def parse_chord_text(text: str, midi=None) -> ChordTable | None:
     edges = np.array([row[:2] for row in rows])
     if in_ticks:
         quarter = edges / resolution
+    elif clock is not None:
+        quarter = edges * (clock / 60.0)
     elif midi is None:
         raise PromptError("chords in seconds need the MIDI file they belong to: give `song` as a path or bytes")
     else:
