@@ -258,7 +258,7 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
     elif pedal != "ignore":
         raise MidiError(f"pedal must be 'ignore' or 'extend', got {pedal!r}", "midi.argument")
     report.notes = len(tick)
-    report.zero_length = len(tick) - np.count_nonzero(played)
+    report.zero_length = len(tick) - int(np.count_nonzero(played))
     onset, offset = round_to_grid(tick, tpq), round_to_grid(ending, tpq)
     last_offset = int(offset.max())
     span = last_offset + 2
