@@ -68,12 +68,12 @@ def add_command(commands) -> None:
 
     parser = commands.add_parser(
         "export-upstream",
-        help="write upstream's files from a converted folder",
-        description="Writes model.pth, config.json and vocab_list.json from a converted folder, trained on or not.",
+        help="write upstream's files from a model folder",
+        description="Writes model.pth, config.json and vocab_list.json from a model folder, converted or made here.",
         epilog=EXPORT_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", type=Path, help="a converted folder")
+    parser.add_argument("input", type=Path, help="a model folder")
     parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True, help="the folder to write")
     parser.add_argument("--like", type=Path, metavar="FOLDER", help="the converted folder that it was trained from")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
