@@ -83,6 +83,36 @@ def match_tracks(programs: np.ndarray, song_programs: np.ndarray) -> tuple[int, 
     return tuple(found)
 
 
+def fit_between(
+    onset: np.ndarray,
+    offset: np.ndarray,
+    voice: np.ndarray,
+    kept_onset: np.ndarray,
+    kept_offset: np.ndarray,
+    kept_voice: np.ndarray,
+) -> np.ndarray:
+    """`[n]` offsets of new notes, so that first-in first-out pairing leaves the `[m]` kept notes as they are.
+
+    A new note ends where the next kept note of its voice starts, and not before a kept note of its voice ends that was
+    sounding at its onset. A voice is a pitch of one track; times are in any one unit.
+    """
+    if not len(onset) or not len(kept_onset):
+        return offset
+    span = int(max(offset.max(), kept_offset.max(), kept_onset.max())) + 1
+    order = np.lexsort((kept_onset, kept_voice))
+    kept, ends = kept_voice[order], kept_offset[order]
+    place = kept * span + kept_onset[order]
+    # the latest end of the kept notes so far, within each voice
+    latest = np.maximum.accumulate(kept * (span + 1) + ends) - kept * (span + 1)
+    after = np.searchsorted(place, voice * span + onset, side="right")
+    inside = np.minimum(after, len(place) - 1)
+    follows = (after < len(place)) & (kept[inside] == voice)
+    offset = np.where(follows, np.minimum(offset, kept_onset[order][inside]), offset)
+    before = np.maximum(after - 1, 0)
+    held = (after > 0) & (kept[before] == voice) & (latest[before] > onset)
+    return np.where(held, np.maximum(offset, latest[before]), offset)
+
+
 def _insert(song: MetricScore, generated: MetricScore, first: int, last: int, targets) -> MetricScore:
     if targets is None:
         targets = match_tracks(generated.programs, song.programs)
@@ -109,21 +139,13 @@ def _insert(song: MetricScore, generated: MetricScore, first: int, last: int, ta
     if generated.explicit_velocity is False:
         made["velocity"] = _median_velocity(song, len(programs))[made["track"]]
 
-    # Kept notes of the same track and pitch: the last end of those begun before, the first onset of those after.
-    voices = len(programs) * 128
-    voice = old["track"] * 128 + old["pitch"]
-    before, after = old["onset"] < first, old["onset"] >= last
-    ringing = np.zeros(voices, dtype=np.int64)
-    np.maximum.at(ringing, voice[before], (old["onset"] + old["duration"])[before])
-    next_onset = np.full(voices, np.iinfo(np.int64).max)
-    np.minimum.at(next_onset, voice[after], old["onset"][after])
-    voice = made["track"] * 128 + made["pitch"]
-    # Only a kept note that still sounds at the onset is in the way.
-    hold = np.where(ringing[voice] > made["onset"], ringing[voice], 0)
-    offset = np.maximum(made["onset"] + made["duration"], hold)
-    offset = np.minimum(offset, np.minimum(next_onset[voice], made["onset"] + MAX_DURATION))
-    good = offset >= hold
-    made["duration"] = offset - made["onset"]
+    voice, offset = made["track"] * 128 + made["pitch"], made["onset"] + made["duration"]
+    fitted = fit_between(
+        made["onset"], offset, voice, old["onset"], old["onset"] + old["duration"], old["track"] * 128 + old["pitch"]
+    )
+    longest = made["onset"] + MAX_DURATION
+    good = (fitted <= longest) | (fitted <= offset)  # else it cannot last to the end of the kept note it starts in
+    made["duration"] = np.minimum(fitted, longest) - made["onset"]
     made = {name: column[good] for name, column in made.items()}
 
     notes = {name: np.concatenate([old[name], made[name]]).astype(np.int64) for name in _COLUMNS}

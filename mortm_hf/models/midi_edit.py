@@ -19,6 +19,7 @@ import numpy as np
 
 from .metric_grid import TICKS_PER_QUARTER, round_to_grid
 from .metric_instruments import GENERAL_MIDI
+from .metric_merge import fit_between
 from .metric_score import ChordTable, MetricScore
 from .metric_vocabulary import (
     CHORD_BASSES,
@@ -41,35 +42,6 @@ def _sounding_parts(score) -> list[int]:
     """Indices into `score.tracks` in the order of the quantised tracks: those with notes, drums last."""
     used = [i for i, track in enumerate(score.tracks) if len(track.notes)]
     return [i for i in used if not score.tracks[i].is_drum] + [i for i in used if score.tracks[i].is_drum]
-
-
-def fit_between(
-    onset: np.ndarray,
-    offset: np.ndarray,
-    pitch: np.ndarray,
-    kept_onset: np.ndarray,
-    kept_offset: np.ndarray,
-    kept_pitch: np.ndarray,
-) -> np.ndarray:
-    """`[n]` offsets of new notes, so that first-in first-out pairing leaves the `[m]` kept notes as they are.
-
-    A new note ends where the next kept note of its pitch starts, and not before a kept note of its pitch ends that
-    was sounding at its onset.
-    """
-    if not len(onset) or not len(kept_onset):
-        return offset
-    span = int(max(offset.max(), kept_offset.max(), kept_onset.max())) + 1
-    order = np.lexsort((kept_onset, kept_pitch))
-    place, voice, ends = kept_pitch[order] * span + kept_onset[order], kept_pitch[order], kept_offset[order]
-    # the latest end of the kept notes so far, within each pitch
-    latest = np.maximum.accumulate(voice * (span + 1) + ends) - voice * (span + 1)
-    after = np.searchsorted(place, pitch * span + onset, side="right")
-    inside = np.minimum(after, len(place) - 1)
-    follows = (after < len(place)) & (voice[inside] == pitch)
-    offset = np.where(follows, np.minimum(offset, kept_onset[order][inside]), offset)
-    before = np.maximum(after - 1, 0)
-    held = (after > 0) & (voice[before] == pitch) & (latest[before] > onset)
-    return np.where(held, np.maximum(offset, latest[before]), offset)
 
 
 def _meter_at(score, tick: int) -> tuple[int, int]:
