@@ -299,7 +299,9 @@ class MortmTokenizer(PreTrainedTokenizer):
         names = ("padding", "max_length", "pad_to_multiple_of", "return_tensors", "return_attention_mask")
         padding = {name: kwargs.pop(name) for name in names if name in kwargs}
         truncation = kwargs.pop("truncation", False)
-        many = isinstance(midi, (list, tuple))
+        # any sequence is a batch: lists, tuples, columns of a dataset
+        one = isinstance(midi, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(midi, "tracks")
+        many = not one and not hasattr(midi, "bars") and hasattr(midi, "__iter__")
         rows = [self.encode_midi(item, **kwargs) for item in (midi if many else [midi])]
         if truncation:
             limit = padding.get("max_length") or self.model_max_length
