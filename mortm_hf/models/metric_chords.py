@@ -47,7 +47,8 @@ def read_chord_file(path, midi=None) -> ChordTable | None:
         with open(path, encoding="utf-8") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"cannot read the chord file {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise PromptError(f"cannot read the chord file {path}: {reason}") from None
     try:
         return parse_chord_text(text, midi)
     except PromptError as error:

@@ -186,7 +186,7 @@ class _Row:
 
 
 class _Segment:
-    """The fields of one sequence, split into rows. `error` is the first structural error found on the way."""
+    """The fields of one sequence, split into rows. `errors`: what is wrong between the fields, and (later) in rows."""
 
     def __init__(self, vocab: MetricVocabulary, ids: np.ndarray, dialect: str, complete: bool):
         self.vocab, self.ids, self.dialect = vocab, ids, dialect

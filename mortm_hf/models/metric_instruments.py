@@ -214,8 +214,3 @@ def instrument_name(value: int) -> str:
     """The name of an INSTRUMENT value: `"Violin"`, `"Drums"`, `"PIANO"`."""
     special = {DRUMS: "Drums", CATEGORY_PIANO: "PIANO", CATEGORY_SAX: "SAX"}
     return special[value] if value in special else GENERAL_MIDI[value]
-
-
-def family_name(value: int) -> str:
-    """The family of an INSTRUMENT value: `"Strings"`, `"Drums"`."""
-    return "Drums" if value == DRUMS else instrument_name(value) if value > DRUMS else FAMILIES[value // 8]

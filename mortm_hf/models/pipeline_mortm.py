@@ -231,7 +231,7 @@ class MidiPipeline(Pipeline):
 
         config = others["generation_config"]
         room = max(self.context - length, 1)
-        asked_new = others.pop("max_new_tokens", None) or config.max_new_tokens
+        asked_new = others.pop("max_new_tokens", config.max_new_tokens)
         new_tokens = room if asked_new is None else min(int(asked_new), room)
         others.pop("max_length", None)
         others.pop("num_beams", None)
