@@ -341,7 +341,8 @@ class MidiGenerationPipeline(MidiPipeline):
         instruments, key, meter, tempo, genre, density, chords, velocity, pitch_range, scale: see `MetricPrompt`. By
             default the instruments are the song's tracks that sound around the new bars (piano from nothing).
         tracks: tracks that are given and sound together with the new ones. Rewriting some instruments, all others are.
-        past, future: bars heard before the new ones (8) and, rewriting, after them (4).
+        past, future: bars heard before the new ones (8, more where no note begins in those) and, rewriting, after them
+            (4).
         window: bars generated at a time, at most 16 (8). Fewer are taken where the context asks for it.
         seed: the same seed gives the same bytes; sequence i gets `seed + i`, or the i-th of a list of seeds. By
             default drawn from torch's global generator.

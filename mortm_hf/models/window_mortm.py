@@ -103,6 +103,13 @@ def _chords_within(chords, first: int, last: int, ticks: tuple[int, int]):
     return here or None
 
 
+def _heard_bars(song: MetricScore, at: int, past: int) -> int:
+    """How many bars before bar `at` to give: more than `past` where in those no note begins (a long last chord)."""
+    before = song.onset[song.onset < song.bars.start[at]]
+    last = int(song.bars.of(before.max())) if len(before) else at
+    return past if at - last <= past else past + at - 1 - last
+
+
 def _orders_of(values, instruments) -> list[int]:
     """For each generated instrument its place in the request: the n-th of a value for the n-th."""
     left = list(enumerate(values))
@@ -194,6 +201,8 @@ class SongRow:
             fields.pop("instruments", None)
         if song is None and (past is True or isinstance(past, (int, np.integer))):
             past = None
+        elif song is not None and past and not isinstance(past, bool) and isinstance(past, (int, np.integer)):
+            past = _heard_bars(song, at, int(past))
         if self.left > count:
             future = None  # what follows this window is yet to be rewritten
         if isinstance(meter, list):
