@@ -93,7 +93,10 @@ def find_midi(paths) -> list[Path]:
     for path in map(Path, paths):
         inside = [path]
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in MIDI_SUFFIXES and p.is_file())
+            try:
+                inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in MIDI_SUFFIXES and p.is_file())
+            except OSError as error:  # a folder that may not be read, or that vanished meanwhile
+                raise CommandError(f"cannot list {path}: {error.strerror or error}", "command.input") from None
             if not inside:
                 raise CommandError(f"no MIDI file in the folder {path}", "command.input")
         for file in inside:

@@ -60,7 +60,7 @@ def add_command(commands) -> None:
     )
     music.add_argument("--future", type=at_least(0), metavar="N", help="bars after the rewritten ones (default: 4)")
     music.add_argument("--key", help='e.g. "C major", "F# minor"')
-    music.add_argument("--chords", type=chords, help='one a bar, repeating, e.g. "C Am F G"')
+    music.add_argument("--chords", type=chords, help='one a bar, repeating, e.g. "C Am F G", or a file of the song\'s')
     music.add_argument("--meter", help='e.g. "3/4" (default: that of the file)')
     music.add_argument("--tempo", type=number(0), help="quarter notes a minute")
     music.add_argument("--genre", type=names, help='e.g. "classical" or "jazz,swing"')
@@ -109,7 +109,9 @@ def load_pipeline(model: str | None):
     transformers.utils.logging.disable_progress_bar()  # of loading; generating has one of its own
     try:
         return pipeline("midi-generation", model=model)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(getattr(error, "code", None), str):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise CommandError(f"cannot load a model from {model}: {reason}", "command.input") from None
     finally:
@@ -127,7 +129,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.infill and args.bars is not None and args.bars != args.infill[1] - args.infill[0]:
         raise CommandError(f"--infill {args.infill[0]}:{args.infill[1]} says how many bars; leave out --bars")
-    if args.input is None and (args.infill or args.start or args.tracks or args.past):
+    works_on = (args.infill, args.start, args.tracks, args.past)
+    if args.input is None and any(word is not None for word in works_on):
         raise CommandError("--start, --infill, --tracks and --past need a MIDI file to work on")
     soundfont = find_soundfont(args.soundfont) if args.wav or args.soundfont else None
     if args.png:

@@ -58,11 +58,11 @@ def describe(midi) -> dict:
     """
     from ..models.metric_harmony import estimate_key
     from ..models.metric_vocabulary import DRUMS, METERS
-    from ..models.midi_files import load_score, quantize
+    from ..models.midi_files import load_score, read_midi
     from .names import instrument_name, key_name
 
     score = load_score(midi)
-    music = quantize(score)
+    music = read_midi(midi)  # of the path: what is wrong with a file is said with its name
     changes = np.flatnonzero(np.append(True, music.bars.meter[1:] != music.bars.meter[:-1]))
     ends = np.append(changes[1:], music.n_bars)
     tempi = [(t.time, round(float(t.qpm), 2)) for t in score.tempos]

@@ -60,8 +60,10 @@ def names(text: str) -> list[str]:
     return found
 
 
-def chords(text: str) -> list[str]:
-    """`"C Am F G"` or `"C | Am | F | G"` -> a list of symbols."""
+def chords(text: str) -> list[str] | str:
+    """`"C Am F G"` or `"C | Am | F | G"` -> a list of symbols; the name of an annotation file stays as it is."""
+    if text.lower().endswith((".tsv", ".txt", ".lab", ".csv")):
+        return text
     found = text.replace("|", " ").replace(",", " ").split()
     if not found:
         raise argparse.ArgumentTypeError('expected chord symbols such as "C Am F G"')

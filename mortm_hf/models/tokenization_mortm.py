@@ -166,6 +166,7 @@ class MortmTokenizer(PreTrainedTokenizer):
         key: str | None = None,
         velocity: bool | None = None,
         caps: Caps | None = None,
+        pedal: str = "ignore",
     ) -> list[int]:
         """One complete segment: `<EOS> header <MGEN> tracks <TE>`.
 
@@ -176,6 +177,7 @@ class MortmTokenizer(PreTrainedTokenizer):
                 names or families).
             key: e.g. "C major"; by default the file's, else estimated.
             velocity: write velocities; by default unless they are constant.
+            pedal: "ignore", or "extend": notes ring while the sustain pedal is down.
 
         Raises:
             MidiError, VocabularyError, PromptError: unusable file, unknown instrument or key, impossible bars.
@@ -185,14 +187,14 @@ class MortmTokenizer(PreTrainedTokenizer):
                 raise PromptError("the mortm dialect encodes whole files: leave out bars and tracks", "prompt.bars")
             limits = {} if caps is None else {"caps": caps}
             return encode_upstream(midi, self.vocabulary, instruments, key, velocity=velocity, **limits)
-        score = self.read_midi(midi, caps=caps)
+        score = self.read_midi(midi, caps, pedal)
         return self.encode_score(score, bars, tracks, instruments, key, velocity).tolist()
 
-    def read_midi(self, midi, caps: Caps | None = None) -> MetricScore:
+    def read_midi(self, midi, caps: Caps | None = None, pedal: str = "ignore") -> MetricScore:
         """Path, bytes or `symusic.Score` -> quantised `MetricScore` (which passes through unchanged)."""
         if hasattr(midi, "bars") and hasattr(midi, "programs"):
             return midi
-        return read_midi(midi) if caps is None else read_midi(midi, caps)
+        return read_midi(midi, Caps() if caps is None else caps, pedal)
 
     def encode_score(self, score, bars=None, tracks=None, instruments=None, key=None, velocity=None) -> np.ndarray:
         """`encode_midi` for music that is on the grid already; int32 ids."""

@@ -124,3 +124,15 @@ def test_strict_decoding_names_the_place(tokenizer):
         tokenizer.decode_midi(broken, strict=True)
     assert caught.value.code.startswith("grammar") and caught.value.position in (where, where + 1)
     assert tokenizer.decode_score(broken).n_notes == tokenizer.decode_score(ids).n_notes - 1
+
+
+def test_pedal_lets_notes_ring(tokenizer):
+    import symusic
+
+    score = symusic.Score(480)
+    track = symusic.Track("", 0, False)
+    track.notes.append(symusic.Note(0, 240, 60, 64))
+    track.pedals.append(symusic.Pedal(100, 860))
+    score.tracks.append(track)
+    assert "d_12" in tokenizer.decode(tokenizer.encode_midi(score))
+    assert "d_48" in tokenizer.decode(tokenizer.encode_midi(score, pedal="extend"))
