@@ -94,6 +94,14 @@ def main(words: list[str] | None = None) -> int:
     test = encoded["test"]
     bits = {"starter": model_bits(model, test, tokenizer.pad_token_id)}
     print(f"starter scored in {time.perf_counter() - started:.0f} s")
+    result: dict[str, object] = {}
+    if options.samples:
+        result["variety"] = {
+            "human": human_variety(stores["test"], test, options.samples),
+            "starter": sample_variety(model, tokenizer, stores["test"], test, options.samples),
+        }
+        for name, figures in result["variety"].items():
+            print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
     cache = Path(options.baselines) if options.baselines else None
     if cache is not None and cache.is_file():
         with np.load(cache, allow_pickle=False) as content:
@@ -121,14 +129,7 @@ def main(words: list[str] | None = None) -> int:
     sizes = {c: {k: report["starter"][c][k] for k in ("windows", "songs", "notes")} for c in corpora}
     print("\nWindows, songs, notes:", json.dumps(sizes))
     print("Chosen on validation:", json.dumps(chosen))
-    result = {"bits_per_note": report, "paired": paired, "chosen": chosen, "left_out": len(left_out["test"])}
-    if options.samples:
-        result["variety"] = {
-            "human": human_variety(stores["test"], test, options.samples),
-            "starter": sample_variety(model, tokenizer, stores["test"], test, options.samples),
-        }
-        for name, figures in result["variety"].items():
-            print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    result |= {"bits_per_note": report, "paired": paired, "chosen": chosen, "left_out": len(left_out["test"])}
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=1), encoding="utf-8")
     return 0
