@@ -13,7 +13,9 @@ Knows: argparse. Must not know: how any command does its work.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 
 from .._version import __version__
 from . import convert, generate, info, tokenize
@@ -42,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code (2: bad input, one line on stderr)."""
     args = build_parser().parse_args(argv)
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _stop) if main_thread else None
     try:
         args.run(args)
     except KeyboardInterrupt:
@@ -52,7 +56,15 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"mortm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _stop(number, frame):
+    """Being told to end unwinds the stack, so that staged outputs are removed."""
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Example: python -m pytest tests/app/test_cli.py
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -108,6 +110,13 @@ def test_unwritable_output(capsys, tmp_path, song, command):
     blocked.mkdir()
     assert_refused(run(capsys, command, song, "-o", blocked), "is a folder")
     assert [p.name for p in tmp_path.iterdir()] == [blocked.name]
+
+
+def test_being_ended_leaves_nothing(capsys, tmp_path, song, monkeypatch):
+    monkeypatch.setattr("mortm_hf.app.info.describe", lambda midi: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(capsys, "info", song, "--json", tmp_path / "x.json")[0] == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 # --------------------------------------------------------------------------------------------------------------- info
