@@ -48,6 +48,8 @@ _SAMPLING_LIMITS = {
     "min_p": (lambda x: 0 <= x <= 1, "between 0 and 1"),
     "typical_p": (lambda x: 0 < x <= 1, "above 0 and at most 1"),
 }
+# Our own processors sample. A field left None would be filled from the model's, and warned about as unused.
+_NO_SAMPLING = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "typical_p": 1.0}
 _GENERATE_NAMES = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | {
     "generation_config",
     "assistant_model",
@@ -133,10 +135,9 @@ class MidiPipeline(Pipeline):
                 chosen |= {k: known[k] for k in ("do_sample", *SAMPLING_NAMES) if known.get(k) is not None}
         chosen |= {k: given.pop(k) for k in ("do_sample", *SAMPLING_NAMES) if k in given}
         plain = copy.deepcopy(default if config is None else config)
-        blank = GenerationConfig()
-        for name in ("do_sample", *SAMPLING_NAMES):
-            setattr(plain, name, getattr(blank, name, None))
-        plain.do_sample, plain.max_length = False, None
+        for name, value in _NO_SAMPLING.items():
+            setattr(plain, name, value)
+        plain.max_length = None
         for name, (fits, remedy) in _SAMPLING_LIMITS.items():
             value = chosen.get(name)
             if value is not None and not (isinstance(value, (int, float)) and fits(value)):
