@@ -48,6 +48,7 @@ def export(source: str | Path, target: str | Path, size_limit: int = 20_000_000)
     model.config.use_cache = True  # the Trainer turns it off
     for name, value in SAMPLING.items():
         setattr(model.generation_config, name, value)
+    model.generation_config._from_model_config = False  # it is ours now, not derived from the model's
     partial = target.with_name(target.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
