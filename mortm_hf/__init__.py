@@ -24,8 +24,15 @@ from . import _registration
 from ._version import __version__
 
 
-# The folder of the bundled checkpoint: the default of every command and pipeline.
-STARTER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "starter")
+# The folder of the bundled checkpoint: the default of every command and pipeline that makes music.
+_HERE = os.path.dirname(os.path.abspath(__file__))
+STARTER = os.path.join(_HERE, "starter")
+# The bundled encoder (masked language model), and its two heads: genres, and "made by a machine".
+BERTM = os.path.join(_HERE, "checkpoints", "bertm-small")
+BERTM_GENRE = os.path.join(_HERE, "checkpoints", "bertm-genre")
+BERTM_QUALITY = os.path.join(_HERE, "checkpoints", "bertm-quality")
+# task -> the checkpoint it uses where none is given; any other task uses STARTER
+_BUNDLED = {"midi-classification": BERTM_GENRE, "midi-feature-extraction": BERTM, "fill-mask": BERTM}
 
 _PUBLIC = {
     "models.configuration_mortm": ("MortmConfig",),
@@ -37,25 +44,33 @@ _PUBLIC = {
         "BertmForSequenceClassification",
         "BertmForTokenClassification",
     ),
+    "models.reward_bertm": ("BertmReward",),
+    "models.pipeline_bertm": ("MidiClassificationPipeline", "MidiFeatureExtractionPipeline"),
+    "models.configuration_vmortm": ("VMortmConfig",),
+    "models.modeling_vmortm": ("VMortmModel", "VMortmForSpectrogramGeneration"),
+    "models.feature_extraction_vmortm": ("VMortmFeatureExtractor",),
+    "models.pipeline_vmortm": ("AudioContinuationPipeline",),
     "models.tokenization_mortm": ("MortmTokenizer",),
     "models.metric_prompt": ("MetricPrompt",),
     "models.metric_score": ("MetricScore",),
     "models.generation_mortm": ("MetricGrammarLogitsProcessor",),
     "models.pipeline_mortm": ("MidiGenerationPipeline", "ChordEstimationPipeline"),
     "conversion": ("ConversionError", "convert_checkpoint", "export_upstream", "extend_vocabulary"),
-    "models.errors_mortm": ("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError"),
+    "models.errors_mortm": ("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError", "AudioError"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = [*_MODULE_OF, "pipeline", "STARTER", "__version__"]
+__all__ = [*_MODULE_OF, "pipeline", "STARTER", "BERTM", "BERTM_GENRE", "BERTM_QUALITY", "__version__"]
 
 
 def pipeline(task: str = "midi-generation", model=None, **kwargs):
     """`transformers.pipeline` on the installed code: needs no `trust_remote_code`.
 
     Args:
-        task: "midi-generation" or "chord-estimation" (any other task of transformers is passed on as it is).
-        model: a folder, a repository of the Hub, or a model; `STARTER` by default.
+        task: "midi-generation", "chord-estimation", "midi-classification" or "midi-feature-extraction" (any other task
+            of transformers is passed on as it is).
+        model: a folder, a repository of the Hub, or a model; by default the bundled one: `STARTER`, `BERTM_GENRE` for
+            classification, `BERTM` for feature extraction.
         kwargs: those of `transformers.pipeline`, and defaults for the calls of the pipeline.
 
     Returns:
@@ -64,15 +79,15 @@ def pipeline(task: str = "midi-generation", model=None, **kwargs):
     import transformers
 
     if model is None:
-        model = STARTER
+        model = _BUNDLED.get(task, STARTER)
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
-    if model == STARTER and not os.path.isfile(os.path.join(STARTER, "config.json")):
+    if model in (STARTER, *_BUNDLED.values()) and not os.path.isfile(os.path.join(model, "config.json")):
         from .models.errors_mortm import MortmError
 
-        raise MortmError(f"there is no bundled checkpoint in {STARTER}: give model=, a folder or a Hub repository")
+        raise MortmError(f"there is no bundled checkpoint in {model}: give model=, a folder or a Hub repository")
     if task in _registration.PIPELINE_CLASSES:
-        kwargs.setdefault("pipeline_class", __getattr__(_registration.PIPELINE_CLASSES[task][0]))
+        kwargs.setdefault("pipeline_class", __getattr__(_registration.PIPELINE_CLASSES[task][1]))
     return transformers.pipeline(task, model=model, **kwargs)
 
 

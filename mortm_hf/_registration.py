@@ -23,8 +23,9 @@ from importlib.abc import MetaPathFinder
 
 MODELS = f"{__package__}.models"
 _AUTO = "transformers.models.auto"
-# our families: module and class of each configuration
-CONFIGURATIONS = {"configuration_mortm": "MortmConfig", "configuration_bertm": "BertmConfig"}
+# our families: module and class of each configuration; those that read tokens share the tokenizer
+TOKEN_CONFIGURATIONS = {"configuration_mortm": "MortmConfig", "configuration_bertm": "BertmConfig"}
+CONFIGURATIONS = {**TOKEN_CONFIGURATIONS, "configuration_vmortm": "VMortmConfig"}
 
 # module of transformers -> (Auto class, our module, our class)
 AUTO_CLASSES = {
@@ -37,38 +38,62 @@ AUTO_CLASSES = {
         ("AutoModelForMaskedLM", "modeling_bertm", "BertmForMaskedLM"),
         ("AutoModelForSequenceClassification", "modeling_bertm", "BertmForSequenceClassification"),
         ("AutoModelForTokenClassification", "modeling_bertm", "BertmForTokenClassification"),
+        ("AutoModel", "modeling_vmortm", "VMortmModel"),
+        ("AutoModelForTextToSpectrogram", "modeling_vmortm", "VMortmForSpectrogramGeneration"),
     ],
     f"{_AUTO}.tokenization_auto": [("AutoTokenizer", "tokenization_mortm", "MortmTokenizer")],
+    f"{_AUTO}.feature_extraction_auto": [
+        ("AutoFeatureExtractor", "feature_extraction_vmortm", "VMortmFeatureExtractor"),
+    ],
+}
+# module of classes that read the inputs -> configurations of the models that they read for
+READERS = {
+    "tokenization_mortm": TOKEN_CONFIGURATIONS,
+    "feature_extraction_vmortm": {"configuration_vmortm": "VMortmConfig"},
 }
 _PIPELINES = "transformers.pipelines"
-# task -> (our class in pipeline_mortm, Auto class of its model)
+# task -> (our module, our class, Auto class of its model, what it reads)
 PIPELINE_CLASSES = {
-    "midi-generation": ("MidiGenerationPipeline", "AutoModelForCausalLM"),
-    "chord-estimation": ("ChordEstimationPipeline", "AutoModelForCausalLM"),
+    "midi-generation": ("pipeline_mortm", "MidiGenerationPipeline", "AutoModelForCausalLM", "text"),
+    "chord-estimation": ("pipeline_mortm", "ChordEstimationPipeline", "AutoModelForCausalLM", "text"),
+    "midi-classification": (
+        "pipeline_bertm",
+        "MidiClassificationPipeline",
+        "AutoModelForSequenceClassification",
+        "text",
+    ),
+    "midi-feature-extraction": ("pipeline_bertm", "MidiFeatureExtractionPipeline", "AutoModel", "text"),
+    "audio-continuation": (
+        "pipeline_vmortm",
+        "AudioContinuationPipeline",
+        "AutoModelForTextToSpectrogram",
+        "audio",
+    ),
 }
 
 logger = logging.getLogger(__package__)
 
 
 def _register_auto(entry: tuple[str, str, str], auto_module, module) -> None:
-    auto_name, _, class_name = entry
+    auto_name, module_name, class_name = entry
     auto, ours = getattr(auto_module, auto_name), getattr(module, class_name)
     if auto_name == "AutoConfig":
         keys = [ours.model_type]
     elif hasattr(ours, "config_class"):
         keys = [ours.config_class]
-    else:  # the tokenizer is that of every family
-        keys = [getattr(importlib.import_module(f"{MODELS}.{m}"), name) for m, name in CONFIGURATIONS.items()]
+    else:
+        families = READERS[module_name]
+        keys = [getattr(importlib.import_module(f"{MODELS}.{m}"), name) for m, name in families.items()]
     for key in keys:
         auto.register(key, ours, exist_ok=True)
 
 
 def _register_pipeline(task: str, pipelines, module) -> None:
-    class_name, auto_name = PIPELINE_CLASSES[task]
+    _, class_name, auto_name, kind = PIPELINE_CLASSES[task]
     auto = getattr(importlib.import_module(f"{_AUTO}.modeling_auto"), auto_name)
     registry = pipelines.PIPELINE_REGISTRY
     if task not in registry.supported_tasks:
-        registry.register_pipeline(task, pipeline_class=getattr(module, class_name), pt_model=(auto,), type="text")
+        registry.register_pipeline(task, pipeline_class=getattr(module, class_name), pt_model=(auto,), type=kind)
 
 
 class _Registrar(MetaPathFinder):
@@ -79,8 +104,8 @@ class _Registrar(MetaPathFinder):
         for watched, entries in AUTO_CLASSES.items():
             for entry in entries:
                 self.open[entry] = (watched, f"{MODELS}.{entry[1]}", _register_auto)
-        for task in PIPELINE_CLASSES:
-            self.open[task] = (_PIPELINES, f"{MODELS}.pipeline_mortm", _register_pipeline)
+        for task, (module, *_) in PIPELINE_CLASSES.items():
+            self.open[task] = (_PIPELINES, f"{MODELS}.{module}", _register_pipeline)
         self.theirs = {watched for watched, _, _ in self.open.values()}
         self.ours = {module for _, module, _ in self.open.values()}
         self.done = {name for name in self.theirs | self.ours if _is_executed(name)}

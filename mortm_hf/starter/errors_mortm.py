@@ -10,6 +10,7 @@ read `code`.
 | `VocabularyError` | `vocabulary.*` | tokens, instruments, keys, meters or chords without a token |
 | `GrammarError` | `grammar.*` | id sequences that break the token language; has `position` and `token` |
 | `PromptError` | `prompt.*` | requests that make no musical sense or do not fit the context |
+| `AudioError` | `audio.*` | sound that cannot be read, or requests about it that cannot be served |
 """
 
 from __future__ import annotations
@@ -42,6 +43,12 @@ class PromptError(MortmError):
     """A request that cannot be served. `code`: prompt.bars, .empty, .too_long, .material, .task."""
 
     code = "prompt.material"
+
+
+class AudioError(MortmError):
+    """Sound that cannot be used. `code`: audio.unreadable, .empty, .too_long, .rate, .missing, .argument."""
+
+    code = "audio.unreadable"
 
 
 class GrammarError(MortmError):

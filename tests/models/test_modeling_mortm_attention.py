@@ -90,6 +90,28 @@ def test_implementations_agree(positions, padding, is_causal, eager_flex):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("positions", ["rope", "alibi"])
+def test_implementations_agree_at_8k(positions, padding, is_causal, eager_flex):
+    """A whole model over rows of 8192 tokens; small, as eager attention holds all the scores at once."""
+    shape = dict(num_attention_heads=2, num_key_value_heads=1, hidden_size=32, max_position_embeddings=8192)
+    shape |= dict(num_hidden_layers=1, mlp_layer_types=["sparse"])
+    model = build(position_embedding_type=positions, is_causal=is_causal, **shape)
+    lengths = (8192,) if padding is None else (8192, 5000)
+    ids, mask = pad([torch.randint(3, 97, (n,)) for n in lengths], padding)
+    states = {}
+    with torch.no_grad():
+        for implementation in ("eager", "sdpa", "flex_attention"):
+            switch(model, implementation)
+            output = model(ids, attention_mask=None if padding is None else mask).last_hidden_state
+            states[implementation] = output[mask.bool()]
+    for implementation in ("sdpa", "flex_attention"):
+        assert (states[implementation] - states["eager"]).abs().max() < 3e-4, implementation
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["rope", "alibi"])
 def test_compiled_flex_agrees(positions):
     model = build(position_embedding_type=positions, num_attention_heads=4, num_key_value_heads=2)
