@@ -1,0 +1,194 @@
+"""Masked-language-model training of BERTM: `python -m mortm_hf.training.mlm RECIPE.yaml [--field value ...]`.
+
+Design decisions
+- The stream is that of pretraining (the same documents, packed the same way, and bare windows) with masks on top, so
+  whatever is known of it holds here: a pack is a pure function of (seed, epoch, index), resuming is exact.
+- The recipe's `masking` section is `MaskingRecipe`; `model` goes to `BertmConfig`.
+- A run folder holds recipe, stores, `log.jsonl`, checkpoints and at the end `final/`.
+
+Knows: recipes, the data package, the Trainer. Must not know: which tokens are masked and why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+
+from ..data.masking import MaskedPackDataset, MaskingRecipe
+from ..data.packing import PackDataset, single_pack
+from ..data.pieces import PieceSource
+from ..data.store import build_store
+from ..models.configuration_bertm import BertmConfig
+from ..models.modeling_bertm import BertmForMaskedLM
+from ..models.tokenization_mortm import MortmTokenizer
+from . import attention
+from .arguments import DataRecipe, PretrainArguments, read_recipe
+from .pretrain import EPOCHS, newest_checkpoint
+from .trainer import PackTrainer, RunLog
+
+
+PIECE_FIELDS = {"bare", "merged", "bare_bars"}  # of PieceSource, in a recipe's `pieces` section
+_MAY_CHANGE = {"data", "cache"}
+
+
+def read_mlm_recipe(
+    path: str | Path, overrides: list[str] = ()
+) -> tuple[dict, dict, MaskingRecipe, DataRecipe, PretrainArguments]:
+    """(model section, pieces section, masking, data recipe, training arguments) of a recipe file.
+
+    Raises:
+        ValueError: unknown section, field or word (named). FileNotFoundError: no such recipe.
+    """
+    section, recipe, arguments = read_recipe(path, overrides, others=("pieces", "masking"))
+    with open(path, encoding="utf-8") as handle:
+        content = yaml.safe_load(handle) or {}
+    if content.get("task", "mlm") != "mlm":
+        raise ValueError(f"{path} is a recipe for {content['task']}, not for mlm")
+    masking = dict(content.get("masking") or {})
+    pieces = dict(content.get("pieces") or {})
+    known = {"masking": {f.name for f in dataclasses.fields(MaskingRecipe)}, "pieces": PIECE_FIELDS}
+    for name, given in (("masking", masking), ("pieces", pieces)):
+        unknown = set(given) - known[name]
+        if unknown:
+            raise ValueError(f"{path}: unknown fields in {name}: {', '.join(sorted(unknown))}")
+    for given, name in ((masking, "attribute_span"), (pieces, "bare_bars")):
+        if name in given:
+            given[name] = tuple(given[name])
+    return section, pieces, MaskingRecipe(**masking), recipe, arguments
+
+
+def same_run(folder: Path, stated: dict, fresh: bool) -> None:
+    """Write what a run is made of, or compare it with what the run in this folder began with.
+
+    Raises:
+        ValueError: another recipe (the message names the parts that differ).
+    """
+    stated = json.loads(json.dumps(stated))
+    path = folder / "recipe.json"
+    if path.is_file() and not fresh:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before != stated:
+            different = [k for k in stated if before.get(k) != stated[k]]
+            raise ValueError(
+                f"{folder} holds a run with another recipe (different: {', '.join(different)}): "
+                "give another --output_dir, or --fresh True to start it anew"
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(stated, indent=1), encoding="utf-8")
+
+
+def apply_decay(arguments: PretrainArguments) -> None:
+    """A linear fall of the learning rate over the last `decay_steps`."""
+    if arguments.decay_steps:
+        arguments.lr_scheduler_type = "warmup_stable_decay"
+        arguments.lr_scheduler_kwargs = {
+            "num_decay_steps": arguments.decay_steps,
+            "decay_type": "linear",
+            "min_lr_ratio": 0.0,
+        }
+
+
+def pretrain_mlm(
+    section: dict,
+    pieces: dict,
+    masking: MaskingRecipe,
+    recipe: DataRecipe,
+    arguments: PretrainArguments,
+    stores: dict | None = None,
+) -> PackTrainer:
+    """Train (or resume) a masked language model and return its trainer.
+
+    Args:
+        section: keyword arguments of `BertmConfig`. pieces: those of `PieceSource`. masking: how documents are masked.
+        stores: `{"train": ScoreStore}` to use instead of reading the pack.
+
+    Raises:
+        ValueError: the run folder belongs to another recipe; nothing to train on.
+        FileNotFoundError: the data is not there.
+    """
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    folder = Path(arguments.output_dir)
+    stated = {
+        "task": "mlm",
+        "model": section,
+        "pieces": pieces,
+        "masking": dataclasses.asdict(masking),
+        "data": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in _MAY_CHANGE},
+        "seed": arguments.seed,
+    }
+    same_run(folder, stated, arguments.fresh)
+    tokenizer = MortmTokenizer()
+    vocabulary = tokenizer.vocabulary
+    if stores is None:
+        if not recipe.data:
+            raise ValueError("no data: give the folder of a training pack with --data")
+        stores = {"train": build_store(recipe.data, recipe.selection(), "train", recipe.cache or folder / "stores")}
+    if not len(stores["train"]):
+        raise ValueError("no song to train on: check the recipe's corpora against the manifest")
+    source = PieceSource(stores["train"], vocabulary, recipe, seed=arguments.seed, **pieces)
+    shape = recipe.rows, recipe.row_length
+    packs = PackDataset(
+        source, recipe.packs_per_epoch, lambda index: shape, tokenizer.pad_token_id, arguments.seed, epochs=EPOCHS
+    )
+    transformers.set_seed(arguments.seed)
+    if arguments.attention == attention.NAME:
+        attention.register()
+    config = BertmConfig(vocab_size=len(vocabulary), **section)
+    model = BertmForMaskedLM._from_config(config, attn_implementation=arguments.attention or None)
+    if arguments.experts_implementation:
+        model.set_experts_implementation(arguments.experts_implementation)
+
+    arguments.per_device_train_batch_size = 1  # one item of the dataset is one pack
+    arguments.remove_unused_columns = False
+    arguments.save_strategy = "no"  # by the clock: RunLog asks for checkpoints
+    arguments.disable_tqdm = True
+    apply_decay(arguments)
+    per_step = recipe.rows * recipe.row_length * arguments.gradient_accumulation_steps * arguments.world_size
+    log = RunLog(
+        folder,
+        lambda step: step * per_step,
+        arguments.stop_at,
+        arguments.max_minutes,
+        arguments.save_minutes,
+        arguments.router_every,
+    )
+    trainer = PackTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=MaskedPackDataset(packs, vocabulary, masking),
+        data_collator=single_pack,
+        processing_class=tokenizer,
+        callbacks=[log],
+    )
+    trainer.train(resume_from_checkpoint=None if arguments.fresh else newest_checkpoint(folder))
+    if trainer.state.global_step >= arguments.max_steps:
+        trainer.save_model(str(folder / "final"))
+    elif newest_checkpoint(folder) is None:
+        trainer._save_checkpoint(model, trial=None)
+    return trainer
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line: a recipe file and `--field value` words."""
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0].startswith("-"):
+        print(__doc__.splitlines()[0])
+        return 0 if words and words[0] in ("-h", "--help") else 2
+    try:
+        pretrain_mlm(*read_mlm_recipe(words[0], words[1:]))
+    except (ValueError, OSError) as error:
+        print(f"mlm: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
