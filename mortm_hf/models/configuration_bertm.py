@@ -23,6 +23,9 @@ class BertmConfig(MortmConfig):
             "mean", over its real tokens.
         classifier_hidden_size: width of the hidden layer between that vector and the labels; half of `hidden_size`
             by default. `classifier_activation` follows it, `classifier_dropout` acts before it (in training only).
+        window_bars, window_form: what a head was trained to hear: so many bars at a time, with their "tracks", or
+            "merged" into one pitched track, or their "drums" only. Pipelines and rewards cut songs accordingly.
+        negative_label: name of the opposite of the label of a model with one logit.
         lm_head_bias: a bias per token in the output layer of the masked language model.
         is_causal: always False.
     """
@@ -37,12 +40,21 @@ class BertmConfig(MortmConfig):
         "AutoModelForSequenceClassification": "modeling_bertm.BertmForSequenceClassification",
         "AutoModelForTokenClassification": "modeling_bertm.BertmForTokenClassification",
     }
-    _pipelines: ClassVar[dict[str, dict]] = {}
+    _pipelines: ClassVar[dict[str, dict]] = {
+        task: {"impl": f"pipeline_bertm.{name}", "pt": [auto], "type": "text"}
+        for task, name, auto in (
+            ("midi-classification", "MidiClassificationPipeline", "AutoModelForSequenceClassification"),
+            ("midi-feature-extraction", "MidiFeatureExtractionPipeline", "AutoModel"),
+        )
+    }
 
     is_causal: bool = False
     use_cache: bool = False
     lm_head_bias: bool = True
     classifier_pooling: Literal["attention", "mean"] = "attention"
+    window_bars: int = 8
+    window_form: Literal["tracks", "merged", "drums"] = "tracks"
+    negative_label: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.classifier_hidden_size is None:
@@ -53,6 +65,8 @@ class BertmConfig(MortmConfig):
         """Refuse what would make it another model (runs with the other checks of transformers)."""
         if self.is_causal or self.use_cache:
             raise ValueError("BERTM reads in both directions and has no cache: for is_causal=True use MortmConfig.")
+        if self.window_bars < 1:
+            raise ValueError(f"window_bars must be at least 1, got {self.window_bars}.")
 
 
 __all__ = ["BertmConfig"]

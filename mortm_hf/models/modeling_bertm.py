@@ -139,7 +139,7 @@ class BertmModel(BertmPreTrainedModel, MortmModel):
         `attention_mask` [batch, length] is 1 for real tokens; None means that all are. Without it, `position_ids` that
         restart at 0 tell pieces in one row apart: none sees another.
         """
-        if input_ids is not None:
+        if input_ids is not None and position_ids is None:  # packed pieces have no mask
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             mask = (attention_mask != 0).long()
@@ -294,6 +294,14 @@ class BertmForTokenClassification(BertmPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config)
         return self._output(loss, aux_loss, logits, outputs)
+
+
+def _travels_along():
+    """Never called: transformers saves the files a modeling file imports, so these travel with every checkpoint."""
+    from .pipeline_bertm import MidiClassificationPipeline, MidiFeatureExtractionPipeline
+    from .reward_bertm import BertmReward
+
+    return MidiClassificationPipeline, MidiFeatureExtractionPipeline, BertmReward
 
 
 __all__ = [
