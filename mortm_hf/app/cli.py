@@ -18,10 +18,10 @@ import sys
 import threading
 
 from .._version import __version__
-from . import convert, generate, info, tokenize
+from . import convert, generate, info, tokenize, train
 
 
-COMMANDS = (generate, tokenize, info, convert)
+COMMANDS = (generate, tokenize, info, convert, train)
 
 
 class _Parser(argparse.ArgumentParser):

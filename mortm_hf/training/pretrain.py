@@ -1,20 +1,31 @@
-"""Pretraining: `python -m mortm_hf.training.pretrain RECIPE.yaml [--field value ...]`.
+"""Training: `mortm train RECIPE.yaml [--field value ...]`, one process.
+
+Several processes: `accelerate launch [--config_file CONFIG] -m mortm_hf.training.pretrain RECIPE.yaml [...]`.
 
 Design decisions
-- A run folder holds everything: the recipe with all overrides, prepared stores, `log.jsonl`, checkpoints, and at the
-  end `final/`, a complete folder for `from_pretrained`.
-- Started again with the same folder it goes on from the newest checkpoint. Steps, decay, threads and the stopping
-  time may differ then; data, seed and row lengths must not, and are compared with the stored recipe.
+- A run folder holds everything: the recipe with all overrides, prepared stores, `log.jsonl`, curves for TensorBoard,
+  checkpoints, the best model by validation in `best/`, and at the end `final/`, a complete folder for
+  `from_pretrained`.
+- Started again with the same folder it goes on from the newest checkpoint that is whole. Steps, decay, threads and the
+  stopping time may differ then; data, seed and row lengths must not, and are compared with the stored recipe.
 - fp32 master weights; bf16 is autocast.
+- Fine-tuning is the same run from other weights (`init`), with adapters if asked; what is shipped is merged.
+- Being told to end (Ctrl-C, SIGTERM) ends the run after the step under way, with a checkpoint.
 
 Knows: recipes, the data package, the Trainer. Must not know: how notes become tokens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
 import json
+import math
+import shutil
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -27,16 +38,26 @@ from ..models.configuration_mortm import MortmConfig
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
-from .arguments import DataRecipe, PretrainArguments, read_recipe
-from .trainer import PackTrainer, RunLog
+from .adapters import add_lora, is_adapted, load_adapter, merged
+from .arguments import RECIPES, DataRecipe, PretrainArguments, read_recipe
+from .errors import TrainingError
+from .routing import ExpertAlarm
+from .runlog import Progress, RunLog, is_first_process
+from .trainer import PackTrainer
+from .validation import BEST, BitsPerNote, Selection, validation_windows
 
 
 EPOCHS = 1 << 10  # the stream never ends before the run does: its length is max_steps, which may change on resume
 _MAY_CHANGE = {"data", "cache", "long_from_step"}
+_OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "pytorch_model_fsdp_0", "global_step*")
 
 
 def pack_shape(recipe: DataRecipe, processes: int = 1):
-    """Function: pack index -> (rows, row length). The tokens of a pack stay the same when rows become longer."""
+    """Function: pack index -> (rows, row length). The tokens of a pack stay the same when rows become longer.
+
+    Args:
+        processes: packs of one step (processes times micro-batches).
+    """
 
     def shape(index: int) -> tuple[int, int]:
         if 0 <= recipe.long_from_step <= index // processes:
@@ -47,12 +68,32 @@ def pack_shape(recipe: DataRecipe, processes: int = 1):
 
 
 def build_model(section: dict, vocab_size: int, arguments: PretrainArguments) -> MortmForCausalLM:
-    """A fresh model for a recipe's `model` section, fp32, seeded by the arguments' seed."""
+    """A model for a run, fp32: fresh from a recipe's `model` section, seeded by the arguments' seed, or `init`.
+
+    Raises:
+        TrainingError: `init` with a model section, or with another token table.
+    """
     transformers.set_seed(arguments.seed)
     if arguments.attention == attention.NAME:
         attention.register()
-    config = MortmConfig(vocab_size=vocab_size, **section)
-    model = MortmForCausalLM._from_config(config, attn_implementation=arguments.attention or None)
+    if arguments.init:
+        if section:
+            raise TrainingError("init brings its own configuration: leave the recipe's model section out")
+        try:
+            model = MortmForCausalLM.from_pretrained(
+                arguments.init, dtype=torch.float32, attn_implementation=arguments.attention or None
+            )
+        except OSError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(f"cannot load a model from {arguments.init}: {reason}") from None
+        if model.config.vocab_size != vocab_size:
+            raise TrainingError(
+                f"{arguments.init} has {model.config.vocab_size} tokens, its tokenizer {vocab_size}: "
+                "`mortm convert FOLDER --extend-vocab -o NEW` moves a converted checkpoint to the default table"
+            )
+    else:
+        config = MortmConfig(vocab_size=vocab_size, **section)
+        model = MortmForCausalLM._from_config(config, attn_implementation=arguments.attention or None)
     if arguments.experts_implementation:
         model.set_experts_implementation(arguments.experts_implementation)
     return model
@@ -60,10 +101,21 @@ def build_model(section: dict, vocab_size: int, arguments: PretrainArguments) ->
 
 def newest_checkpoint(folder: str | Path) -> str | None:
     """The newest complete checkpoint of a run folder: a run killed while it saved leaves one without the Trainer's
-    state, which is written last."""
-    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.partition("-")[2].isdigit()]
-    complete = [p for p in found if (p / "trainer_state.json").is_file() and (p / "optimizer.pt").is_file()]
-    return str(max(complete, key=lambda p: int(p.name.partition("-")[2]))) if complete else None
+    state, which is written last, or with half of it."""
+
+    def complete(path: Path) -> bool:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return any(True for name in _OPTIMIZER_STATE for _ in path.glob(name))
+
+    found = [p for p in Path(folder).glob("checkpoint-*") if p.name.partition("-")[2].isdigit() and complete(p)]
+    return str(max(found, key=_step_of)) if found else None
+
+
+def _step_of(checkpoint: str | Path) -> int:
+    return int(Path(checkpoint).name.partition("-")[2])
 
 
 def _check_same_run(folder: Path, section: dict, recipe: DataRecipe, arguments: PretrainArguments) -> None:
@@ -73,55 +125,54 @@ def _check_same_run(folder: Path, section: dict, recipe: DataRecipe, arguments: 
         "data": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in _MAY_CHANGE},
         "seed": arguments.seed,
     }
+    if arguments.init:
+        stated["init"] = str(arguments.init)
+    if arguments.lora_rank:
+        stated["lora"] = [arguments.lora_rank, arguments.lora_alpha]
     stated = json.loads(json.dumps(stated))
     path = folder / "recipe.json"
     if path.is_file() and not arguments.fresh:
         before = json.loads(path.read_text(encoding="utf-8"))
+        defaults = json.loads(json.dumps(dataclasses.asdict(DataRecipe())))
+        # fields that came later than the run did not act in it: they stand at their defaults
+        before["data"] = {k: defaults[k] for k in stated["data"] if k in defaults} | before.get("data", {})
         if before != stated:
-            different = [k for k in stated if before.get(k) != stated[k]]
-            raise ValueError(
+            different = [k for k in {**before, **stated} if before.get(k) != stated.get(k)]
+            raise TrainingError(
                 f"{folder} holds a run with another recipe (different: {', '.join(different)}): "
                 "give another --output_dir, or --fresh True to start it anew"
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(stated, indent=1), encoding="utf-8")
+        partial = folder / ".recipe.json.tmp"
+        partial.write_text(json.dumps(stated, indent=1), encoding="utf-8")
+        partial.replace(path)
 
 
-def pretrain(section: dict, recipe: DataRecipe, arguments: PretrainArguments, stores: dict | None = None):
-    """Train (or resume) and return the model.
+def _read_stores(recipe: DataRecipe, folder: Path, arguments: PretrainArguments) -> dict:
+    """The stores of the recipe's data: `train`, and `validation` where there are windows."""
+    cache = recipe.cache or str(folder / "stores")
+    splits = ["train"] + ["validation"] * bool(arguments.eval_windows)
+    with arguments.main_process_first(desc="reading the data"):
+        return {split: build_store(recipe.data, recipe.selection(), split, cache) for split in splits}
 
-    Args:
-        section: keyword arguments of `MortmConfig`.
-        stores: `{"train": ScoreStore}` to use instead of reading the pack.
 
-    Raises:
-        ValueError: the run folder belongs to another recipe; nothing to train on.
-        FileNotFoundError: the data is not there.
-    """
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    folder = Path(arguments.output_dir)
-    _check_same_run(folder, section, recipe, arguments)
-    tokenizer = MortmTokenizer()
-    vocabulary = tokenizer.vocabulary
-    if stores is None:
-        if not recipe.data:
-            raise ValueError("no data: give the folder of a training pack with --data")
-        cache = recipe.cache or str(folder / "stores")
-        stores = {"train": build_store(recipe.data, recipe.selection(), "train", cache)}
-    train = stores["train"]
-    if not len(train):
-        raise ValueError("no song to train on: check the recipe's corpora against the manifest")
-    source = ExampleSource(train, vocabulary, recipe, seed=arguments.seed)
-    shape = pack_shape(recipe, arguments.world_size)
-    dataset = PackDataset(source, recipe.packs_per_epoch, shape, tokenizer.pad_token_id, arguments.seed, epochs=EPOCHS)
-    model = build_model(section, len(vocabulary), arguments)
-
+def _complete_arguments(arguments: PretrainArguments, tokens_per_step: int) -> None:
+    """Everything of the arguments that follows from others."""
     arguments.per_device_train_batch_size = 1  # one item of the dataset is one pack
     arguments.remove_unused_columns = False
     arguments.save_strategy = "no"  # by the clock: RunLog asks for checkpoints
     arguments.disable_tqdm = True
+    if arguments.ddp_find_unused_parameters is None:
+        arguments.ddp_find_unused_parameters = False  # experts are fused: every parameter takes part in every step
+    if arguments.ddp_broadcast_buffers is None:
+        arguments.ddp_broadcast_buffers = False  # the routers' buffers are equal by their own sums
+    if arguments.max_tokens:
+        arguments.max_steps = math.ceil(arguments.max_tokens / tokens_per_step)
+    if arguments.max_steps <= 0:
+        raise TrainingError("how long? Give max_steps or max_tokens in the recipe's training section")
+    if arguments.decay_share:
+        arguments.decay_steps = round(arguments.decay_share * arguments.max_steps)
     if arguments.decay_steps:
         arguments.lr_scheduler_type = "warmup_stable_decay"
         arguments.lr_scheduler_kwargs = {
@@ -129,29 +180,188 @@ def pretrain(section: dict, recipe: DataRecipe, arguments: PretrainArguments, st
             "decay_type": "linear",
             "min_lr_ratio": 0.0,
         }
+    if arguments.tensorboard and importlib.util.find_spec("tensorboard") is not None:
+        arguments.report_to = sorted({*arguments.report_to, "tensorboard"})
 
-    def tokens_of(step: int) -> int:
-        rows, length = shape(0)
-        return step * rows * length * arguments.gradient_accumulation_steps * arguments.world_size
 
+def _windows_file(arguments: PretrainArguments) -> str:
+    """The csv of validation windows: as named, or beside the recipes of the package."""
+    for path in (Path(arguments.eval_windows), RECIPES / arguments.eval_windows):
+        if path.is_file():
+            return str(path)
+    raise TrainingError(f"no file {arguments.eval_windows} (eval_windows), nor one beside the recipe or in {RECIPES}")
+
+
+@contextlib.contextmanager
+def _ending_gracefully(log: RunLog):
+    """Ctrl-C and SIGTERM end the run after the step under way; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {}
+
+    def stop(number, frame):
+        if is_first_process():
+            print("ending after this step, with a checkpoint", file=sys.stderr, flush=True)
+        log.stop_soon()
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def make_trainer(
+    section: dict,
+    recipe: DataRecipe,
+    arguments: PretrainArguments,
+    stores: dict | None = None,
+    windows=None,
+    tokenizer: MortmTokenizer | None = None,
+) -> tuple[PackTrainer, RunLog]:
+    """The trainer of a run with all that belongs to it; nothing is trained yet (arguments: see `pretrain`)."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    folder = Path(arguments.output_dir)
+    if tokenizer is None:
+        tokenizer = MortmTokenizer.from_pretrained(arguments.init) if arguments.init else MortmTokenizer()
+    if tokenizer.dialect != "metric":
+        raise TrainingError(
+            f"{arguments.init} speaks upstream's dialect: `mortm finetune` moves it to the metric one (see its --help)"
+        )
+    if stores is None and not recipe.data:
+        raise TrainingError("no data: give the folder of a training pack with --data")
+    packs_per_step = arguments.world_size * arguments.gradient_accumulation_steps
+    shape = pack_shape(recipe, packs_per_step)
+    rows, length = shape(0)
+    tokens_per_step = rows * length * packs_per_step
+    _complete_arguments(arguments, tokens_per_step)
+    csv = _windows_file(arguments) if arguments.eval_windows and windows is None else ""
+    with arguments.main_process_first(desc="opening the run folder"):
+        _check_same_run(folder, section, recipe, arguments)
+    vocabulary = tokenizer.vocabulary
+    if stores is None:
+        stores = _read_stores(recipe, folder, arguments)
+    train = stores["train"]
+    if not len(train):
+        raise TrainingError("no song to train on: check the recipe's corpora against the manifest")
+    several = len(train.corpora()) > 1  # one corpus has nothing to balance
+    source = ExampleSource(train, vocabulary, recipe, seed=arguments.seed, **({} if several else {"packs": 1}))
+    dataset = PackDataset(source, recipe.packs_per_epoch, shape, tokenizer.pad_token_id, arguments.seed, epochs=EPOCHS)
+    model = build_model(section, len(vocabulary), arguments)
+    if arguments.lora_rank:
+        model = add_lora(model, arguments.lora_rank, arguments.lora_alpha or 2 * arguments.lora_rank)
     log = RunLog(
-        folder, tokens_of, arguments.stop_at, arguments.max_minutes, arguments.save_minutes, arguments.router_every
+        folder,
+        lambda step: step * tokens_per_step,
+        arguments.stop_at,
+        arguments.max_minutes,
+        arguments.save_minutes,
+        arguments.router_every,
+        ExpertAlarm(arguments.dead_share, arguments.dead_after),
     )
+    callbacks = [log, Progress(log)]
+    if csv:
+        limit = model.config.max_position_embeddings
+        windows = validation_windows(vocabulary, stores["validation"], csv, limit, arguments.eval_limit)
+    validation = BitsPerNote(windows, tokenizer.pad_token_id) if windows else None
     trainer = PackTrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
         data_collator=single_pack,
         processing_class=tokenizer,
-        callbacks=[log],
+        callbacks=callbacks,
+        validation=validation,
     )
+    if validation is not None:
+        trainer.add_callback(
+            Selection(
+                log,
+                arguments.eval_tokens,
+                arguments.early_stopping,
+                lambda target: trainer.save_model(target, _internal_call=True),
+            )
+        )
+    return trainer, log
+
+
+def pretrain(
+    section: dict,
+    recipe: DataRecipe,
+    arguments: PretrainArguments,
+    stores: dict | None = None,
+    windows=None,
+    tokenizer: MortmTokenizer | None = None,
+) -> PackTrainer:
+    """Train (or resume) and return the trainer.
+
+    Args:
+        section: keyword arguments of `MortmConfig` (empty with `init`).
+        stores: `{"train": ScoreStore, "validation": ...}` to use instead of reading the pack.
+        windows: encoded validation windows instead of the csv that the arguments name.
+        tokenizer: by default that of `init`, else the default one.
+
+    Raises:
+        TrainingError: the run folder belongs to another recipe, there is nothing to train on, or arguments that do
+            not go together.
+        FileNotFoundError: the data is not there.
+    """
+    trainer, log = make_trainer(section, recipe, arguments, stores, windows, tokenizer)
+    folder = Path(arguments.output_dir)
     checkpoint = None if arguments.fresh else newest_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.state.global_step >= arguments.max_steps:
-        trainer.save_model(str(folder / "final"))
+    if checkpoint and _step_of(checkpoint) >= arguments.max_steps and (folder / "final").is_dir():
+        if is_first_process():
+            print(f"{folder} is finished ({_step_of(checkpoint)} steps); more --max_steps let it go on")
+        trainer.state.global_step = _step_of(checkpoint)
+        return trainer
+    if arguments.fresh and is_first_process():
+        shutil.rmtree(folder / BEST, ignore_errors=True)
+        (folder / "log.jsonl").unlink(missing_ok=True)
+    with _ending_gracefully(log):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    early = trainer.state.global_step < arguments.max_steps and any(
+        isinstance(c, Selection) and c.patience and c.since >= c.patience for c in trainer.callback_handler.callbacks
+    )
+    if early or trainer.state.global_step >= arguments.max_steps:
+        _finish(trainer, folder, arguments.select_best)
     elif newest_checkpoint(folder) is None:
-        trainer._save_checkpoint(model, trial=None)
+        trainer._save_checkpoint(trainer.model, trial=None)
     return trainer
+
+
+def _finish(trainer: PackTrainer, folder: Path, select_best: bool) -> None:
+    """Write `final/`: the best model by validation, or the last; adapters merged."""
+    best = folder / BEST if select_best and (folder / BEST / "best.json").is_file() else None
+    staged, final = folder / ".final.tmp", folder / "final"
+    if is_first_process():
+        shutil.rmtree(staged, ignore_errors=True)
+    if is_adapted(trainer.model):
+        if best is not None:
+            load_adapter(trainer.model, best)
+        if is_first_process():
+            model = merged(trainer.model)
+            model.config.use_cache = True
+            model.save_pretrained(staged)
+            trainer.processing_class.save_pretrained(staged)
+    elif best is not None:
+        if is_first_process():
+            shutil.copytree(best, staged, ignore=shutil.ignore_patterns("training_args.bin", "best.json"))
+    else:
+        trainer.save_model(str(staged), _internal_call=True)
+    if is_first_process():
+        shutil.rmtree(final, ignore_errors=True)
+        staged.rename(final)
+
+
+def run(path: str, overrides: list[str]) -> PackTrainer:
+    """What `mortm train` does: a recipe file and `--field value` words."""
+    section, recipe, arguments = read_recipe(path, overrides)
+    return pretrain(section, recipe, arguments)
 
 
 def main(words: list[str] | None = None) -> int:
@@ -161,10 +371,9 @@ def main(words: list[str] | None = None) -> int:
         print(__doc__.splitlines()[0])
         return 0 if words and words[0] in ("-h", "--help") else 2
     try:
-        section, recipe, arguments = read_recipe(words[0], words[1:])
-        pretrain(section, recipe, arguments)
+        run(words[0], words[1:])
     except (ValueError, FileNotFoundError) as error:
-        print(f"pretrain: {error}", file=sys.stderr)
+        print(f"pretrain: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

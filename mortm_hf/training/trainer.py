@@ -1,172 +1,124 @@
-"""The Trainer of this package: packs in order, a log of its own, graceful stops.
+"""The Trainer of this package: packs in order, an exact balancing loss, bits a note for validation.
 
 Design decisions
 - The stream of packs is sequential and index-addressed, so skipping to a step costs nothing and resuming is exact.
-- Log lines (`log.jsonl`) state tokens and speed beside the loss, and the share of tokens each expert received: the
-  figures a model card needs are read from the log, not remembered.
-- A run stops at a time of day or after some minutes with a checkpoint, because laptops and shared machines do.
+- transformers adds the router's balancing loss once per micro-batch and process, unscaled: with gradient accumulation
+  or several processes it would weigh as many times more. Here it is the mean, whatever the batch is made of.
+- Balancing by bias is settled at the end of each step, not in the next forward pass, so that a checkpoint holds all of
+  its state.
+- transformers' printing of dictionaries is replaced by the progress of `runlog`.
 
-Knows: transformers' Trainer, the model's router modules by name. Must not know: music, MIDI, recipes.
+Knows: transformers' Trainer, the routers' modules by name. Must not know: music, MIDI, recipes.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from datetime import datetime
-from pathlib import Path
-
-import torch
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from .routing import RouterStatistics
+from .runlog import RunLog, read_log
+from .validation import BitsPerNote
+
+
+__all__ = ["PackTrainer", "RouterStatistics", "RunLog", "read_log"]
+
+
+class SettleBias(TrainerCallback):
+    """Moves the routers' bias when a step is done (see `MortmTopKRouter.update_bias`)."""
+
+    def __init__(self, model):
+        self.routers = [module for module in model.modules() if getattr(module, "has_bias", False) is True]
+        self.routers = [module for module in self.routers if hasattr(module, "update_bias")]
+
+    def on_step_end(self, args, state, control, **kwargs):
+        for router in self.routers:
+            router.update_bias()
 
 
 class PackTrainer(Trainer):
-    """`Trainer` that reads packs in order (`PackDataset` decides what a position means)."""
+    """`Trainer` that reads packs in order (`PackDataset` decides what a position means).
+
+    Args:
+        validation: what `evaluate()` measures; None for a trainer that is never asked to.
+    """
+
+    def __init__(self, *args, validation: BitsPerNote | None = None, **kwargs):
+        model = kwargs.get("model", args[0] if args else None)
+        self._use_cache = getattr(getattr(model, "config", None), "use_cache", None)
+        super().__init__(*args, **kwargs)
+        self.validation = validation
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        settle = SettleBias(self.model)
+        if settle.routers:
+            self.add_callback(settle)
+        self._balance = None
+        self._balanced = 0
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """As transformers', with the balancing loss averaged over micro-batches and processes."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        balance = getattr(outputs, "aux_loss", None)
+        if balance is not None and model.training:
+            balance = balance.to(loss.device)
+            self._balance = balance.detach() + (0.0 if self._balance is None else self._balance)
+            self._balanced += 1
+            if num_items_in_batch is not None:
+                # it stands in `loss` with the factor of the summed tokens; only 1 / accumulation is its due
+                scale = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+                parts = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
+                surplus = scale - 1 / parts
+                if surplus:
+                    loss = loss - surplus * self.model.config.router_aux_loss_coef * balance
+        return (loss, outputs) if return_outputs else loss
 
-class RouterStatistics:
-    """Share of the chosen experts over one training step, by forward hooks on the routers."""
+    def log(self, logs, *args, **kwargs):
+        """As transformers', with the balancing loss and the speed beside the loss."""
+        if "loss" in logs:
+            if self._balanced:
+                logs["aux_loss"] = round(float(self._balance) / self._balanced, 4)
+                self._balance, self._balanced = None, 0
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, RunLog):
+                    speed = callback.speed(self.state.global_step)
+                    if speed is not None:
+                        logs["tokens_per_second"] = speed
+        super().log(logs, *args, **kwargs)
 
-    def __init__(self, model: torch.nn.Module):
-        self.routers = [(n, m) for n, m in model.named_modules() if type(m).__name__.endswith("Router")]
-        self._handles: list = []
-        self._counts: dict[str, torch.Tensor] = {}
+    def _save(self, *args, **kwargs):
+        """As transformers', with the configuration's own `use_cache`: the Trainer turns it off while it trains."""
+        config = self.model.config
+        while_training = getattr(config, "use_cache", None)
+        if self._use_cache is not None:
+            config.use_cache = self._use_cache
+        try:
+            super()._save(*args, **kwargs)
+        finally:
+            if self._use_cache is not None:
+                config.use_cache = while_training
 
-    def start(self) -> None:
-        """Watch the next forward passes."""
-        self._counts = {}
-        for name, module in self.routers:
-            self._handles.append(module.register_forward_hook(self._hook(name, module)))
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the weights are spread over the processes (FSDP, ZeRO-3, tensor or expert parallelism)."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled or getattr(self.model, "tp_size", None))
 
-    def _hook(self, name, module):
-        def count(_, __, output):
-            chosen = next(t for t in output if not t.is_floating_point())
-            experts = getattr(module, "num_experts", None) or output[0].shape[-1]
-            load = torch.bincount(chosen.reshape(-1), minlength=experts).float()
-            self._counts[name] = self._counts.get(name, 0) + load
+    def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
+        """Bits a note on the validation windows; logged, and handed to the callbacks.
 
-        return count
-
-    def stop(self) -> list[list[float]]:
-        """`[layers][experts]` share of the chosen slots; the hooks are removed."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        return [[round(float(x), 4) for x in (load / load.sum())] for load in self._counts.values()]
-
-
-def _first_process_decides(*decisions: bool) -> list[bool]:
-    """Clocks differ between processes: all do what the first one decided, or they would wait for each other."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return list(decisions)
-    flags = torch.tensor(decisions, dtype=torch.uint8)
-    if torch.distributed.get_backend() == "nccl":
-        flags = flags.cuda()
-    torch.distributed.broadcast(flags, src=0)
-    return [bool(flag) for flag in flags.tolist()]
-
-
-class RunLog(TrainerCallback):
-    """Writes `log.jsonl`, saves by the clock and stops by the clock.
-
-    Args:
-        folder: of the run.
-        tokens_of: step -> tokens seen when that step is done.
-        stop_at: "HH:MM" local time or empty; max_minutes, save_minutes: 0 turns them off.
-    """
-
-    def __init__(self, folder, tokens_of, stop_at="", max_minutes=0.0, save_minutes=0.0, router_every=0):
-        self.path = Path(folder) / "log.jsonl"
-        self.tokens_of = tokens_of
-        self.save_seconds = save_minutes * 60
-        self.router_every = router_every
-        self.started = time.time()
-        self.deadline = self.started + max_minutes * 60 if max_minutes else float("inf")
-        if stop_at:
-            clock = datetime.strptime(stop_at, "%H:%M")
-            now = datetime.now()
-            at = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0).timestamp()
-            self.deadline = min(self.deadline, at if at > self.started else at + 86400)
-        self.saved = self.started
-        self.last = (None, 0)
-        self.base = (0, 0)
-        self.router: RouterStatistics | None = None
-        self.watching = False
-
-    def write(self, **line) -> None:
-        """Append one line (the first process only)."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
-            return
-        with open(self.path, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"time": datetime.now().isoformat(timespec="seconds"), **line}) + "\n")
-
-    def _tokens_before(self, step: int) -> tuple[int, int]:
-        """(step, tokens seen by then) of the part of the run that ended at `step`: processes may differ now."""
-        known = (0, 0)
-        if step and self.path.is_file():
-            for text in self.path.read_text(encoding="utf-8").splitlines():
-                line = json.loads(text)
-                if "tokens" in line and known[0] <= line["step"] <= step:
-                    known = line["step"], line["tokens"]
-            if known[0] and known[0] < step:  # saved between two log lines
-                known = step, round(known[1] * step / known[0])
-        return known
-
-    def tokens(self, step: int) -> int:
-        """Tokens seen when `step` is done, over all parts of the run."""
-        base, seen = self.base
-        return seen + self.tokens_of(step) - self.tokens_of(base)
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.router = RouterStatistics(model)
-        self.last = (time.perf_counter(), state.global_step)
-        self.base = self._tokens_before(state.global_step)
-        self.write(
-            event="start",
-            step=state.global_step,
-            max_steps=state.max_steps,
-            threads=torch.get_num_threads(),
-            parameters=sum(p.numel() for p in model.parameters()),
-        )
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if self.router_every and self.router.routers and state.global_step % self.router_every == 0:
-            self.router.start()
-            self.watching = True
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.watching:
-            self.watching = False
-            self.write(event="router", step=state.global_step, load=self.router.stop())
-        now = time.time()
-        stop = now >= self.deadline and state.global_step < state.max_steps
-        save = bool(self.save_seconds) and now - self.saved >= self.save_seconds
-        stop, save = _first_process_decides(stop, save)
-        if stop:
-            control.should_save = control.should_training_stop = control.should_log = True
-            self.write(event="stop", step=state.global_step, tokens=self.tokens(state.global_step))
-        elif save:
-            control.should_save = True
-        return control
-
-    def on_save(self, args, state, control, **kwargs):
-        self.saved = time.time()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not logs or not state.is_world_process_zero:
-            return
-        line = {k: v for k, v in logs.items() if k in ("loss", "grad_norm", "learning_rate") or k.startswith("eval_")}
-        clock, step = self.last
-        now = time.perf_counter()
-        tokens = self.tokens(state.global_step)
-        if "loss" in logs and state.global_step > step:
-            line["tokens_per_second"] = round((tokens - self.tokens(step)) / (now - clock), 1)
-            self.last = (now, state.global_step)
-        self.write(step=state.global_step, tokens=tokens, **line)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.write(event="end", step=state.global_step, tokens=self.tokens(state.global_step))
+        Raises:
+            ValueError: the trainer was made without windows.
+        """
+        if self.validation is None:
+            raise ValueError("this run has no validation windows: name a csv in eval_windows")
+        if self.is_sharded:
+            figures = self.validation.measure(self.model_wrapped)
+        else:
+            figures = self.validation.measure(self.model, self.args.process_index, self.args.world_size)
+        self.log(dict(figures))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures

@@ -1,0 +1,143 @@
+"""`mortm train` and `mortm finetune`: from a recipe, or from a folder of one's own MIDI files, to a checkpoint.
+
+Design decisions
+- `train` takes a recipe and any field of it as `--field value`, the very words of
+  `accelerate launch -m mortm_hf.training.pretrain`: one process here, several there.
+- `finetune` takes a folder and nothing else that must be known: it splits, trains, measures before and after on songs
+  it did not train on, and writes one folder that every command takes as `--model`.
+
+Knows: argparse, the training package's entry points. Must not know: how training is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .files import CommandError, Outputs, find_midi, write_json
+from .options import at_least, number
+
+
+TRAIN_EXAMPLES = """examples:
+  mortm train starter --data ../shared/data --output_dir runs/mine          the recipe of the bundled checkpoint
+  mortm train my.yaml --data pack --output_dir runs/mine --max_steps 500    any field of a recipe is an option
+  mortm train my.yaml --output_dir runs/mine                                again: goes on where it stopped
+  mortm train starter --data pack --output_dir runs/mine --fields           lists all fields with their defaults
+
+A run ends with a checkpoint when it is interrupted (Ctrl-C). Curves: tensorboard --logdir runs/mine/runs
+Several processes: accelerate launch -m mortm_hf.training.pretrain my.yaml ... (mortm_hf/training/configs)."""
+
+FINETUNE_EXAMPLES = """examples:
+  mortm finetune my_songs/ -o my-model                       the bundled checkpoint, on every .mid below the folder
+  mortm finetune my_songs/ -o my-model --lora                adapters only, merged at the end: less to forget
+  mortm finetune my_songs/ -o my-model --model someone/their-model --passes 4
+  mortm generate song.mid -o new.mid --model my-model        what comes of it
+
+Songs are split by file: some are held out and never trained on. Interrupted, it goes on when it is run again."""
+
+
+def add_command(commands) -> None:
+    """Adds `train` and `finetune` to the parser's commands."""
+    raw = argparse.RawDescriptionHelpFormatter
+    train = commands.add_parser(
+        "train",
+        help="train from a recipe",
+        description="Trains (or goes on training) a model as a recipe states it.",
+        epilog=TRAIN_EXAMPLES,
+        formatter_class=raw,
+    )
+    train.add_argument("recipe", help="YAML file, or the name of a recipe of the package (starter)")
+    train.add_argument("--fields", action="store_true", help="list the fields that can be given, and stop")
+    train.add_argument("words", nargs=argparse.REMAINDER, metavar="--field value", help="fields of the recipe")
+    train.set_defaults(run=run_train)
+
+    tune = commands.add_parser(
+        "finetune",
+        help="a checkpoint on your own MIDI files",
+        description="Trains a checkpoint further on a folder of MIDI files and measures it on songs held out.",
+        epilog=FINETUNE_EXAMPLES,
+        formatter_class=raw,
+    )
+    tune.add_argument("input", nargs="+", type=Path, help="MIDI files, or folders searched for them")
+    tune.add_argument("-o", "--output", required=True, type=Path, help="folder to write")
+    tune.add_argument("--model", help="checkpoint to start from: folder or repository (default: the bundled one)")
+    tune.add_argument(
+        "--lora",
+        nargs="?",
+        const=16,
+        default=0,
+        type=at_least(1),
+        metavar="RANK",
+        help="train adapters of this rank (16) instead of all weights",
+    )
+    tune.add_argument("--passes", type=number(0), default=4.0, help="times the songs are gone through (default 4)")
+    tune.add_argument("--learning-rate", type=number(0, 1), help="peak rate (default 3e-4, with --lora 2e-3)")
+    tune.add_argument(
+        "--held-out",
+        type=number(0, 0.5),
+        default=0.2,
+        metavar="PART",
+        help="part of the songs that is held out, half to select by, half to report (default 0.2)",
+    )
+    tune.add_argument("--seed", type=int, default=0, help="of the split and of all draws (default 0)")
+    tune.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
+    tune.add_argument("--keep-run", action="store_true", help="keep the working folder (OUTPUT.run)")
+    tune.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the skipped files here")
+    tune.set_defaults(run=run_finetune)
+
+
+def _missing(error: ImportError) -> CommandError:
+    return CommandError(
+        f'training needs more packages ({error.name}): pip install "mortm_hf[train]"', "command.missing"
+    )
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Trains, or lists the fields.
+
+    Raises:
+        TrainingError: the recipe cannot be trained. CommandError: files that are not there.
+    """
+    try:
+        from ..training.arguments import describe_fields
+        from ..training.pretrain import run
+    except ImportError as error:
+        raise _missing(error) from None
+    if args.fields or "--fields" in args.words:
+        print(describe_fields())
+        return
+    try:
+        run(args.recipe, args.words)
+    except FileNotFoundError as error:
+        raise CommandError(str(error), "command.input") from None
+
+
+def run_finetune(args: argparse.Namespace) -> None:
+    """Fine-tunes; prints bits a note before and after, and skipped files.
+
+    Raises:
+        TrainingError: too few songs, a checkpoint that cannot be trained on them, an output that exists.
+    """
+    from mortm_hf import STARTER
+
+    try:
+        from ..training.finetune import finetune
+    except ImportError as error:
+        raise _missing(error) from None
+    with Outputs() as out:
+        staged = out.stage(args.json) if args.json else None
+        report = finetune(
+            find_midi(args.input),
+            args.output,
+            model=args.model or STARTER,
+            lora=args.lora,
+            passes=args.passes,
+            learning_rate=args.learning_rate,
+            held_out=args.held_out,
+            seed=args.seed,
+            overwrite=args.overwrite,
+            keep_run=args.keep_run,
+        )
+        if staged:
+            write_json(staged, report.as_dict())
+    print(report.text())

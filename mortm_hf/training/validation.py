@@ -1,0 +1,185 @@
+"""Validation while a run is under way: bits a note on fixed windows, the best checkpoint, early stopping.
+
+Design decisions
+- The windows are named by the recipe (a csv of paths and bars) and never change, so the figures of two runs, or of two
+  steps, can be compared. A limit takes evenly spaced windows of each corpus, not the first ones.
+- Measured every so many tokens, whatever the size of a step is.
+- The best model so far is kept in `best/`, a complete folder, with `best.json` beside its weights. Whether a run has
+  stopped improving is read from its log, so a resumed run knows what an unbroken one would know.
+
+Knows: encoded windows, a model that gives logits. Must not know: how it is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from ..data.store import ScoreStore
+from ..evaluation.bits import model_bits
+from ..evaluation.windows import Encoded, Window, encode_windows, read_windows
+from . import attention
+from .routing import summed
+from .runlog import RunLog, is_first_process, read_log
+
+
+BEST = "best"
+METRIC = "eval_bits_per_note"
+
+
+def thin(windows: Sequence[Window], corpus_of: dict[str, str], limit: int) -> list[Window]:
+    """About `limit` windows in all (0: every one), the same number of each corpus, evenly spaced over its list."""
+    if not limit or len(windows) <= limit:
+        return list(windows)
+    groups: dict[str, list[Window]] = {}
+    for window in windows:
+        groups.setdefault(corpus_of[window.path], []).append(window)
+    left, chosen = limit, []
+    for place, rows in enumerate(sorted(groups.values(), key=len)):  # small corpora leave their share to the others
+        take = min(len(rows), left // (len(groups) - place))
+        left -= take
+        chosen += [rows[i] for i in np.linspace(0, len(rows) - 1, take).round().astype(int)] if take else []
+    return chosen
+
+
+def validation_windows(
+    vocabulary, store: ScoreStore, csv: str | Path, max_length: int, limit: int = 0
+) -> list[Encoded]:
+    """The encoded validation windows of a recipe.
+
+    Args:
+        csv: file of windows.
+
+    Raises:
+        ValueError: a window names a song that the store has not, or none can be used.
+    """
+    windows = read_windows(csv)
+    corpus_of = {song.path: song.corpus for song in store.songs}
+    missing = [w.path for w in windows if w.path not in corpus_of]
+    if missing:
+        raise ValueError(
+            f"{csv} names {len(missing)} windows of songs that the validation data does not hold, {missing[0]} first: "
+            "name the csv made for this data"
+        )
+    encoded, left_out = encode_windows(vocabulary, store, thin(windows, corpus_of, limit), max_length)
+    if not encoded:
+        reason = f" ({left_out[0][1]})" if left_out else ""
+        raise ValueError(f"none of {len(windows)} validation windows can be used{reason}")
+    return encoded
+
+
+@contextmanager
+def whole_rows(model):
+    """Rows of one document each: attention by documents gives way to sdpa inside."""
+    config = model.config
+    before = config._attn_implementation
+    if before == attention.NAME:
+        config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+class BitsPerNote:
+    """Scores a model on fixed windows; `measure(model)` gives the figures by corpus and their mean.
+
+    Args:
+        windows: encoded validation windows. pad: id of padding. tokens_per_batch: padded tokens of a batch.
+    """
+
+    def __init__(self, windows: Sequence[Encoded], pad: int = 0, tokens_per_batch: int = 8192):
+        self.windows, self.pad, self.tokens_per_batch = list(windows), pad, tokens_per_batch
+
+    def measure(self, model, rank: int = 0, ranks: int = 1) -> dict[str, float]:
+        """`{"eval_bits_per_note": mean over corpora, "eval_bits_per_note_<corpus>": ..., "eval_seconds": ...}`.
+
+        Args:
+            rank, ranks: this process scores its share of the windows and all sum up (every process calls this). A
+                model whose weights are spread over the processes takes `ranks=1` in each: all score everything.
+        """
+        started = time.perf_counter()
+        inner = getattr(model, "module", model)
+        own = range(rank, len(self.windows), ranks)
+        bits = np.zeros(len(self.windows))
+        with whole_rows(inner):
+            bits[list(own)] = model_bits(
+                model, [self.windows[i] for i in own], pad=self.pad, tokens_per_batch=self.tokens_per_batch
+            )
+        if ranks > 1:
+            bits = summed(torch.from_numpy(bits)).numpy()
+        corpus = np.array([w.corpus for w in self.windows])
+        notes = np.array([w.notes for w in self.windows], dtype=np.float64)
+        found = {name: bits[corpus == name].sum() / notes[corpus == name].sum() for name in dict.fromkeys(corpus)}
+        figures = {METRIC: float(np.mean(list(found.values())))}
+        figures |= {f"{METRIC}_{name}": float(value) for name, value in found.items()}
+        return figures | {"eval_seconds": round(time.perf_counter() - started, 2)}
+
+
+class Selection(TrainerCallback):
+    """Asks for validation every so many tokens, keeps the best model and stops a run that has stopped improving.
+
+    Args:
+        log: of the run. every: tokens between two validations (0: only at the end).
+        patience: validations without a new best after which the run stops (0: never).
+        save: writes the model into the folder it is given (called in every process).
+    """
+
+    def __init__(self, log: RunLog, every: int, patience: int, save: Callable[[str], None]):
+        self.log, self.every, self.patience, self.save = log, every, patience, save
+        self.folder = log.path.parent
+        self.best = float("inf")
+        self.since = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.best, self.since = float("inf"), 0
+        for line in read_log(self.log.path):
+            if METRIC in line and line["step"] <= state.global_step:
+                self._count(line[METRIC])
+        kept = self.folder / BEST / "best.json"
+        if kept.is_file():  # a better one that a killed run wrote after its last checkpoint is still ours
+            self.best = min(self.best, json.loads(kept.read_text(encoding="utf-8"))[METRIC])
+        if self.patience and self.since >= self.patience:
+            control.should_training_stop = True
+
+    def _count(self, value: float) -> bool:
+        better = value < self.best
+        self.best = min(self.best, value)
+        self.since = 0 if better else self.since + 1
+        return better
+
+    def on_step_end(self, args, state, control, **kwargs):
+        step = state.global_step
+        crossed = self.every and self.log.tokens(step) // self.every > self.log.tokens(step - 1) // self.every
+        if crossed or step >= state.max_steps:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if not metrics or METRIC not in metrics:
+            return
+        if self._count(metrics[METRIC]):
+            self._keep(state.global_step, metrics)
+        if self.patience and self.since >= self.patience and state.global_step < state.max_steps:
+            self.log.write(event="early_stop", step=state.global_step, best=self.best)
+            control.should_training_stop = control.should_save = True
+
+    def _keep(self, step: int, metrics: dict) -> None:
+        staged, target = self.folder / f".{BEST}.tmp", self.folder / BEST
+        if is_first_process() and staged.exists():
+            shutil.rmtree(staged)
+        self.save(str(staged))
+        if is_first_process():
+            figures = {k: v for k, v in metrics.items() if k.startswith(METRIC)}
+            content = {"step": step, "tokens": self.log.tokens(step), **figures}
+            (staged / "best.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+            if target.exists():
+                shutil.rmtree(target)
+            staged.rename(target)
