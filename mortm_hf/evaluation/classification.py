@@ -1,0 +1,281 @@
+"""How good a classifier is, with intervals that respect where the windows come from.
+
+Design decisions
+- Windows of one tune, song or drummer are no independent trials: intervals are drawn over clusters (percentile
+  bootstrap), never over windows.
+- A song has one prediction, the mean of its windows' log-probabilities.
+- Macro-F1 counts every class alike; a class that has no test example is left out of it, and named.
+- Counting is scikit-learn's where it has the figure; the bootstrap runs on counts by cluster, vectorised.
+
+Knows: arrays of labels, scores and clusters. Must not know: models, tokens, music.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def as_dict(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """`[n, labels]` logits or log-probabilities -> log-probabilities."""
+    scores = np.asarray(scores, dtype=np.float64)
+    top = scores.max(axis=1, keepdims=True)
+    return scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class SongScores:
+    """Predictions by song: `songs [s]`, `label [s]`, `cluster [s]`, `scores [s, labels]` mean log-probabilities."""
+
+    songs: np.ndarray
+    label: np.ndarray
+    cluster: np.ndarray
+    scores: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """`[s]` likeliest label."""
+        return self.scores.argmax(axis=1)
+
+
+def song_scores(scores, labels, songs, clusters) -> SongScores:
+    """Windows -> songs.
+
+    Args:
+        scores: `[n, labels]` logits or log-probabilities of the windows; labels, songs, clusters: `[n]`.
+
+    Raises:
+        ValueError: windows of one song carry different labels.
+    """
+    names, first, index = np.unique(np.asarray(songs), return_index=True, return_inverse=True)
+    labels, clusters = np.asarray(labels), np.asarray(clusters)
+    if (labels[first][index] != labels).any():
+        raise ValueError("windows of one song carry different labels: predictions cannot be joined by song")
+    joined = np.zeros((len(names), np.shape(scores)[1]))
+    np.add.at(joined, index, log_softmax(scores))
+    return SongScores(names, labels[first], clusters[first], joined / np.bincount(index)[:, None])
+
+
+def confusion(labels, predicted, n_labels: int) -> np.ndarray:
+    """`[n_labels, n_labels]` counts, rows are the true labels."""
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels, predicted, labels=np.arange(n_labels))
+
+
+def f1_of(matrix: np.ndarray) -> np.ndarray:
+    """`[..., labels]` F1 of every label of confusion matrices `[..., labels, labels]`; NaN where a label has no
+    example, 0 where it has and is never right."""
+    hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
+    true, said = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    with np.errstate(invalid="ignore"):
+        return np.where(true > 0, 2 * hits / (true + said), np.nan)
+
+
+def macro_f1(matrix: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
+    """`[...]` mean F1 of confusion matrices over the labels that have examples (of `classes`, if given)."""
+    values = f1_of(matrix)
+    if classes is not None:
+        values = values[..., list(classes)]
+    with np.errstate(invalid="ignore"):
+        return np.nansum(values, axis=-1) / np.maximum((~np.isnan(values)).sum(axis=-1), 1)
+
+
+def _cluster_matrices(labels, predicted, clusters, n_labels: int) -> np.ndarray:
+    """`[clusters, labels, labels]` confusion counts of each cluster."""
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    cell = (index * n_labels + np.asarray(labels)) * n_labels + np.asarray(predicted)
+    counts = np.bincount(cell, minlength=len(names) * n_labels**2)
+    return counts.reshape(len(names), n_labels, n_labels)
+
+
+def _draws(n: int, resamples: int, seed: int) -> np.ndarray:
+    """`[resamples, n]` how often each of n clusters is drawn."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+
+
+def macro_f1_interval(
+    labels,
+    predicted,
+    clusters,
+    n_labels: int,
+    classes: Sequence[int] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    against=None,
+) -> Interval:
+    """Macro-F1 with its interval over clusters.
+
+    Args:
+        labels, predicted, clusters: `[n]`. classes: labels that count; by default all that have examples.
+        against: `[n]` predictions of another classifier: the figure is then the paired difference (this minus other).
+    """
+    mine = _cluster_matrices(labels, predicted, clusters, n_labels)
+    if classes is None:
+        classes = np.flatnonzero(mine.sum(axis=(0, 2)))
+    draws = _draws(len(mine), resamples, seed)
+    value, sample = macro_f1(mine.sum(0), classes), macro_f1(np.tensordot(draws, mine, 1), classes)
+    if against is not None:
+        other = _cluster_matrices(labels, against, clusters, n_labels)
+        value = value - macro_f1(other.sum(0), classes)
+        sample = sample - macro_f1(np.tensordot(draws, other, 1), classes)
+    low, high = np.quantile(sample, [0.025, 0.975])
+    return Interval(float(value), float(low), float(high))
+
+
+def auc(scores, positive) -> float:
+    """Area under the ROC curve: chance that a positive scores higher than a negative; NaN without both."""
+    from sklearn.metrics import roc_auc_score
+
+    positive = np.asarray(positive, dtype=bool)
+    return float(roc_auc_score(positive, scores)) if positive.any() and not positive.all() else float("nan")
+
+
+def cluster_bootstrap(
+    statistic: Callable[[np.ndarray], float], clusters, resamples: int = 500, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of `statistic(rows)` (rows: indices, repeated as drawn) over draws of clusters; NaNs ignored."""
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    order = np.argsort(index, kind="stable")
+    rows = np.split(order, np.cumsum(np.bincount(index))[:-1])
+    rng = np.random.default_rng(seed)
+    values = [
+        statistic(np.concatenate([rows[i] for i in rng.integers(len(names), size=len(names))]))
+        for _ in range(resamples)
+    ]
+    values = np.array(values)
+    values = values[~np.isnan(values)]
+    return tuple(map(float, np.quantile(values, [0.025, 0.975]))) if len(values) else (float("nan"),) * 2
+
+
+def auc_interval(
+    scores, positive, clusters, resamples: int = 500, seed: int = 0, against: np.ndarray | None = None
+) -> Interval:
+    """AUC with its interval over clusters (human and machine windows of a song are drawn together); with `against`
+    the paired difference to other scores."""
+    scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
+
+    def figure(rows) -> float:
+        mine = auc(scores[rows], positive[rows])
+        return mine if against is None else mine - auc(np.asarray(against)[rows], positive[rows])
+
+    return Interval(
+        figure(np.arange(len(scores))), *cluster_bootstrap(figure, clusters, resamples=resamples, seed=seed)
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Reliability of a probability.
+
+    Attributes:
+        predicted, observed, count: `[bins in use]` mean probability, share of positives, windows of each bin.
+        ece: expected calibration error, the mean distance weighted by windows. brier: mean squared error.
+    """
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    count: np.ndarray
+    ece: float
+    brier: float
+
+
+def calibration(probability, positive, bins: int = 10) -> Calibration:
+    """Calibration in bins of equal width (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+
+    Args:
+        probability: `[n]` of being positive; positive: `[n]` bool.
+
+    Raises:
+        ValueError: something outside 0..1 is no probability.
+    """
+    p, y = np.asarray(probability, dtype=np.float64), np.asarray(positive, dtype=np.float64)
+    if len(p) and not (p.min() >= 0 and p.max() <= 1):
+        raise ValueError("probabilities must lie between 0 and 1: give sigmoid(logit)")
+    index = np.minimum((p * bins).astype(int), bins - 1)
+    count = np.bincount(index, minlength=bins)
+    used = count > 0
+    mean = np.bincount(index, p, minlength=bins)[used] / count[used]
+    share = np.bincount(index, y, minlength=bins)[used] / count[used]
+    ece = float((np.abs(mean - share) * count[used]).sum() / max(len(p), 1))
+    return Calibration(mean, share, count[used], ece, float(((p - y) ** 2).mean()) if len(p) else float("nan"))
+
+
+def sigmoid(logit) -> np.ndarray:
+    """Logit -> probability."""
+    return 1 / (1 + np.exp(-np.clip(np.asarray(logit, dtype=np.float64), -700, 700)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def plot_confusion(path, matrices: dict[str, np.ndarray], names: Sequence[str], title: str = "") -> None:
+    """Confusion matrices side by side, shares of each true label, written to `path` (.png)."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(matrices), figsize=(4.2 * len(matrices), 4.4), squeeze=False)
+    for axis, (name, matrix) in zip(axes[0], matrices.items()):
+        share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        axis.imshow(share, vmin=0, vmax=1, cmap="Blues")
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axis.set_yticks(range(len(names)), [f"{n} ({int(k)})" for n, k in zip(names, matrix.sum(axis=1))])
+        axis.set_title(name)
+        axis.set_xlabel("predicted")
+        for i, j in np.argwhere(matrix):
+            axis.text(
+                j, i, int(matrix[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black"
+            )
+    axes[0][0].set_ylabel("true (songs)")
+    _finish(figure, path, title)
+
+
+def plot_calibration(path, curves: dict[str, Calibration], title: str = "") -> None:
+    """Reliability curves in one picture; the size of a point is the number of windows in its bin."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(5, 5))
+    axis.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    for name, curve in curves.items():
+        (line,) = axis.plot(curve.predicted, curve.observed, label=f"{name} (ECE {curve.ece:.3f})")
+        sizes = 20 + 180 * curve.count / curve.count.max()
+        axis.scatter(curve.predicted, curve.observed, s=sizes, color=line.get_color(), alpha=0.5)
+    axis.set_xlabel("predicted probability of machine")
+    axis.set_ylabel("share of machine windows")
+    axis.legend(loc="upper left")
+    _finish(figure, path, title)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _finish(figure, path, title: str) -> None:
+    if title:
+        figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    _pyplot().close(figure)

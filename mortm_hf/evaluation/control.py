@@ -1,0 +1,262 @@
+"""Control accuracy: does the music have the key, meter, bars, chords, density and instruments that were asked for?
+
+Design decisions
+- Requests are what the test songs really are: for each of the chosen windows the header of its eight bars
+  (instruments, densities, bars, genre, meter, tempo, key) and its chords where the song has any, and no music at all.
+  Pitched requests are transposed by a drawn number of semitones, so that a model which always writes the commonest
+  keys gains nothing.
+- What is asked is read from the answer's notes by the code that reads it from human music: keys by the estimator,
+  densities by the header's own rule, instruments and bars from the quantised music. The *human* row is the very music
+  the request was taken from, so it is the ceiling of each measure (the key estimator errs on real music too).
+- The *chance* row gives every answer of the model to the other requests of its kind: what a model that knows the style
+  but ignores the request would reach.
+- Chord tones: of the pitched notes that begin on a beat (the meter's denominator) while a chord holds, those in the
+  chord; and the same on the beats where the chord changes.
+- An answer that cannot be read back as music fails everything it was asked (without the grammar only).
+
+Knows: songs, prompts, mir_eval's key score. Must not know: models, sampling, reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..data.examples import transpose, transposition_range
+from ..data.store import ScoreStore
+from ..models.metric_harmony import NO_CHORD, chord_tones, estimate_key, split_key
+from ..models.metric_prompt import MetricPrompt, build_prompt
+from ..models.metric_score import ChordTable, MetricScore
+from ..models.metric_vocabulary import DRUMS, GENRES, METERS, TEMPO_CENTRES
+from ..models.midi_codec import density_of
+from .intervals import ratio, share_of
+from .sampling import Ask
+from .windows import Window
+
+
+BARS = 8
+SHIFTS = 8  # requests of other samples that the chance row tries
+MODES = ("minor", "major")
+YES_NO = ("bars", "meter", "instruments", "key")
+RATIOS = ("key_mirex", "density_exact", "density_within_1", "chord_tones_on_beats", "chord_tones_at_changes")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request and the music it was taken from.
+
+    Attributes:
+        human: the eight bars, transposed as the request is. key: token name or None (drums, no pitch).
+        chords: in ticks from the first generated bar, or None. densities: one an instrument, in track order.
+    """
+
+    window: Window
+    corpus: str
+    cluster: str
+    human: MetricScore
+    ask: Ask
+    key: str | None
+    meter: int
+    instruments: tuple[int, ...]
+    densities: tuple[int, ...]
+    chords: ChordTable | None
+
+    @property
+    def kind(self) -> tuple:
+        """What must be alike for another request to be a fair exchange."""
+        return (self.key is not None, self.chords is not None)
+
+
+def make_requests(
+    tokenizer, store: ScoreStore, windows: Sequence[Window], count: int, context: int, seed: int = 0
+) -> list[Request]:
+    """`count` requests, spread evenly over corpora and over the windows of each.
+
+    Args:
+        windows: 16-bar windows; the second eight bars of each are what is asked for. Windows whose eight bars change
+            meter, or have no note, are passed over.
+    """
+    songs = {song.path: song for song in store.songs}
+    groups: dict[str, list[Window]] = {}
+    for window in windows:
+        groups.setdefault(songs[window.path].corpus, []).append(window)
+    made: dict[str, list[Request]] = {}
+    for corpus, members in groups.items():
+        order = np.random.default_rng([seed, len(members)]).permutation(len(members))
+        wanted = -(-count // len(groups))
+        made[corpus] = []
+        for index in order.tolist():
+            if len(made[corpus]) == wanted:
+                break
+            rng = np.random.default_rng([seed, index])
+            request = _request(tokenizer, songs[members[index].path], members[index], rng, context)
+            if request is not None:
+                made[corpus].append(request)
+    # a corpus with too few windows leaves room: the others keep their even share, the rest is not filled up
+    rounds = [r[i] for i in range(max(map(len, made.values()), default=0)) for r in made.values() if i < len(r)]
+    return rounds[:count]
+
+
+def _request(tokenizer, song, window: Window, rng: np.random.Generator, context: int) -> Request | None:
+    first = window.start + 8
+    human = song.score.window(first, first + BARS)
+    if human.n_bars != BARS or not human.n_notes or human.bars.irregular.any() or np.ptp(human.bars.meter):
+        return None
+    human = human.take_tracks(human.sounding_tracks())
+    low, high = transposition_range(human, -5, 6)
+    pitched = bool((human.programs != DRUMS).any())
+    step = int(rng.integers(low, high + 1)) if pitched else 0
+    human = transpose(human, step)
+    key = human.key if human.key is not None else estimate_key(human) if pitched else None
+    chords = human.chords
+    if chords is not None and (not len(chords) or (chords.root == NO_CHORD[0]).all()):
+        chords = None
+    if chords is not None and chords.onset[0] > 0:
+        silence = (np.array([v]) for v in NO_CHORD)
+        columns = zip(silence, (chords.root, chords.quality, chords.bass))
+        chords = ChordTable(np.append(0, chords.onset), *(np.append(a, b) for a, b in columns))
+    meter, tempo = int(human.bars.meter[0]), int(human.tempo[0])
+    densities = tuple(density_of(human).tolist())
+    prompt = MetricPrompt(
+        instruments=tuple(human.programs.tolist()),
+        bars=BARS,
+        key=key,
+        meter=METERS[meter],
+        tempo=float(TEMPO_CENTRES[tempo]) if tempo >= 0 else None,
+        genre=song.genre if song.genre in GENRES else None,
+        density=densities,
+        chords=chords,
+        omit=() if key is not None else ("key",),
+    )
+    room = int(min(2 * (4 * human.n_notes + 3 * BARS * human.n_tracks) + 64, context // 2))
+    try:
+        built = build_prompt(tokenizer.vocabulary, prompt, max_length=context - room, dialect=tokenizer.dialect)
+    except ValueError as error:
+        if not isinstance(getattr(error, "code", None), str):
+            raise
+        return None
+    ask = Ask(built.ids, built.plan, room)
+    instruments = tuple(human.programs.tolist())
+    return Request(window, song.corpus, song.cluster, human, ask, key, meter, instruments, densities, chords)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measures
+
+
+def key_scores(asked: str, found: str | None) -> tuple[bool, float]:
+    """(same tonic and mode, mir_eval's weighted key score: fifths 0.5, relative 0.3, parallel 0.2)."""
+    import mir_eval
+
+    if found is None:
+        return False, 0.0
+    same = split_key(asked) == split_key(found)
+    names = []
+    for key in (asked, found):
+        tonic, minor = split_key(key)
+        names.append(f"{'C Db D Eb E F F# G Ab A Bb B'.split()[tonic]} {MODES[not minor]}")
+    return same, float(mir_eval.key.weighted_score(*names))
+
+
+def chord_tone_counts(score: MetricScore, chords: ChordTable) -> dict[str, tuple[int, int]]:
+    """(in the chord, all) of the pitched notes that begin on beats, and on beats where the chord changes; where there
+    is no chord nothing is counted."""
+    pitched = (score.programs != DRUMS)[score.track] if score.n_notes else np.zeros(0, bool)
+    onset, tone = score.onset[pitched], score.pitch[pitched] % 12
+    bar = score.bars.of(onset)
+    beat = 96 // np.array([METERS[m][1] for m in score.bars.meter])
+    row = np.searchsorted(chords.onset, onset, side="right") - 1
+    on_beat = ((onset - score.bars.start[bar]) % beat[bar] == 0) & (row >= 0) if len(onset) else np.zeros(0, bool)
+    member = np.zeros((len(chords) + 1, 12), dtype=bool)
+    for i, (root, quality) in enumerate(zip(chords.root.tolist(), chords.quality.tolist())):
+        member[i, list(chord_tones(root, quality))] = True
+    on_beat &= member[row].any(axis=1) if len(onset) else on_beat
+    hit = member[row, tone] & on_beat if len(onset) else on_beat
+    change = on_beat & (onset == chords.onset[np.maximum(row, 0)]) if len(onset) else on_beat
+    return {
+        "chord_tones_on_beats": (int(hit.sum()), int(on_beat.sum())),
+        "chord_tones_at_changes": (int((hit & change).sum()), int(change.sum())),
+    }
+
+
+def measure(score: MetricScore | None, request: Request) -> dict[str, bool | tuple[float, float] | None]:
+    """What of a request an answer fulfils: yes or no for `YES_NO`, (part, whole) for `RATIOS`; None: not asked."""
+    asked_key, asked_chords = request.key is not None, request.chords is not None
+    count = len(request.instruments)
+    if score is None or not score.n_notes:
+        found = dict.fromkeys(("bars", "meter", "instruments"), False) | {"key": False if asked_key else None}
+        found |= {"key_mirex": (0.0, 1.0) if asked_key else None}
+        found |= {"density_exact": (0, count), "density_within_1": (0, count)}
+        # no notes, no share of them: an unreadable answer counts as one wrong note
+        lost = (0, 1) if asked_chords else None
+        return found | {"chord_tones_on_beats": lost, "chord_tones_at_changes": lost}
+    sounding = score.take_tracks(score.sounding_tracks())
+    programs = sounding.programs.tolist()
+    found = {
+        "bars": score.n_bars == request.human.n_bars,
+        "meter": bool((score.bars.meter == request.meter).all() and not score.bars.irregular.any()),
+        "instruments": sorted(programs) == sorted(request.instruments),
+        "key": None,
+        "key_mirex": None,
+    }
+    if asked_key:
+        same, weighted = key_scores(request.key, estimate_key(score))
+        found |= {"key": same, "key_mirex": (weighted, 1.0)}
+    exact = near = 0
+    left = list(zip(programs, density_of(sounding).tolist()))
+    for program, density in zip(request.instruments, request.densities):
+        pair = next((p for p in left if p[0] == program), None)
+        if pair is not None:
+            left.remove(pair)
+            exact += pair[1] == density
+            near += abs(pair[1] - density) <= 1
+    found |= {"density_exact": (exact, count), "density_within_1": (near, count)}
+    tones = chord_tone_counts(score, request.chords) if asked_chords else {}
+    return found | {name: tones.get(name) for name in ("chord_tones_on_beats", "chord_tones_at_changes")}
+
+
+def control_report(requests: Sequence[Request], answers: Sequence[MetricScore | None]) -> dict[str, dict]:
+    """Accuracy of every control over the requests that state it.
+
+    Returns:
+        `{control: {"value", "low", "high", "n"}}`; shares of requests for `YES_NO` (Wilson), pooled ratios for
+        `RATIOS` (bootstrap over songs).
+    """
+    rows = [measure(answer, request) for answer, request in zip(answers, requests)]
+    report = _report(rows, [r.cluster for r in requests])
+    return report | {name: share_of([row[name] for row in rows]) for name in YES_NO}
+
+
+def chance_report(requests: Sequence[Request], answers: Sequence[MetricScore | None]) -> dict[str, dict]:
+    """`control_report` of answers against other requests of their kind (keys and chords stated or not)."""
+    kinds: dict[tuple, list[int]] = {}
+    for index, request in enumerate(requests):
+        kinds.setdefault(request.kind, []).append(index)
+    rows, clusters = [], []
+    for members in kinds.values():
+        for shift in range(1, min(SHIFTS, len(members) - 1) + 1):
+            for place, index in enumerate(members):
+                other = requests[members[(place + shift) % len(members)]]
+                rows.append(measure(answers[index], other))
+                clusters.append(requests[index].cluster)
+    return _report(rows, clusters)
+
+
+def _report(rows: list[dict], clusters: list[str]) -> dict[str, dict]:
+    report = {}
+    for name in (*YES_NO, *RATIOS):
+        parts = [row[name] for row in rows]
+        parts = [(0, 0) if p is None else p if isinstance(p, tuple) else (float(p), 1) for p in parts]
+        report[name] = ratio([p[0] for p in parts], [p[1] for p in parts], clusters)
+    return report
+
+
+def read_answer(tokenizer, prompt: np.ndarray, answer: np.ndarray) -> MetricScore | None:
+    """The music of an answer; None where nothing can be read."""
+    try:
+        music = tokenizer.decode_score(np.concatenate([prompt, answer]).astype(np.int64))
+    except (ValueError, IndexError):
+        return None
+    return replace(music, key=None, chords=None)

@@ -1,0 +1,199 @@
+"""Answers of a model to many prompts, for measuring: batched, seeded row by row, resumable.
+
+Design decisions
+- The noise of a row is a pure function of its seed (`sampling_mortm.SeededChoice`), so an answer does not depend on
+  what else was in its batch, and a run that was cut off goes on where it was.
+- Rows of one length run together; every finished batch is written to the cache (temporary name, then rename).
+- The grammar is a switch: with it every answer is legal by construction; without it what the model itself has learnt
+  shows.
+
+Knows: ids, plans, `generate`. Must not know: music, metrics.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LogitsProcessorList
+
+from ..models.generation_mortm import MetricGrammarLogitsProcessor
+from ..models.sampling_mortm import FiniteLogits, SeededChoice, sampling_filters
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn. `do_sample=False` takes the likeliest token, or the best of `num_beams` beams."""
+
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float | None = None
+    typical_p: float = 1.0
+    num_beams: int = 1
+    grammar: bool = True
+
+    def __str__(self) -> str:
+        if not self.do_sample:
+            name = "greedy" if self.num_beams == 1 else f"{self.num_beams} beams"
+        else:
+            named = {"top-k": self.top_k or None, "top-p": self.top_p if self.top_p < 1 else None}
+            named |= {"min-p": self.min_p, "typical": self.typical_p if self.typical_p < 1 else None}
+            name = ", ".join([f"temperature {self.temperature:g}", *(f"{k} {v:g}" for k, v in named.items() if v)])
+        return name if self.grammar else f"{name}, no grammar"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt: `ids` up to the marker of the answer, its `GenerationPlan`, and the most tokens of the answer."""
+
+    ids: np.ndarray
+    plan: object
+    room: int
+
+
+def batches(sizes: Sequence[int], rows: int, tokens: int) -> list[np.ndarray]:
+    """Indices of rows that run together: neighbours in size, at most `rows`, at most `tokens` with padding."""
+    order = np.argsort(np.asarray(sizes, dtype=np.int64), kind="stable")
+    found, at = [], 0
+    while at < len(order):
+        count = 1
+        while at + count < len(order) and count < rows and (count + 1) * int(sizes[order[at + count]]) <= tokens:
+            count += 1
+        found.append(order[at : at + count])
+        at += count
+    return found
+
+
+@torch.no_grad()
+def answer(model, tokenizer, asks: Sequence[Ask], sampling: Sampling, seeds: Sequence[int]) -> list[np.ndarray]:
+    """Answers of one batch, each up to and including its end token (missing where the room ran out).
+
+    Args:
+        seeds: one a row.
+    """
+    width = max(len(a.ids) for a in asks)
+    ids = np.full((len(asks), width), tokenizer.pad_token_id, dtype=np.int64)
+    for row, ask in zip(ids, asks):
+        row[width - len(ask.ids) :] = ask.ids
+    mask = np.arange(width)[None] >= width - np.array([len(a.ids) for a in asks])[:, None]
+    context = int(getattr(model.config, "max_position_embeddings", None) or 4096)
+    length = min(width + max(a.room for a in asks), max(context, width + 1))
+    processors = [FiniteLogits()]
+    if sampling.grammar:
+        plans = [a.plan for a in asks]
+        processors.append(MetricGrammarLogitsProcessor(tokenizer, plans, max_length=length))
+    if sampling.do_sample:
+        processors += [*sampling_filters(asdict(sampling)), SeededChoice(list(seeds), 0, width)]
+    device = next(model.parameters()).device
+    out = model.generate(
+        input_ids=torch.from_numpy(ids).to(device),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+        logits_processor=LogitsProcessorList(processors),
+        do_sample=False,  # the processors sample
+        num_beams=1 if sampling.do_sample else sampling.num_beams,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        max_length=length,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    rows = out[:, width:].cpu().numpy()
+    return [_until(row[: ask.room], tokenizer.eos_token_id) for row, ask in zip(rows, asks)]
+
+
+def _until(row: np.ndarray, end: int) -> np.ndarray:
+    stop = np.flatnonzero(row == end)
+    return row[: int(stop[0]) + 1] if len(stop) else row
+
+
+class AnswerCache:
+    """Finished answers of one list of prompts, as one `.npz`; without a folder nothing is kept.
+
+    The file is named by what the answers depend on: `identity` (of the model), the prompts, the sampling, the seed.
+    """
+
+    def __init__(self, folder: str | Path | None, name: str, identity: str, asks, sampling: Sampling, seed: int):
+        self.path, self.rows = None, {}
+        if folder is None:
+            return
+        digest = hashlib.sha256(json.dumps([identity, asdict(sampling), seed]).encode())
+        for ask in asks:
+            digest.update(np.asarray(ask.ids, dtype=np.int32).tobytes() + ask.room.to_bytes(4, "little"))
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.path = Path(folder) / f"{name}-{digest.hexdigest()[:16]}.npz"
+        if self.path.is_file():
+            with np.load(self.path, allow_pickle=False) as content:
+                parts = np.split(content["ids"], np.cumsum(content["sizes"])[:-1])
+                self.rows = dict(zip(content["rows"].tolist(), parts))
+
+    def add(self, rows: Sequence[int], found: Sequence[np.ndarray]) -> None:
+        """Keep these answers, and write all of them."""
+        self.rows |= {int(r): np.asarray(a, dtype=np.int32) for r, a in zip(rows, found)}
+        if self.path is None:
+            return
+        partial = self.path.with_name(f".{self.path.stem}-{os.getpid()}.npz")
+        kept = list(self.rows.values())
+        np.savez_compressed(
+            partial, rows=list(self.rows), sizes=[len(a) for a in kept], ids=np.concatenate(kept).astype(np.int32)
+        )
+        os.replace(partial, self.path)
+
+
+def answer_all(
+    model,
+    tokenizer,
+    asks: Sequence[Ask],
+    sampling: Sampling,
+    seed: int = 0,
+    *,
+    batch: int = 32,
+    tokens_per_batch: int = 65536,
+    cache: AnswerCache | None = None,
+    progress: str | None = None,
+) -> list[np.ndarray]:
+    """The answer of every prompt; row i has the seed `seed * 1000003 + i`.
+
+    Args:
+        batch, tokens_per_batch: most rows, and most tokens of prompts and answers, that run together.
+        progress: title of a progress bar; None: no bar.
+    """
+    from tqdm import tqdm
+
+    done = {} if cache is None else cache.rows
+    was_training = model.training
+    model.eval()
+    left = [i for i in range(len(asks)) if i not in done]
+    plan = batches([len(asks[i].ids) + asks[i].room for i in left], batch, tokens_per_batch)
+    bar = tqdm(total=len(asks), initial=len(asks) - len(left), desc=progress, unit="answer", disable=progress is None)
+    found = dict(done)
+    for group in plan:
+        rows = [left[i] for i in group]
+        answers = answer(model, tokenizer, [asks[i] for i in rows], sampling, [seed * 1000003 + i for i in rows])
+        found |= dict(zip(rows, answers))
+        if cache is not None:
+            cache.add(rows, answers)
+        bar.update(len(rows))
+    bar.close()
+    model.train(was_training)
+    return [np.asarray(found[i], dtype=np.int64) for i in range(len(asks))]
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Identity of a checkpoint folder: its weights and configuration, not its code."""
+    digest = hashlib.sha256()
+    names = ("*.safetensors", "*.safetensors.index.json", "config.json", "vocab.json")
+    for path in sorted({p for name in names for p in Path(folder).glob(name)}):
+        digest.update(path.name.encode())
+        with open(path, "rb") as handle:
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
