@@ -24,11 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from ..models.metric_grid import COMMON_TIME, BarTable
-from ..models.metric_scene import Scene, write_prompt
 from ..models.metric_score import MetricScore
 from ..models.metric_vocabulary import DRUMS, METER_TICKS, MetricVocabulary, TokenKind
-from ..models.midi_codec import encode_tracks
-from .corruptions import tidy
+from ..models.window_bertm import bare_segment, clip_durations, merge_tracks
 from .manifest import CorpusFilter, Selection, SongFile, read_manifest
 from .store import Song, build_store
 
@@ -292,7 +290,7 @@ def labelled_windows(
     vocabulary: MetricVocabulary,
     window_bars: int | None = None,
     windows_a_song: int = 4,
-    max_tokens: int = 1024,
+    max_tokens: int = 2048,
 ) -> LabelledData:
     """The windows of a set, read from the pack; those of more than `max_tokens` tokens are left out."""
     rows = {row.path: row for row in read_manifest(data)}
@@ -320,7 +318,7 @@ def windows_of(
     found = []
     for passage in prepare(song.score):
         for at in range(0, passage.n_bars - bars + 1, bars):
-            window = passage.window(at, at + bars)
+            window = clip_durations(passage.window(at, at + bars))
             if window.n_notes and len(np.unique(window.bar_of_notes())) * 2 >= bars:
                 found.append(window)
     if len(found) > limit:
@@ -330,25 +328,6 @@ def windows_of(
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One form for all
-
-
-def bare_segment(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray:
-    """`<EOS> <MGEN> tracks <TE>` of a score, int32: no header, tempo or velocity."""
-    plain = replace(score, tempo=np.full(score.n_bars, -1, dtype=np.int16))
-    prompt = write_prompt(vocabulary, Scene(kind=TokenKind.MGEN, header=None), None)
-    end = np.array([vocabulary.id(TokenKind.END)], dtype=np.int32)
-    return np.concatenate([prompt, encode_tracks(vocabulary, plain), end]).astype(np.int32)
-
-
-def merge_tracks(score: MetricScore, drums: bool = False) -> MetricScore:
-    """All pitched tracks (or all drum tracks) as one track of program 0 (or drums), velocity 90.
-
-    Notes of one onset and pitch become the longest of them; a note still sounding when its pitch starts again ends
-    there, so that one track can hold them.
-    """
-    chosen = score.take_tracks(np.flatnonzero((score.programs == DRUMS) == drums))
-    program = np.array([DRUMS if drums else 0], dtype=np.int16)
-    return tidy(replace(chosen, track=np.zeros_like(chosen.track), programs=program), cut=False)
 
 
 def _runs(bars: BarTable) -> list[tuple[int, int]]:

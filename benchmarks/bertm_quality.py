@@ -1,0 +1,116 @@
+"""Human or machine: AUC by kind of machine and temperature, calibration, against a bag of features.
+
+    python benchmarks/bertm_quality.py --cache FOLDER [--model "seed 0=FOLDER" ...] [--pictures FOLDER] [--json FILE]
+
+`FOLDER/quality.npz` is made by `python -m mortm_hf.data.quality --data PACK --cache FOLDER`. Every machine window of
+the test split (its songs are in no training window) is told from the human test windows by a score for "machine"; the
+AUC is 0.5 for a coin. Intervals are drawn over songs' clusters. The bag of features is fitted anew on the train split.
+`--model` adds trained judges (one label "machine", or the two labels of the set); several are also averaged. They are
+scored on the bare window ("field") and behind its prompt ("full"), the bag on the bare window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def machine_logits(folder: str, data) -> np.ndarray:
+    """`[n]` logit of "machine" of a trained judge."""
+    from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
+    from mortm_hf.training.classify import evaluate
+
+    model = BertmForSequenceClassification.from_pretrained(folder).eval()
+    logits = np.asarray(evaluate(model, data), dtype=np.float64).reshape(len(data), -1)
+    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def bag_logits(data, seed: int) -> tuple[np.ndarray, str]:
+    """`[n test]` logit of "machine" of the bag of features, and the model chosen on validation."""
+    from mortm_hf.evaluation.features import bag_of_features, fit_baseline, scores_of
+
+    parts = [data.split(s) for s in ("train", "validation", "test")]
+    features = [bag_of_features(scores_of(d.vocabulary, [e.ids for e in d.examples])) for d in parts]
+    fitted = fit_baseline(features[0], parts[0].labels(), features[1], parts[1].labels(), 2, seed=seed)
+    scores = fitted.predict(features[2])
+    return scores[:, 1] - scores[:, 0], fitted.chosen
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", required=True, help="folder of quality.npz")
+    parser.add_argument("--model", action="append", default=[], help='"NAME=FOLDER", as often as there are judges')
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resamples", type=int, default=500)
+    parser.add_argument("--pictures", default="", help="folder for the calibration curve")
+    parser.add_argument("--json", default="", help="write all figures here")
+    options = parser.parse_args(words)
+
+    import torch
+
+    from mortm_hf.data import labels
+    from mortm_hf.evaluation.classification import auc_interval, calibration, plot_calibration, sigmoid
+
+    torch.set_num_threads(options.threads)
+    try:
+        data = labels.load("quality", cache=options.cache)
+    except FileNotFoundError as error:
+        print(error, file=sys.stderr)
+        return 2
+    test = data.split("test")
+    kind, cluster = test.column("kind"), test.column("cluster")
+    positive = test.labels() == 1
+    bag, chosen = bag_logits(data, options.seed)
+    scores: dict[str, np.ndarray] = {}
+    for form in ("field", "full"):
+        found = {
+            name: machine_logits(folder, labels.in_form(test, form))
+            for name, _, folder in (m.partition("=") for m in options.model)
+        }
+        scores |= {f"{name}, {form}": value for name, value in found.items()}
+        if len(found) > 1:
+            scores[f"mean of {len(found)}, {form}"] = np.mean(list(found.values()), axis=0)
+    scores[f"bag of features ({chosen})"] = bag
+
+    kinds = [k for k in dict.fromkeys(kind.tolist()) if k != "human"]
+    print(
+        f"{int((~positive).sum())} human test windows of {len(set(cluster[~positive]))} clusters; train windows: "
+        f"{int((data.split('train').labels() == 0).sum())} human, "
+        f"{int((data.split('train').labels() == 1).sum())} machine"
+    )
+    print("\n| machine | windows | " + " | ".join(scores) + " |\n|---|---|" + "---|" * len(scores))
+    result: dict = {"chosen": chosen, "auc": {}, "calibration": {}}
+    for name in ["all", *kinds]:
+        rows = np.flatnonzero((kind == "human") | (kind == name) | (name == "all"))
+        figures = {
+            key: auc_interval(value[rows], positive[rows], cluster[rows], options.resamples, options.seed)
+            for key, value in scores.items()
+        }
+        print(f"| {name} | {int(positive[rows].sum())} | " + " | ".join(map(str, figures.values())) + " |")
+        result["auc"][name] = {key: figure.as_dict() for key, figure in figures.items()}
+    curves = {key: calibration(sigmoid(value), positive) for key, value in scores.items()}
+    print(
+        "\nCalibration on all test windows, "
+        f"{positive.mean():.0%} of them machine: "
+        + "; ".join(f"{key}: ECE {c.ece:.3f}, Brier {c.brier:.3f}" for key, c in curves.items())
+    )
+    result["calibration"] = {key: {"ece": c.ece, "brier": c.brier} for key, c in curves.items()}
+    if options.pictures:
+        Path(options.pictures).mkdir(parents=True, exist_ok=True)
+        plot_calibration(Path(options.pictures) / "bertm_quality_calibration.png", curves, "Human or machine")
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

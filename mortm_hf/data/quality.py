@@ -1,0 +1,421 @@
+"""Human bars against machine bars: `python -m mortm_hf.data.quality --data PACK --cache FOLDER`.
+
+Design decisions
+- Every machine window answers the same question as a human one: eight bars after four given bars of a song, for the
+  same tracks in the same meters. Human, sampled and corrupted music then pass through one function (`field_of`):
+  velocity, tempo, names and header go, notes end at the closing bar line. What is left to hear is the music.
+- Machines: the starter at several temperatures, a model of random weights under the same grammar, and human bars
+  corrupted in four ways. Windows of train songs train, windows of test songs test.
+- Sampling is the long part. It is done in batches, each written as a file of its own, named after the weights it came
+  from: a stopped command goes on where it stopped, new weights sample anew, and `--minutes` ends it early. The set is
+  made of the batches that are there, and the counts are printed.
+
+Knows: stores, the prompt builder, `generate`. Must not know: classifiers, metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..models.errors_mortm import PromptError
+from ..models.metric_prompt import training_example
+from ..models.metric_score import MetricScore
+from ..models.metric_vocabulary import GENRES, MetricVocabulary
+from ..models.midi_codec import parse_segment
+from .corruptions import CORRUPTIONS, corrupt, tidy
+from .labels import LabelledData, LabelledExample, bare_segment
+from .manifest import CorpusFilter, Selection
+from .store import ScoreStore, build_store
+
+
+NAMES = ("human", "machine")
+TEMPERATURES = (0.8, 1.0, 1.2)
+TOP_P = 0.95
+GIVEN, ASKED = 4, 8
+MOST_TRACKS = 4
+MOST_TOKENS = 640  # of an answer
+SPLITS = ("train", "validation", "test")
+RANDOM = "random weights"
+SELECTION = Selection(
+    {
+        "pop909": CorpusFilter(("aligned",)),
+        "lieder": CorpusFilter(),
+        "gamemusic": CorpusFilter(licence="BSD"),
+        "groove": CorpusFilter(),
+        "chorales": CorpusFilter(),
+        "openewld": CorpusFilter(),
+    }
+)
+STARTER = Path(__file__).resolve().parent.parent / "starter"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many windows of one split: human ones, and machine ones of each origin (those of the starter in all)."""
+
+    human: int
+    starter: int
+    random: int
+    corrupted: int
+
+
+SIZES = {
+    "train": Sizes(3000, 1500, 300, 400),
+    "validation": Sizes(200, 99, 33, 100),
+    "test": Sizes(400, 402, 134, 400),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One window: its prompt, and what a human wrote there.
+
+    Attributes:
+        prompt: `[m]` int32 up to and with `<MGEN>`; answer: tokens that the human field takes behind it.
+        human: the eight bars, tidied.
+    """
+
+    prompt: np.ndarray
+    answer: int
+    human: MetricScore
+    song: str
+    cluster: str
+    split: str
+
+
+class _Even:
+    """Every draw is 0.5: only header fields dropped with certainty are dropped."""
+
+    def random(self, size: int) -> np.ndarray:
+        return np.full(size, 0.5)
+
+
+def field_of(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray:
+    """The one form in which all bars are judged: `<EOS> <MGEN> tracks <TE>` of the tidied score, int32."""
+    return bare_segment(vocabulary, tidy(score))
+
+
+def choose_tasks(vocabulary: MetricVocabulary, store: ScoreStore, count: int, seed: int = 0) -> list[Task]:
+    """`count` windows of a store, in a seeded order, the corpora by turns as long as they last.
+
+    Windows begin every eight bars from bar 4 on and have bars of one length, at most `MOST_TRACKS` tracks that sound
+    and an answer of at most `MOST_TOKENS` tokens. The prompt states everything but density.
+    """
+    rng = np.random.default_rng(seed)
+    queues = []
+    for rows in store.corpora().values():
+        places = [(i, at) for i in rows for at in range(GIVEN, store[i].score.n_bars - ASKED + 1, ASKED)]
+        queues.append([places[i] for i in rng.permutation(len(places))])
+    found: list[Task] = []
+    while len(found) < count and any(queues):
+        for queue in queues:
+            task = None
+            while queue and task is None:
+                task = _task(vocabulary, store[queue[0][0]], queue.pop(0)[1])
+            if task is not None and len(found) < count:
+                found.append(task)
+    return found
+
+
+def _task(vocabulary: MetricVocabulary, song, start: int) -> Task | None:
+    window = song.score.window(start, start + ASKED)
+    tracks = window.sounding_tracks()
+    length = window.bars.length
+    if not 0 < len(tracks) <= MOST_TRACKS or (length != length[0]).any() or window.bars.irregular.any():
+        return None
+    genres = (GENRES.index(song.genre),) if song.genre else ()
+    try:
+        ids, answer = training_example(
+            vocabulary,
+            song.score,
+            start,
+            ASKED,
+            past_bars=GIVEN,
+            targets=tracks,
+            genres=genres,
+            drop={"density": 1.0},
+            rng=_Even(),
+        )
+    except PromptError:
+        return None
+    if len(ids) - answer > MOST_TOKENS:
+        return None
+    human = tidy(window.take_tracks(tracks))
+    return Task(ids[:answer].copy(), len(ids) - answer, human, song.song_id, song.cluster, song.split)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Machines
+
+
+def corrupted(tasks: Sequence[Task], count: int, seed: int = 0) -> Iterator[tuple[str, Task, MetricScore]]:
+    """(kind, task, score): `count` corrupted windows of each kind, taken from the tasks in order."""
+    for number, kind in enumerate(CORRUPTIONS):
+        made = 0
+        for place, task in enumerate(tasks):
+            if made == count:
+                break
+            rng = np.random.default_rng([seed, SPLITS.index(task.split), number, place])
+            broken = corrupt(kind, task.human, rng)
+            if broken is not None:
+                made += 1
+                yield kind, task, broken
+
+
+def sample_fields(
+    model, tokenizer, tasks: Sequence[Task], temperature: float, top_p: float = TOP_P, seed: int = 0
+) -> list[MetricScore | None]:
+    """Grammatical answers to the prompts, one batch; `None` where the answer is not what was asked for.
+
+    The global random state is left as it was.
+    """
+    import torch
+    from transformers import LogitsProcessorList
+
+    from ..models.generation_mortm import MetricGrammarLogitsProcessor
+
+    width = max(len(t.prompt) for t in tasks)
+    ids = np.full((len(tasks), width), tokenizer.pad_token_id, dtype=np.int64)
+    for row, task in zip(ids, tasks):
+        row[width - len(task.prompt) :] = task.prompt
+    mask = np.arange(width)[None] >= width - np.array([len(t.prompt) for t in tasks])[:, None]
+    length = min(model.config.max_position_embeddings, width + 2 * max(t.answer for t in tasks) + 128)
+    device = next(model.parameters()).device
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        out = model.generate(
+            input_ids=torch.from_numpy(ids).to(device),
+            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+            logits_processor=LogitsProcessorList([MetricGrammarLogitsProcessor(tokenizer, None, max_length=length)]),
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=top_p,
+            max_length=length,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return [answer_of(tokenizer, row[width:], task) for row, task in zip(out.cpu().numpy(), tasks)]
+
+
+def answer_of(tokenizer, ids: np.ndarray, task: Task) -> MetricScore | None:
+    """A generated field (ids behind `<MGEN>`) as a tidied score on the task's bars and tracks."""
+    prompt = np.concatenate([task.prompt, ids[ids != tokenizer.pad_token_id]])
+    score = parse_segment(tokenizer.vocabulary, prompt).generated
+    asked = task.human
+    if score is None or not np.array_equal(score.programs, asked.programs):
+        return None
+    if not np.array_equal(score.bars.length, asked.bars.length) or len(score.sounding_tracks()) < asked.n_tracks:
+        return None
+    return tidy(score)
+
+
+def random_model(vocab_size: int, seed: int = 0):
+    """A tiny model of random weights: every grammatical token about equally likely."""
+    import torch
+
+    from ..models.configuration_mortm import MortmConfig
+    from ..models.modeling_mortm import MortmForCausalLM
+
+    config = MortmConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return MortmForCausalLM(config).eval()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Places of the tasks of one split that are sampled together, by one model at one temperature."""
+
+    split: str
+    kind: str
+    temperature: float
+    tasks: tuple[int, ...]
+    seed: int
+
+    def file(self, weights: str, seed: int) -> str:
+        """Name of the file of its samples."""
+        content = json.dumps([self.split, self.kind, self.temperature, self.tasks, self.seed, weights, seed])
+        return f"{self.split}-{self.kind.replace(' ', '_')}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.npz"
+
+
+def plan_batches(tasks: dict[str, list[Task]], sizes: dict[str, Sizes], size: int = 32) -> list[Batch]:
+    """All sampling there is to do, test first, temperatures by turns, so that an early end leaves a fair part.
+
+    Prompts of one batch have answers of about one length: a batch lasts as long as its longest.
+    """
+    batches: list[tuple[int, Batch]] = []
+    for order, split in enumerate(("test", "validation", "train")):
+        given, want = tasks[split], sizes[split]
+        jobs = [(RANDOM, 1.0, list(range(len(given)))[: want.random])]
+        for turn, temperature in enumerate(TEMPERATURES):
+            places = list(range(len(given)))[: want.starter][turn :: len(TEMPERATURES)]
+            jobs.append((f"starter T={temperature}", temperature, places))
+        for kind, temperature, places in jobs:
+            places = sorted(places, key=lambda i: given[i].answer)
+            parts = [tuple(places[i : i + size]) for i in range(0, len(places), size)]
+            for rank, number in enumerate(np.random.default_rng(0).permutation(len(parts))):
+                first = -1 if kind == RANDOM else order * 1000 + rank
+                batches.append((first, Batch(split, kind, temperature, parts[number], len(batches))))
+    return [batch for _, batch in sorted(batches, key=lambda pair: pair[0])]
+
+
+def weights_name(folder: str | Path) -> str:
+    """Short name of a checkpoint's weights (SHA-256 of the file).
+
+    Raises:
+        FileNotFoundError: no `model.safetensors` in the folder.
+    """
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no model.safetensors in {folder}: give the folder of a MORTM checkpoint with --model"
+        )
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The set
+
+
+def make(
+    data: str | Path,
+    cache: str | Path,
+    model: str | Path = STARTER,
+    sizes: dict[str, Sizes] | None = None,
+    batch: int = 32,
+    seed: int = 0,
+    minutes: float = 0.0,
+    without_starter: bool = False,
+) -> LabelledData:
+    """Make (or go on making) the quality set and write `cache/quality.npz`.
+
+    Args:
+        data: training pack; cache: folder for stores, batches and the set. model: checkpoint that is sampled.
+        minutes: stop sampling after this long (0: when all is done). without_starter: what needs no checkpoint only.
+
+    Raises:
+        FileNotFoundError: no pack or no checkpoint there.
+    """
+    from tqdm.auto import tqdm
+
+    from ..models.modeling_mortm import MortmForCausalLM
+    from ..models.tokenization_mortm import MortmTokenizer
+
+    sizes = sizes or SIZES
+    cache = Path(cache)
+    tokenizer = MortmTokenizer.from_pretrained(model)
+    vocabulary = tokenizer.vocabulary
+    weights = weights_name(model)
+    tasks = {
+        split: choose_tasks(vocabulary, build_store(data, SELECTION, split, cache), sizes[split].human, seed)
+        for split in SPLITS
+    }
+    samples = cache / "quality"
+    samples.mkdir(parents=True, exist_ok=True)
+    batches = plan_batches(tasks, sizes, batch)
+    if without_starter:
+        batches = [b for b in batches if b.kind == RANDOM]
+    trained = untrained = None
+    until = time.monotonic() + 60 * minutes if minutes else float("inf")
+    found: list[tuple[str, Task, np.ndarray]] = []
+    for one in tqdm(batches, desc="sampling", unit="batch", dynamic_ncols=True):
+        path = samples / one.file("random" if one.kind == RANDOM else weights, seed)
+        rows = [tasks[one.split][i] for i in one.tasks]
+        if not path.is_file() and time.monotonic() < until:
+            if one.kind == RANDOM:
+                sampled = untrained = untrained or random_model(len(vocabulary), seed)
+            else:
+                sampled = trained = trained or MortmForCausalLM.from_pretrained(model, dtype="float32").eval()
+            scores = sample_fields(sampled, tokenizer, rows, one.temperature, seed=seed * 1000003 + one.seed)
+            _write_fields(path, [None if s is None else field_of(vocabulary, s) for s in scores])
+        if path.is_file():
+            found += [(one.kind, task, ids) for task, ids in zip(rows, _read_fields(path)) if len(ids)]
+    for split in SPLITS:
+        found += [("human", task, field_of(vocabulary, task.human)) for task in tasks[split]]
+        for kind, task, score in corrupted(tasks[split], sizes[split].corrupted, seed):
+            found.append((kind, task, field_of(vocabulary, score)))
+    examples = [
+        LabelledExample(ids, int(kind != "human"), task.song, task.cluster, task.split, kind, task.prompt)
+        for kind, task, ids in found
+    ]
+    result = LabelledData(NAMES, examples, vocabulary)
+    result.save(cache / "quality.npz")
+    return result
+
+
+def _write_fields(path: Path, fields: Sequence[np.ndarray | None]) -> None:
+    parts = [np.empty(0, np.int32) if f is None else f for f in fields]
+    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+    np.savez_compressed(partial, ids=np.concatenate(parts).astype(np.int16), end=np.cumsum([len(p) for p in parts]))
+    os.replace(partial, path)
+
+
+def _read_fields(path: Path) -> list[np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        return np.split(stored["ids"].astype(np.int32), stored["end"])[:-1]
+
+
+def print_counts(data: LabelledData) -> None:
+    """One line a kind: windows of each split."""
+    split, kind = data.column("split"), data.column("kind")
+    print("| kind | " + " | ".join(SPLITS) + " |\n|---|---|---|---|")
+    for name in dict.fromkeys(kind.tolist()):
+        counts = (int(((kind == name) & (split == s)).sum()) for s in SPLITS)
+        print(f"| {name} | " + " | ".join(map(str, counts)) + " |")
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder of the training pack")
+    parser.add_argument("--cache", required=True, help="folder for prepared stores, batches of samples and the set")
+    parser.add_argument("--model", default=str(STARTER), help="checkpoint that is sampled; by default the starter")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="stop sampling after this long; 0: when all is done"
+    )
+    parser.add_argument("--without-starter", action="store_true", help="only what needs no trained checkpoint")
+    options = parser.parse_args(words)
+
+    import torch
+
+    torch.set_num_threads(options.threads)
+    try:
+        made = make(
+            options.data,
+            options.cache,
+            options.model,
+            batch=options.batch,
+            seed=options.seed,
+            minutes=options.minutes,
+            without_starter=options.without_starter,
+        )
+    except (ValueError, FileNotFoundError) as error:
+        print(f"quality: {error}", file=sys.stderr)
+        return 2
+    print_counts(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
