@@ -25,7 +25,11 @@ MODELS = f"{__package__}.models"
 _AUTO = "transformers.models.auto"
 # our families: module and class of each configuration; those that read tokens share the tokenizer
 TOKEN_CONFIGURATIONS = {"configuration_mortm": "MortmConfig", "configuration_bertm": "BertmConfig"}
-CONFIGURATIONS = {**TOKEN_CONFIGURATIONS, "configuration_vmortm": "VMortmConfig"}
+CONFIGURATIONS = {
+    **TOKEN_CONFIGURATIONS,
+    "configuration_vmortm": "VMortmConfig",
+    "configuration_mortm_live": "MortmLiveConfig",
+}
 
 # module of transformers -> (Auto class, our module, our class)
 AUTO_CLASSES = {
@@ -40,16 +44,20 @@ AUTO_CLASSES = {
         ("AutoModelForTokenClassification", "modeling_bertm", "BertmForTokenClassification"),
         ("AutoModel", "modeling_vmortm", "VMortmModel"),
         ("AutoModelForTextToSpectrogram", "modeling_vmortm", "VMortmForSpectrogramGeneration"),
+        ("AutoModel", "modeling_mortm_live", "MortmLiveForCausalGeneration"),
     ],
     f"{_AUTO}.tokenization_auto": [("AutoTokenizer", "tokenization_mortm", "MortmTokenizer")],
     f"{_AUTO}.feature_extraction_auto": [
         ("AutoFeatureExtractor", "feature_extraction_vmortm", "VMortmFeatureExtractor"),
+        ("AutoFeatureExtractor", "processing_mortm_live", "MortmLiveProcessor"),
     ],
+    f"{_AUTO}.processing_auto": [("AutoProcessor", "processing_mortm_live", "MortmLiveProcessor")],
 }
 # module of classes that read the inputs -> configurations of the models that they read for
 READERS = {
     "tokenization_mortm": TOKEN_CONFIGURATIONS,
     "feature_extraction_vmortm": {"configuration_vmortm": "VMortmConfig"},
+    "processing_mortm_live": {"configuration_mortm_live": "MortmLiveConfig"},
 }
 _PIPELINES = "transformers.pipelines"
 # task -> (our module, our class, Auto class of its model, what it reads)
