@@ -18,10 +18,10 @@ import sys
 import threading
 
 from .._version import __version__
-from . import convert, generate, info, tokenize, train
+from . import convert, data, generate, info, tokenize, train
 
 
-COMMANDS = (generate, tokenize, info, convert, train)
+COMMANDS = (generate, tokenize, info, convert, train, data)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,27 +1,39 @@
-"""From MIDI to training documents: packs of archives, quantised stores, tasks and windows, packed rows.
+"""From MIDI to training documents: data sets of songs, tasks and windows, packed rows.
+
+Names are loaded when they are first used: a process that only reads MIDI never loads torch.
 
 Knows: MIDI files and labels, the token language through `mortm_hf.models`. Must not know: training, evaluation.
 """
 
-from .examples import ExampleSource
-from .manifest import CorpusFilter, Selection, SongFile, read_archive, read_manifest
-from .packing import Document, PackDataset, pack_rows, single_pack
-from .store import ScoreStore, Song, build_store, read_song
+from __future__ import annotations
+
+import importlib
 
 
-__all__ = [
-    "CorpusFilter",
-    "Document",
-    "ExampleSource",
-    "PackDataset",
-    "ScoreStore",
-    "Selection",
-    "Song",
-    "SongFile",
-    "build_store",
-    "pack_rows",
-    "read_archive",
-    "read_manifest",
-    "read_song",
-    "single_pack",
-]
+_PUBLIC = {
+    "build": ("build_dataset",),
+    "dataset": ("dataset_card", "open_dataset", "push_dataset"),
+    "errors": ("DataError",),
+    "examples": ("ExampleSource",),
+    "manifest": ("CorpusFilter", "Selection", "SongFile", "read_archive", "read_manifest"),
+    "packing": ("Document", "PackDataset", "pack_rows", "single_pack"),
+    "reading": ("read_song",),
+    "schema": ("Song", "SongRows"),
+    "store": ("ScoreStore", "build_store", "load_songs"),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [*_MODULE_OF]
+
+
+def __getattr__(name: str):
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -115,6 +115,34 @@ class _Counts:
         return float((3.3 + velocity) * notes.sum() + sounding.sum() * (2 + 1.4 * (last - first)) + 4)
 
 
+class _Scores:
+    """Index -> score of a store, read when it is asked for."""
+
+    def __init__(self, store: ScoreStore):
+        self.store = store
+
+    def __getitem__(self, index: int) -> MetricScore:
+        return self.store.songs[index].score
+
+
+class _SongCounts:
+    """Index -> `_Counts` of a store, those of the songs used last kept."""
+
+    KEPT = 1 << 16
+
+    def __init__(self, store: ScoreStore):
+        self.store = store
+        self._found: dict[int, _Counts] = {}
+
+    def __getitem__(self, index: int) -> _Counts:
+        counts = self._found.get(index)
+        if counts is None:
+            if len(self._found) >= self.KEPT:
+                self._found.clear()
+            counts = self._found[index] = _Counts(self.store.songs[index].score)
+        return counts
+
+
 class ExampleSource:
     """Draws training documents from a store by a recipe's `data` section.
 
@@ -127,13 +155,13 @@ class ExampleSource:
 
     def __init__(self, store: ScoreStore, vocabulary: MetricVocabulary, recipe, seed: int = 0, packs: int = 300):
         self.store, self.vocabulary, self.recipe = store, vocabulary, recipe
-        self.songs = [song.score for song in store.songs]
-        self.genres = [(GENRES.index(song.genre),) if song.genre else () for song in store.songs]
-        self.counts = [_Counts(score) for score in self.songs]
+        self.songs, self.counts = _Scores(store), _SongCounts(store)
+        self.genres = [(GENRES.index(name),) if name else () for name in store.labels("genre")]
         corpora = store.corpora()
         self.names = list(corpora)
         self.members = [corpora[name] for name in self.names]
-        bars = [np.array([self.songs[i].n_bars for i in rows], dtype=np.float64) for rows in self.members]
+        n_bars = store.n_bars().astype(np.float64)
+        bars = [n_bars[rows] for rows in self.members]
         self.chances = [np.cumsum(b / b.sum()) for b in bars]
         tasks = recipe.tasks or {"continue": 1.0}
         unknown = set(tasks) - set(TASKS)

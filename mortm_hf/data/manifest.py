@@ -59,13 +59,13 @@ class Selection:
     corpora: dict[str, CorpusFilter] = field(default_factory=dict)
 
     def accepts(self, song: SongFile, split: str) -> bool:
-        rule = self.corpora.get(song.corpus)
-        return (
-            rule is not None
-            and song.split == split
-            and (not rule.variants or song.variant in rule.variants)
-            and rule.licence in song.licence
-        )
+        """Whether a file of this split takes part."""
+        return song.split == split and self.takes(song.corpus, song.variant, song.licence)
+
+    def takes(self, corpus: str, variant: str, licence: str) -> bool:
+        """Whether a file with these labels takes part, whatever its split."""
+        rule = self.corpora.get(corpus)
+        return rule is not None and (not rule.variants or variant in rule.variants) and rule.licence in licence
 
 
 def read_manifest(root: str | Path) -> list[SongFile]:

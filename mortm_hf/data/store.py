@@ -1,12 +1,11 @@
-"""Quantised songs on disk: flat arrays, no pickle.
+"""Songs for training and evaluation: a sequence with its corpora, from a data set on disk or from memory.
 
 Design decisions
-- One `scores.npz` holds the columns of every song end to end, with offsets; `songs.json` holds the labels and the
-  files that were skipped with reasons. Windows, tasks and transpositions are drawn from it afresh every epoch.
-- What is stored is the quantised score, not token ids: the same store serves every task and every token table.
-- A store is written to a temporary folder and renamed, so that a killed preparation never leaves half a store.
+- On disk is the Arrow data set of `build_dataset`; a `ScoreStore` is a view of it (or of songs in memory) that hands
+  out songs by index. Windows, tasks and transpositions are drawn from it afresh every epoch.
+- `build_store` takes whatever a recipe names: a prepared data set, a training pack, or MIDI to be prepared first.
 
-Knows: the intermediate representation (`MetricScore`), the manifest, annotations. Must not know: tokens, models.
+Knows: songs, data sets of songs. Must not know: tokens, models.
 """
 
 from __future__ import annotations
@@ -16,52 +15,33 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from ..models import midi_codec
-from ..models.metric_chords import parse_chord_text
-from ..models.metric_grid import BarTable
-from ..models.midi_codec import ChordTable, MetricScore
-from .annotations import CHORD_CLOCK, key_name, parse_key
-from .genres import genre_of
-from .manifest import Selection, SongFile, read_archive, read_manifest
+from .build import BuildOptions, build_dataset, build_from, read_entries, save_splits, write_report
+from .dataset import read_report, song_rows
+from .errors import DataError
+from .manifest import Selection, read_manifest
+from .reading import read_song
+from .schema import FORMAT_VERSION, Song, SongRows, table_of
+from .sources import PackSource, is_pack, is_saved_dataset
 
 
-STORE_VERSION = 1
-_NOTE_COLUMNS = {"track": np.uint8, "onset": np.int32, "pitch": np.uint8, "duration": np.int32, "velocity": np.uint8}
-_CHORD_COLUMNS = {"onset": np.int32, "root": np.int16, "quality": np.int16, "bass": np.int16}
-
-
-@dataclass(frozen=True)
-class Song:
-    """One song of a store.
-
-    Attributes:
-        score: the quantised score; its `key` is the annotated or embedded one, or `None`.
-        genre: genre name of the vocabulary or `None`.
-    """
-
-    path: str
-    corpus: str
-    song_id: str
-    cluster: str
-    split: str
-    genre: str | None
-    score: MetricScore
+__all__ = ["ScoreStore", "Song", "build_store", "load_songs", "read_song"]
 
 
 class ScoreStore:
-    """Songs read back from disk (or built in memory); `store[i]` is a `Song`.
+    """Songs, on disk or in memory; `store[i]` is a `Song`.
 
     Attributes:
-        songs: list of `Song`.
+        songs: sequence of `Song`.
         skipped: `[(path, reason)]` of files that could not be used.
     """
 
-    def __init__(self, songs: list[Song], skipped: list[tuple[str, str]] | None = None):
+    def __init__(self, songs: Sequence[Song], skipped: list[tuple[str, str]] | None = None):
         self.songs = songs
         self.skipped = list(skipped or [])
 
@@ -74,181 +54,124 @@ class ScoreStore:
     def corpora(self) -> dict[str, np.ndarray]:
         """`{corpus: indices of its songs}`, in the order of first appearance."""
         found: dict[str, list[int]] = defaultdict(list)
-        for index, song in enumerate(self.songs):
-            found[song.corpus].append(index)
+        for index, corpus in enumerate(self.labels("corpus")):
+            found[corpus].append(index)
         return {name: np.array(rows) for name, rows in found.items()}
 
+    def labels(self, name: str) -> list:
+        """`[n]` one label of every song (`corpus`, `genre`, ...), without reading the songs."""
+        return self.songs.labels(name) if isinstance(self.songs, SongRows) else [getattr(s, name) for s in self.songs]
+
+    def n_bars(self) -> np.ndarray:
+        """`[n]` int64 bars of every song, without reading the songs."""
+        if isinstance(self.songs, SongRows):
+            return self.songs.lengths("bar_length")
+        return np.array([song.score.n_bars for song in self.songs], dtype=np.int64)
+
     def save(self, folder: str | Path) -> None:
-        """Write the store; an existing one is replaced in one rename."""
+        """Write the store as a data set of songs; an existing one is replaced in one rename."""
+        from datasets import Dataset
+
         folder = Path(folder)
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        partial.mkdir(parents=True)
-        np.savez_compressed(partial / "scores.npz", **_pack([song.score for song in self.songs]))
-        labels = [{f.name: getattr(s, f.name) for f in fields(Song) if f.name != "score"} for s in self.songs]
-        extra = [{"key": s.score.key, "names": list(s.score.names)} for s in self.songs]
-        with open(partial / "songs.json", "w", encoding="utf-8") as handle:
-            json.dump(
-                {"version": STORE_VERSION, "songs": labels, "scores": extra, "skipped": self.skipped},
-                handle,
-                ensure_ascii=False,
-            )
+        by_split = {s: [x for x in self.songs if x.split == s] for s in dict.fromkeys(self.labels("split"))}
+        splits = {name or "train": Dataset(table_of(songs)) for name, songs in by_split.items()}
+        save_splits(splits, partial)
+        skipped = [{"file": f, "code": "", "message": m} for f, m in self.skipped]
+        write_report(partial, {"digest": ""}, len(self) + len(skipped), splits, skipped)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
 
     @classmethod
-    def load(cls, folder: str | Path) -> ScoreStore:
-        """Read a store that `save` wrote.
+    def load(cls, folder: str | Path, split: str | None = None) -> ScoreStore:
+        """Open a data set of songs; all splits one after the other without `split`.
 
         Raises:
-            ValueError: the store was written by another version of the format.
+            DataError: it is not there, or was written by another version of the format.
         """
-        folder = Path(folder)
-        with open(folder / "songs.json", encoding="utf-8") as handle:
-            meta = json.load(handle)
-        if meta["version"] != STORE_VERSION:
-            raise ValueError(f"{folder} is a store of version {meta['version']}, not {STORE_VERSION}: build it again")
-        with np.load(folder / "scores.npz", allow_pickle=False) as arrays:
-            scores = _unpack(dict(arrays), meta["scores"])
-        songs = [Song(score=score, **labels) for labels, score in zip(meta["songs"], scores)]
-        return cls(songs, [tuple(x) for x in meta["skipped"]])
+        report = read_report(folder) if not isinstance(folder, str) or os.path.isdir(folder) else {}
+        skipped = [(p["file"], p["message"]) for p in report.get("skipped", ())]
+        return cls(song_rows(folder, split), skipped)
 
 
-def build_store(root: str | Path, selection: Selection, split: str, cache: str | Path | None = None) -> ScoreStore:
-    """Read the chosen songs of one split straight out of the archives of a training pack.
+def load_songs(
+    source, split: str | None = None, selection: Selection | None = None, estimated_chords: bool = True
+) -> ScoreStore:
+    """The songs of a prepared data set.
 
     Args:
-        root: folder of the pack (`manifest.csv` and `.tar.xz` archives).
-        selection: corpora, variants and licences.
-        split: `"train"`, `"validation"` or `"test"`; taken from the manifest.
-        cache: folder for finished stores; a store of the same choice and manifest is read back instead of built.
+        source: the folder that `build_dataset` made, `owner/name` on the Hub, or a `datasets` object.
+        split: "train", "validation" or "test"; by default all songs.
+        selection: only these corpora, variants and licences (its splits do not matter); all where it names none.
+        estimated_chords: keep the chords that are a guess of the recogniser.
 
-    Files that cannot be read are listed in `skipped` with the reason; they never end the build.
-    """
-    rows = [song for song in read_manifest(root) if selection.accepts(song, split)]
-    target = None
-    if cache is not None:
-        name = f"{split}-{_fingerprint(rows)}"
-        target = Path(cache) / name
-        if target.is_dir():
-            return ScoreStore.load(target)
-    by_archive: dict[str, list[SongFile]] = defaultdict(list)
-    for row in rows:
-        by_archive[row.archive].append(row)
-    songs, skipped = [], []
-    for archive, members in sorted(by_archive.items()):
-        wanted = {name for row in members for name in (row.path, *_chord_files(row))}
-        content = dict(read_archive(Path(root) / archive, wanted))
-        for row in members:
-            try:
-                songs.append(read_song(row, content[row.path], _chord_text(row, content)))
-            except ValueError as error:
-                skipped.append((row.path, str(error)))
-    store = ScoreStore(songs, skipped)
-    if target is not None:
-        store.save(target)
-    return store
-
-
-def read_song(row: SongFile, midi: bytes, chords: str | None = None) -> Song:
-    """One MIDI file with its labels -> `Song`.
-
-    Args:
-        chords: text of a chord annotation.
+    Returns:
+        `ScoreStore`: `store[i].score` holds notes, bars, chords and key of song `i`.
 
     Raises:
-        MidiError: the file cannot be used (the message says why).
+        DataError: no such data set or split.
     """
-    source = midi_codec.load_score(midi)
-    score = midi_codec.quantize(source)
-    key = parse_key(row.key)
-    changes = {}
-    if key is not None:
-        changes["key"] = key_name(*key)
-    if chords is not None and score.n_bars:
-        table = parse_chord_text(chords, source, CHORD_CLOCK.get(row.corpus))
-        if table is not None and table.onset[0] < score.bars.end:
-            changes["chords"] = table.window(0, score.bars.end)
-    if changes:
-        score = replace(score, **changes)
-    if not len(score.onset):
-        raise ValueError("no notes")
-    return Song(
-        path=row.path,
-        corpus=row.corpus,
-        song_id=row.song_id,
-        cluster=row.cluster,
-        split=row.split,
-        genre=genre_of(row.genre, row.subgenre),
-        score=score,
-    )
+    rows = song_rows(source, split)
+    if selection is not None and selection.corpora:
+        labels = [rows.labels(name) for name in ("corpus", "variant", "licence")]
+        kept = [i for i, one in enumerate(zip(*labels)) if selection.takes(*one)]
+        if len(kept) < len(rows):
+            rows = SongRows(rows.dataset.select(kept))
+    if not estimated_chords:
+        rows = rows.without_estimates()
+    report = read_report(source) if isinstance(source, (str, os.PathLike)) and os.path.isdir(source) else {}
+    return ScoreStore(rows, [(p["file"], p["message"]) for p in report.get("skipped", ())])
 
 
-def _chord_files(row: SongFile) -> list[str]:
-    """Chord annotations that fit the MIDI file of this row (an aligned file has chords in its own ticks)."""
-    if row.variant == "aligned":
-        return [name for name in row.annotations if name.endswith(".aligned.chords.tsv")]
-    return [name for name in row.annotations if name.endswith("chord_midi.txt")]
+def build_store(
+    root: str | Path, selection: Selection, split: str, cache: str | Path | None = None, num_proc: int | None = None
+) -> ScoreStore:
+    """The chosen songs of one split, whatever `root` is.
+
+    Args:
+        root: a prepared data set (folder or `owner/name`), a training pack, or any source of `build_dataset`.
+        selection: corpora, variants and licences; one that names no corpus takes everything.
+        split: `"train"`, `"validation"` or `"test"`.
+        cache: folder for what is prepared here; the same choice of the same pack is opened again instead of built.
+            Without it a pack is read into memory; other sources need it.
+
+    Files that cannot be read are listed in `skipped` with the reason; they never end the build. Packs keep only
+    annotated chords here (as every run of a recipe on a pack had them).
+
+    Raises:
+        DataError: no songs there, or no place to prepare them.
+        FileNotFoundError: no pack there (the message names the folder).
+    """
+    path = Path(root)
+    if is_pack(path) or (path.is_dir() and selection.corpora and not is_saved_dataset(path)):
+        return _from_pack(path, selection, split, cache, num_proc)
+    if is_saved_dataset(path) or (not path.exists() and str(root).count("/") == 1):
+        return load_songs(str(root), split, selection)
+    if not path.exists():
+        read_manifest(root)  # says what is expected there
+    if cache is None:
+        raise DataError(f"{root} must be prepared first: `mortm data build {root} -o FOLDER`, or give a cache folder")
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    target = Path(cache) / f"songs-{name}"
+    data = build_dataset(str(root), target, num_proc=num_proc, overwrite=True)
+    if split not in data and split != "train":
+        return ScoreStore([])
+    return load_songs(str(target), split, selection)
 
 
-def _chord_text(row: SongFile, content: dict[str, bytes]) -> str | None:
-    for name in _chord_files(row):
-        if name in content:
-            return content[name].decode("utf-8", errors="replace")
-    return None
-
-
-def _fingerprint(rows: list[SongFile]) -> str:
-    """Identity of a store: the rows themselves and the format version."""
-    text = json.dumps([STORE_VERSION, [asdict(row) for row in rows]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _pack(scores: list[MetricScore]) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-
-    def put(name: str, parts: list[np.ndarray], dtype) -> None:
-        parts = [np.asarray(p) for p in parts]
-        arrays[name] = np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
-
-    def offsets(name: str, sizes: list[int]) -> None:
-        arrays[f"{name}_offset"] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-    for column, dtype in _NOTE_COLUMNS.items():
-        put(f"note_{column}", [getattr(s, column) for s in scores], dtype)
-    offsets("note", [len(s.onset) for s in scores])
-    put("bar_length", [s.bars.length for s in scores], np.int16)
-    put("bar_meter", [s.bars.meter for s in scores], np.int16)
-    put("bar_tempo", [s.tempo for s in scores], np.int16)
-    offsets("bar", [s.n_bars for s in scores])
-    put("program", [s.programs for s in scores], np.int16)
-    offsets("program", [len(s.programs) for s in scores])
-    for column, dtype in _CHORD_COLUMNS.items():
-        put(f"chord_{column}", [getattr(s.chords, column) for s in scores if s.chords is not None], dtype)
-    offsets("chord", [0 if s.chords is None else len(s.chords.onset) for s in scores])
-    return arrays
-
-
-def _unpack(arrays: dict[str, np.ndarray], extra: list[dict]) -> list[MetricScore]:
-    notes = {c: arrays[f"note_{c}"].astype(np.int64) for c in _NOTE_COLUMNS}
-    scores = []
-    for i, labels in enumerate(extra):
-        n, b, p, c = (slice(*arrays[f"{x}_offset"][i : i + 2]) for x in ("note", "bar", "program", "chord"))
-        chords = None
-        if c.stop > c.start:
-            columns = {k: arrays[f"chord_{k}"][c] for k in _CHORD_COLUMNS}
-            columns["onset"] = columns["onset"].astype(np.int64)
-            chords = ChordTable(**columns)
-        scores.append(
-            MetricScore(
-                bars=BarTable.from_lengths(arrays["bar_length"][b].astype(np.int64), arrays["bar_meter"][b]),
-                **{k: v[n] for k, v in notes.items()},
-                programs=arrays["program"][p],
-                tempo=arrays["bar_tempo"][b],
-                key=labels["key"],
-                chords=chords,
-                names=tuple(labels["names"]),
-                report=midi_codec.CodecReport(),
-            )
-        )
-    return scores
+def _from_pack(root: Path, selection: Selection, split: str, cache, num_proc) -> ScoreStore:
+    source = PackSource.select(root, selection, split)
+    options = BuildOptions(chords="annotated")
+    if cache is None or not len(source):
+        songs, skipped = [], []
+        for chunk in source.chunks(options.chunk_files):
+            more, problems = read_entries(chunk.load(), options)
+            songs += more
+            skipped += [(p["file"], p["message"]) for p in problems]
+        return ScoreStore(songs, skipped)
+    text = json.dumps([FORMAT_VERSION, [asdict(row) for row in source.rows]], sort_keys=True)
+    target = Path(cache) / f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if not is_saved_dataset(target):
+        build_from([source], target, options, num_proc=num_proc or 1)
+    return ScoreStore.load(target)

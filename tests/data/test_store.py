@@ -91,9 +91,9 @@ def test_save_and_load(tmp_path):
     back = ScoreStore.load(tmp_path / "s")
     assert all(same(a.score, b.score) for a, b in zip(songs.songs, back.songs))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
-    meta = json.loads((tmp_path / "s" / "songs.json").read_text())
-    meta["version"] = 99
-    (tmp_path / "s" / "songs.json").write_text(json.dumps(meta))
+    report = json.loads((tmp_path / "s" / "report.json").read_text())
+    report["version"] = 99
+    (tmp_path / "s" / "report.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match="version 99"):
         ScoreStore.load(tmp_path / "s")
 

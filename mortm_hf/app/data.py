@@ -1,0 +1,209 @@
+"""`mortm data`: MIDI -> a data set to train on; what is in it; pushing it to the Hub.
+
+Design decisions
+- `build` may be interrupted at any time and is taken up by the same command; a file that cannot be used is listed,
+  never fatal.
+- `stats` looks at a prepared data set, or prepares MIDI in a temporary folder first.
+
+Knows: the functions of `mortm_hf.data`. Must not know: how any of them works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from .files import CommandError, Outputs, write_json
+from .options import at_least, number
+
+
+BUILD_EXAMPLES = """examples:
+  mortm data build midi/ -o songs/                     every .mid, .midi and .kar below the folder, and in archives
+  mortm data build collection.tar.xz -o songs/ --processes 4
+  mortm data build ../shared/data -o songs/            a training pack: splits, keys, chords of its manifest.csv
+  mortm data build sorted/ -o songs/ --split-from-folders      sorted/train/..., sorted/validation/..., sorted/test/...
+  mortm data build owner/name -o songs/                a data set of the Hub with MIDI bytes
+
+Interrupted? The same command goes on where it was. Labels (genre, key, split, ...) may stand in a metadata.csv with a
+column file_name; chords in files beside the MIDI: song.chords.tsv, song.lab."""
+
+STATS_EXAMPLES = """examples:
+  mortm data stats songs/ -o report/                   report.md, stats.json and plots of a prepared data set
+  mortm data stats midi/                               the figures of a folder of MIDI, without keeping anything"""
+
+PUSH_EXAMPLES = """examples:
+  mortm data push songs/ owner/name --private
+  python -c "from mortm_hf import load_songs; print(len(load_songs('owner/name', split='train')))"
+
+Needs a token of the Hub (`hf auth login`)."""
+
+
+def add_command(commands) -> None:
+    """Adds `data` with its own commands to the parser's commands."""
+    parser = commands.add_parser(
+        "data",
+        help="MIDI to a data set for training",
+        description="Prepares MIDI for training, describes it, pushes it to the Hub.",
+    )
+    inner = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_build(inner)
+    _add_stats(inner)
+    _add_push(inner)
+
+
+def _sub(inner, name: str, help: str, description: str, epilog: str):
+    return inner.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_build(inner) -> None:
+    parser = _sub(
+        inner,
+        "build",
+        "prepare MIDI as a data set",
+        "Reads MIDI and writes a data set of songs (Arrow). Files that cannot be used are skipped and listed.",
+        BUILD_EXAMPLES,
+    )
+    parser.add_argument("source", nargs="+", help="folders, archives, MIDI files, a training pack or owner/name")
+    parser.add_argument("-o", "--output", required=True, type=Path, help="the folder to make")
+    parser.add_argument(
+        "--chords",
+        choices=("estimate", "annotated", "none"),
+        default="estimate",
+        help="chords where no annotation gives them (default: estimate)",
+    )
+    parser.add_argument("--split-from-folders", action="store_true", help="folders named train, validation, test")
+    parser.add_argument(
+        "--validation", type=number(-1e-9, 0.9), default=0.05, metavar="SHARE", help="of songs without a split (0.05)"
+    )
+    parser.add_argument(
+        "--test", type=number(-1e-9, 0.9), default=0.05, metavar="SHARE", help="of songs without a split (0.05)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
+    parser.add_argument("--corpora", help="only these corpora of a training pack, e.g. pop909,lieder")
+    parser.add_argument("--column", help="column of the MIDI bytes in a data set (default: found by name)")
+    parser.add_argument("--processes", type=at_least(1), help="default: one, or one a core from 2000 files on")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set made of something else")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and skipped files here")
+    parser.set_defaults(run=run_build)
+
+
+def _add_stats(inner) -> None:
+    parser = _sub(
+        inner,
+        "stats",
+        "describe a data set",
+        "Counts of bars, meters, keys, tempi, instruments, notes, tokens and skipped files, with plots.",
+        STATS_EXAMPLES,
+    )
+    parser.add_argument("source", help="a prepared data set, or anything that `mortm data build` takes")
+    parser.add_argument("-o", "--output", type=Path, help="folder for report.md, stats.json and plots (.png)")
+    parser.add_argument("--split", choices=("train", "validation", "test"), help="only this split")
+    parser.add_argument("--windows", type=at_least(1), default=2000, help="windows to count tokens of (default: 2000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    parser.set_defaults(run=run_stats)
+
+
+def _add_push(inner) -> None:
+    parser = _sub(
+        inner,
+        "push",
+        "push a data set to the Hub",
+        "Pushes a prepared data set as Parquet with a card that states its content and licences.",
+        PUSH_EXAMPLES,
+    )
+    parser.add_argument("folder", type=Path, help="a prepared data set")
+    parser.add_argument("repo", help="owner/name")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--title", help="title of the card (default: the name)")
+    parser.set_defaults(run=run_push)
+
+
+def run_build(args: argparse.Namespace) -> None:
+    """Prepares; prints a summary, and the first skipped files on stderr."""
+    from ..data import CorpusFilter, Selection, build_dataset
+    from ..data.dataset import read_report
+
+    selection = None
+    if args.corpora:
+        selection = Selection({name.strip(): CorpusFilter() for name in args.corpora.split(",") if name.strip()})
+    with Outputs() as out:
+        staged = out.stage(args.json) if args.json else None
+        _call(
+            build_dataset,
+            args.source if len(args.source) > 1 else args.source[0],
+            args.output,
+            chords=args.chords,
+            selection=selection,
+            split_from_folders=args.split_from_folders,
+            shares=(max(args.validation, 0.0), max(args.test, 0.0)),
+            seed=args.seed,
+            column=args.column,
+            num_proc=args.processes,
+            overwrite=args.overwrite,
+        )
+        report = read_report(args.output)
+        if staged:
+            write_json(staged, {k: report[k] for k in ("files", "splits", "skipped")})
+    for name, part in report["splits"].items():
+        chords = ", ".join(f"{count} {source}" for source, count in part["chords"].items())
+        print(f"{name}: {part['songs']} songs, {part['bars']} bars, {part['notes']} notes; chords: {chords}")
+    skipped = report["skipped"]
+    for problem in skipped[:5]:
+        named = "" if problem["file"] in problem["message"] else f"{problem['file']}: "
+        print(f"skipped: {named}{problem['message']}", file=sys.stderr)
+    if len(skipped) > 5:
+        print(f"skipped: {len(skipped) - 5} more, all listed in {args.output / 'skipped.csv'}", file=sys.stderr)
+    print(f"{args.output}: {report['files']} files, {len(skipped)} skipped")
+
+
+def run_stats(args: argparse.Namespace) -> None:
+    """Counts; prints the Markdown report, writes report and plots with `-o`."""
+    from ..data.dataset import read_report
+    from ..data.sources import is_saved_dataset
+    from ..data.stats import dataset_stats, markdown, write_stats
+    from ..data.store import build_dataset, load_songs
+
+    with Outputs() as out, tempfile.TemporaryDirectory() as temporary:
+        staged = out.stage(args.json) if args.json else None
+        folder, label = Path(args.source), args.source
+        if not is_saved_dataset(folder):
+            folder = Path(temporary) / "songs"
+            _call(build_dataset, args.source, folder, chords="annotated")
+        store = _call(load_songs, folder, args.split)
+        figures = dataset_stats(store, windows=args.windows, skipped=read_report(folder).get("skipped", []))
+        if staged:
+            write_json(staged, figures)
+        if args.output:
+            files = _call(write_stats, figures, args.output, label)
+            print(f"{args.output}: {', '.join(file.name for file in files)}")
+        else:
+            print(markdown(figures, label))
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """Pushes; prints the URL."""
+    from ..data import push_dataset
+
+    print(_call(push_dataset, args.folder, args.repo, private=args.private, title=args.title))
+
+
+def _call(function, *args, **kwargs):
+    """A function whose missing files are the user's to mend."""
+    try:
+        return function(*args, **kwargs)
+    except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
+        raise CommandError(
+            f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), "command.input"
+        ) from None
+    except ImportError as error:
+        raise CommandError(
+            f"{error}: this command needs the extra packages, pip install 'mortm_hf[train,app]'", "command.missing"
+        ) from None

@@ -1,0 +1,533 @@
+"""Where MIDI comes from: folders, archives, training packs and `datasets` data sets, all as chunks of files.
+
+Design decisions
+- A source is cut into chunks of files by its listing alone, in an order that never changes; a chunk is read only when
+  it is asked for, so that an interrupted preparation passes over what it has already done.
+- `.tar` archives have no random access: their members are read in archive order, in one pass. Nothing is unpacked to
+  disk.
+- What is known of a file is a `SongFile`, wherever it stands: in a manifest, in a `metadata.csv` or `.jsonl` beside
+  the files (column `file_name`), in the columns of a data set, or in the names of the folders.
+- A chord file with the stem of a MIDI file (`.aligned.chords.tsv`, `.chords.tsv`, `.chord_midi.txt`, `.lab`) is its
+  annotation.
+
+Knows: files, archives, `datasets`. Must not know: what is in a MIDI file, how songs are stored.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from .errors import DataError
+from .manifest import Selection, SongFile, read_archive, read_manifest
+
+
+MIDI_SUFFIXES = (".mid", ".midi", ".kar")
+CHORD_SUFFIXES = (".aligned.chords.tsv", ".chords.tsv", ".chord_midi.txt", ".chords.txt", ".lab")
+TAR_SUFFIXES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json")
+BROKEN = (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error)  # what a damaged archive raises
+SPLITS = ("train", "validation", "test")
+_SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "valid": "validation",
+    "validation": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+}
+MIDI_COLUMNS = ("music", "midi", "bytes", "content", "file", "midi_bytes")
+_NAME_COLUMNS = ("file_name", "filename", "path", "name", "title", "md5", "id")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file to read: its labels, its bytes (or the path to read them from) and the text of its chord annotation."""
+
+    row: SongFile
+    content: bytes | Path
+    chords: str | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some files of a source; `load()` gives an `Entry` for each, in order."""
+
+    size: int
+    load: Callable[[], list[Entry]]
+
+
+def split_word(text: str) -> str | None:
+    """The split that a folder or split name stands for."""
+    return _SPLIT_WORDS.get(text.strip().lower())
+
+
+def bare_row(path: str, corpus: str, **labels) -> SongFile:
+    """What is known of a file of which only the name is known."""
+    plain = dict.fromkeys(("archive", "genre", "subgenre", "split", "variant", "cluster", "key", "licence"), "")
+    known = {k: v for k, v in labels.items() if v not in (None, "")}
+    labels = {"path": path, "corpus": corpus, "song_id": path, **plain, **known}
+    return SongFile(**labels, n_notes=0, n_bars=0, annotations=())
+
+
+def _stem(name: str) -> str:
+    """File name without archive suffixes."""
+    for suffix in sorted((*TAR_SUFFIXES, ".zip"), key=len, reverse=True):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+def _place_labels(path: str, container: str) -> dict[str, str]:
+    """Corpus and split as the names of the folders (and of the archive) tell them."""
+    parts = list(PurePosixPath(path).parts[:-1])
+    stem, dash, tail = _stem(container).rpartition("-")
+    split = next((s for part in reversed(parts) if (s := split_word(part))), None) or split_word(tail)
+    if not dash or split_word(tail) is None:
+        stem = _stem(container)
+    named = [part for part in parts if split_word(part) is None]
+    return {"corpus": named[0] if named else stem, "split": split or ""}
+
+
+def row_of_record(record: Mapping, path: str, place: Mapping[str, str], folder_split: str = "") -> SongFile:
+    """Labels of a file from a record of named values (a row of a table); what it lacks comes from its place."""
+
+    def text(*names: str) -> str:
+        return next((str(record[n]).strip() for n in names if record.get(n) not in (None, "", [])), "")
+
+    genre = record.get("genre")
+    genre = genre[0] if isinstance(genre, (list, tuple)) and genre else genre
+    split = text("split")
+    return bare_row(
+        path,
+        text("corpus", "dataset", "source_dataset") or place["corpus"],
+        genre=str(genre).strip().lower() if genre else "",
+        subgenre=text("subgenre", "style"),
+        split=(split_word(split) or split) if split else folder_split,
+        variant=text("variant"),
+        song_id=text("song_id") or path,
+        cluster=text("cluster"),
+        key=text("key"),
+        licence=text("licence", "license"),
+    )
+
+
+def _read_metadata(name: str, content: bytes) -> dict[str, dict]:
+    """`{file_name: record}` of a `metadata.csv` or `metadata.jsonl`."""
+    text = content.decode("utf-8-sig", errors="replace")
+    if name.endswith(".csv"):
+        records = list(csv.DictReader(io.StringIO(text)))
+    else:
+        records = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if records and "file_name" not in records[0]:
+        raise DataError(f"{name} has no column file_name: name the MIDI files in one", "data.column")
+    return {str(record["file_name"]): record for record in records}
+
+
+def chord_file_of(midi: str, names) -> str | None:
+    """The chord annotation beside a MIDI file among `names` (a set), by its stem."""
+    stem = midi.rpartition(".")[0]
+    return next((stem + suffix for suffix in CHORD_SUFFIXES if stem + suffix in names), None)
+
+
+class _NamedFiles:
+    """Files with names in one container: the part that folders, tar and zip archives share.
+
+    Sub-classes give `_list()` (every name, in reading order) and `_read(names)` (their bytes, in that order).
+    """
+
+    def __init__(self, path: Path, split_from_folders: bool):
+        self.path, self.split_from_folders = Path(path), split_from_folders
+        self._rows: list[SongFile] | None = None
+        self._chords: list[str | None] = []
+
+    def _scan(self) -> None:
+        names = self._list()
+        everything = set(names)
+        metadata: dict[str, dict] = {}
+        for name in ("metadata.csv", "metadata.jsonl"):
+            if name in everything:
+                metadata = _read_metadata(name, self._side_file(name))
+                break
+        self._rows, self._chords = [], []
+        for name in names:
+            if not name.lower().endswith(MIDI_SUFFIXES) or PurePosixPath(name).name.startswith("._"):
+                continue
+            place = _place_labels(name, self.path.name)
+            split = place["split"] if self.split_from_folders else ""
+            row = row_of_record(metadata.get(name, {}), name, place, split)
+            if self.split_from_folders and row.split not in SPLITS:
+                raise DataError(
+                    f"{self.path}: {name} is in no folder named train, validation or test: move it, or leave out "
+                    "--split-from-folders",
+                    "data.option",
+                )
+            self._rows.append(row)
+            self._chords.append(chord_file_of(name, everything))
+
+    @property
+    def rows(self) -> list[SongFile]:
+        if self._rows is None:
+            self._scan()
+        return self._rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        for start in range(0, len(self.rows), size):
+            part = slice(start, start + size)
+            yield Chunk(len(self.rows[part]), lambda p=part: self._load(p))
+
+    def _load(self, part: slice) -> list[Entry]:
+        rows, chords = self.rows[part], self._chords[part]
+        contents = self._read([row.path for row in rows])
+        texts = [None if c is None else self._side_file(c).decode("utf-8", errors="replace") for c in chords]
+        return [Entry(row, content, text) for row, content, text in zip(rows, contents, texts)]
+
+    def identity(self):
+        stat = self.path.stat()
+        return [type(self).__name__, self.path.name, stat.st_size, stat.st_mtime_ns, self.split_from_folders]
+
+
+class FolderSource(_NamedFiles):
+    """Every MIDI file below a folder; workers read the files themselves."""
+
+    def _list(self) -> list[str]:
+        found = []
+        for folder, folders, names in os.walk(self.path):
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            relative = Path(folder).relative_to(self.path)
+            found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
+        return sorted(found)
+
+    def _read(self, names):
+        return [self.path / name for name in names]
+
+    def _side_file(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def identity(self):
+        digest = hashlib.sha256()
+        for row, chords in zip(self.rows, self._chords):
+            for name in (row.path, chords) if chords else (row.path,):
+                stat = (self.path / name).stat()
+                digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            digest.update(json.dumps(asdict(row)).encode())
+        return ["FolderSource", len(self.rows), digest.hexdigest(), self.split_from_folders]
+
+
+class FilesSource(FolderSource):
+    """MIDI files named one by one."""
+
+    def __init__(self, files: list[Path], split_from_folders: bool):
+        super().__init__(Path(os.path.commonpath([f.resolve().parent for f in files])), split_from_folders)
+        self._files = sorted({f.resolve().relative_to(self.path).as_posix() for f in files})
+
+    def _list(self) -> list[str]:
+        sides = {stem + s for f in self._files for stem in (f.rpartition(".")[0],) for s in CHORD_SUFFIXES}
+        return [*self._files, *(s for s in sorted(sides) if (self.path / s).is_file())]
+
+
+class ZipSource(_NamedFiles):
+    """Every MIDI file in a `.zip`."""
+
+    def __init__(self, path, split_from_folders):
+        super().__init__(path, split_from_folders)
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f"cannot read the archive {path}: {error}") from None
+
+    def _list(self) -> list[str]:
+        return [info.filename for info in self._zip.infolist() if not info.is_dir()]
+
+    def _read(self, names):
+        return [self._side_file(name) for name in names]
+
+    def _side_file(self, name: str) -> bytes:
+        try:
+            return self._zip.read(name)
+        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError):  # damaged, or behind a password
+            return b""
+
+
+class TarSource(_NamedFiles):
+    """Every MIDI file in a `.tar`, plain or compressed: one pass for the names and annotations, one for the files."""
+
+    def __init__(self, path, split_from_folders):
+        super().__init__(path, split_from_folders)
+        self._sides: dict[str, bytes] = {}
+        self._stream = None
+
+    def _members(self):
+        try:
+            with tarfile.open(self.path, "r|*") as archive:
+                for member in archive:
+                    if member.isfile():
+                        yield archive, member
+        except BROKEN as error:
+            raise DataError(f"cannot read the archive {self.path}: {error}") from None
+
+    def _list(self) -> list[str]:
+        names: dict[str, None] = {}
+        for archive, member in self._members():
+            names[member.name] = None
+            if member.name.endswith(CHORD_SUFFIXES) or member.name in ("metadata.csv", "metadata.jsonl"):
+                self._sides[member.name] = archive.extractfile(member).read()
+        return list(names)
+
+    def _read(self, names):
+        # Chunks come in archive order, so one stream serves them all; a chunk out of order opens it again.
+        wanted, found = list(names), {}
+        for attempt in range(2):
+            if self._stream is None or attempt:
+                self._stream = self._members()
+            left = set(wanted) - set(found)
+            for archive, member in self._stream:
+                if member.name in left:
+                    found[member.name] = archive.extractfile(member).read()
+                    left.discard(member.name)
+                    if not left:
+                        break
+            if not left:
+                break
+        return [found.get(name, b"") for name in wanted]
+
+    def _side_file(self, name: str) -> bytes:
+        return self._sides[name]
+
+
+class PackSource:
+    """A training pack: `manifest.csv` and its archives (or the files themselves beside it).
+
+    Args:
+        rows: files that take part; in the order of archives, then of the manifest.
+    """
+
+    def __init__(self, root: str | Path, rows: list[SongFile]):
+        self.root = Path(root)
+        self.rows = sorted(rows, key=lambda row: row.archive)  # stable: the manifest's order inside an archive
+        self._open: tuple[str, dict[str, bytes]] | None = None
+
+    @classmethod
+    def select(cls, root: str | Path, selection: Selection | None = None, split: str | None = None) -> PackSource:
+        """The files of a pack that a selection accepts; all without one."""
+        rows = read_manifest(root)
+        if selection is not None and selection.corpora:
+            rows = [row for row in rows if selection.accepts(row, split or row.split)]
+        elif split is not None:
+            rows = [row for row in rows if row.split == split]
+        return cls(root, rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        start = 0
+        while start < len(self.rows):
+            stop = start
+            while stop < min(start + size, len(self.rows)) and self.rows[stop].archive == self.rows[start].archive:
+                stop += 1
+            rows = self.rows[start:stop]
+            yield Chunk(len(rows), lambda r=rows: self._load(r))
+            start = stop
+
+    def _load(self, rows: list[SongFile]) -> list[Entry]:
+        archive = rows[0].archive
+        if not archive or (not (self.root / archive).is_file() and (self.root / rows[0].path).is_file()):
+            return [Entry(row, self.root / row.path, self._loose_chords(row)) for row in rows]
+        if self._open is None or self._open[0] != archive:
+            wanted = {n for row in self.rows if row.archive == archive for n in (row.path, *chord_files(row))}
+            try:
+                self._open = archive, dict(read_archive(self.root / archive, wanted))
+            except FileNotFoundError:
+                raise
+            except BROKEN as error:
+                raise DataError(f"cannot read the archive {self.root / archive}: {error}") from None
+        content = self._open[1]
+        return [Entry(row, content[row.path], _chord_text(row, content)) for row in rows]
+
+    def _loose_chords(self, row: SongFile) -> str | None:
+        for name in chord_files(row):
+            if (self.root / name).is_file():
+                return (self.root / name).read_text(encoding="utf-8", errors="replace")
+        return None
+
+    def identity(self):
+        archives = []
+        for name in sorted({row.archive for row in self.rows}):
+            file = self.root / name
+            archives.append([name, file.stat().st_size if name and file.is_file() else 0])
+        rows = hashlib.sha256(json.dumps([asdict(row) for row in self.rows]).encode()).hexdigest()
+        return ["PackSource", len(self.rows), rows, archives]
+
+
+def chord_files(row: SongFile) -> list[str]:
+    """Chord annotations that fit the MIDI file of this row (an aligned file has chords in its own ticks)."""
+    if row.variant == "aligned":
+        return [name for name in row.annotations if name.endswith(".aligned.chords.tsv")]
+    return [name for name in row.annotations if name.endswith("chord_midi.txt")]
+
+
+def _chord_text(row: SongFile, content: Mapping[str, bytes]) -> str | None:
+    for name in chord_files(row):
+        if name in content:
+            return content[name].decode("utf-8", errors="replace")
+    return None
+
+
+class DatasetSource:
+    """A `datasets.Dataset` or `DatasetDict` with MIDI bytes in one column (`MIDI_COLUMNS`, or `column`).
+
+    Labels are read from columns of the manifest's names (file_name, split, genre, key, chords, ...); the names of the
+    splits of a `DatasetDict` count as splits.
+    """
+
+    def __init__(self, data, name: str = "dataset", column: str | None = None):
+        from datasets import Dataset, DatasetDict
+
+        if isinstance(data, Dataset):
+            self._parts = {"": data}
+        elif isinstance(data, DatasetDict):
+            self._parts = dict(data)
+        else:
+            raise DataError(f"expected a datasets.Dataset or DatasetDict, got {type(data).__name__}")
+        self.name = name
+        self._columns = {}
+        for key, part in self._parts.items():
+            choice = [column] if column else [c for c in MIDI_COLUMNS if c in part.column_names]
+            if not choice or choice[0] not in part.column_names:
+                raise DataError(
+                    f"{name} has no column of MIDI bytes (looked for {column or ', '.join(MIDI_COLUMNS)}; there are "
+                    f"{', '.join(part.column_names)}): name it with --column",
+                    "data.column",
+                )
+            self._columns[key] = choice[0]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self._parts.values())
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        for key, part in self._parts.items():
+            for start in range(0, len(part), size):
+                stop = min(start + size, len(part))
+                yield Chunk(stop - start, lambda k=key, a=start, b=stop: self._load(k, a, b))
+
+    def _load(self, key: str, start: int, stop: int) -> list[Entry]:
+        part, column = self._parts[key].with_format("arrow"), self._columns[key]
+        entries = []
+        for number, record in enumerate(part[start:stop].to_pylist(), start):
+            value = record.pop(column)
+            file_name = None
+            if isinstance(value, Mapping):  # {"bytes": ..., "path": ...}, as file features are stored
+                file_name, value = value.get("path"), value.get("bytes")
+            if isinstance(value, list):
+                value = bytes(value)
+            if isinstance(value, str):
+                value = Path(value)
+            names = (str(record[n]) for n in _NAME_COLUMNS if record.get(n))
+            path = next(names, None) or file_name or f"{key or 'row'}-{number:07d}"
+            chords = record.get("chords") if isinstance(record.get("chords"), str) else None
+            place = {"corpus": self.name, "split": ""}
+            row = row_of_record(record, path, place, split_word(key) or key)
+            entries.append(
+                Entry(row, value if value is not None else b"", chords if isinstance(chords, str) else None)
+            )
+        return entries
+
+    def identity(self):
+        return ["DatasetSource", self.name, [[k, len(p), p._fingerprint] for k, p in self._parts.items()]]
+
+
+def is_pack(path: str | Path) -> bool:
+    """Whether a folder is a training pack."""
+    return (Path(path) / "manifest.csv").is_file()
+
+
+def is_saved_dataset(path: str | Path) -> bool:
+    """Whether a folder was written by `datasets`' `save_to_disk`."""
+    path = Path(path)
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def open_sources(
+    source, *, selection: Selection | None = None, split_from_folders: bool = False, column: str | None = None
+) -> list:
+    """What a user names -> its sources, in a fixed order.
+
+    Args:
+        source: a path, a Hub data set (`owner/name`), a `datasets` object, or a list of these.
+
+    Raises:
+        DataError: it does not exist, or there is no MIDI in it.
+    """
+    found = []
+    for one in source if isinstance(source, (list, tuple)) else [source]:
+        found += _open_one(one, selection, split_from_folders, column)
+    files = [f for f in found if isinstance(f, Path)]
+    sources = [f for f in found if not isinstance(f, Path)]
+    if files:
+        sources.append(FilesSource(files, split_from_folders))
+    if not sum(len(s) for s in sources):
+        raise DataError(f"no MIDI file in {source}: expected {', '.join(MIDI_SUFFIXES)}")
+    return sources
+
+
+def _open_one(source, selection, split_from_folders: bool, column: str | None) -> list:
+    if not isinstance(source, (str, os.PathLike)):
+        return [DatasetSource(source, column=column)]
+    path = Path(source)
+    name = path.name.lower()
+    if path.is_dir():
+        if is_pack(path):
+            return [PackSource.select(path, selection)]
+        if is_saved_dataset(path):
+            from datasets import load_from_disk
+
+            return [DatasetSource(load_from_disk(str(path)), path.name, column)]
+        inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        tables = [p for p in inside if p.suffix in (".parquet", ".arrow")]
+        folder = FolderSource(path, split_from_folders)
+        archives = [p for p in inside if p.name.lower().endswith((*TAR_SUFFIXES, ".zip"))]
+        if tables and not len(folder) and not archives:
+            return [DatasetSource(_load_dataset(str(path)), path.name, column)]
+        below = [a for p in archives for a in _open_one(p, selection, split_from_folders, column)]
+        return [*([folder] if len(folder) else []), *below]
+    if path.is_file():
+        if name.endswith(MIDI_SUFFIXES):
+            return [path]
+        if name.endswith(".zip"):
+            return [ZipSource(path, split_from_folders)]
+        if name.endswith(TAR_SUFFIXES):
+            return [TarSource(path, split_from_folders)]
+        if name.endswith(TABLE_SUFFIXES):
+            kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix, "json")
+            return [DatasetSource(_load_dataset(kind, data_files=str(path)), path.stem, column)]
+        raise DataError(f"{path} is neither MIDI nor an archive nor a table: expected .mid, .zip, .tar.xz or .parquet")
+    if isinstance(source, str) and source.count("/") == 1 and not path.is_absolute() and not source.startswith("."):
+        return [DatasetSource(_load_dataset(source), source.rpartition("/")[2], column)]
+    raise DataError(f"{source} is not there: give a folder of MIDI, an archive or a data set of the Hub (owner/name)")
+
+
+def _load_dataset(name: str, **options):
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, **options)
+    except Exception as error:  # the client raises a dozen kinds: not found, no network, a script it refuses
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"cannot load the data set {name}: {reason}", "data.network") from None
