@@ -28,7 +28,8 @@ from ..models.configuration_bertm import BertmConfig
 from ..models.modeling_bertm import BertmForMaskedLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
-from .arguments import DataRecipe, PretrainArguments, read_recipe
+from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
+from .errors import TrainingError
 from .pretrain import EPOCHS, newest_checkpoint
 from .trainer import PackTrainer, RunLog
 
@@ -43,20 +44,19 @@ def read_mlm_recipe(
     """(model section, pieces section, masking, data recipe, training arguments) of a recipe file.
 
     Raises:
-        ValueError: unknown section, field or word (named). FileNotFoundError: no such recipe.
+        TrainingError: no such recipe, unknown section, field or word (named).
     """
     section, recipe, arguments = read_recipe(path, overrides, others=("pieces", "masking"))
-    with open(path, encoding="utf-8") as handle:
-        content = yaml.safe_load(handle) or {}
+    content = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8")) or {}
     if content.get("task", "mlm") != "mlm":
-        raise ValueError(f"{path} is a recipe for {content['task']}, not for mlm")
+        raise TrainingError(f"{path} is a recipe for {content['task']}, not for mlm")
     masking = dict(content.get("masking") or {})
     pieces = dict(content.get("pieces") or {})
     known = {"masking": {f.name for f in dataclasses.fields(MaskingRecipe)}, "pieces": PIECE_FIELDS}
     for name, given in (("masking", masking), ("pieces", pieces)):
         unknown = set(given) - known[name]
         if unknown:
-            raise ValueError(f"{path}: unknown fields in {name}: {', '.join(sorted(unknown))}")
+            raise TrainingError(f"{path}: unknown fields in {name}: {', '.join(sorted(unknown))}")
     for given, name in ((masking, "attribute_span"), (pieces, "bare_bars")):
         if name in given:
             given[name] = tuple(given[name])
@@ -67,7 +67,7 @@ def same_run(folder: Path, stated: dict, fresh: bool) -> None:
     """Write what a run is made of, or compare it with what the run in this folder began with.
 
     Raises:
-        ValueError: another recipe (the message names the parts that differ).
+        TrainingError: another recipe (the message names the parts that differ).
     """
     stated = json.loads(json.dumps(stated))
     path = folder / "recipe.json"
@@ -75,7 +75,7 @@ def same_run(folder: Path, stated: dict, fresh: bool) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
         if before != stated:
             different = [k for k in stated if before.get(k) != stated[k]]
-            raise ValueError(
+            raise TrainingError(
                 f"{folder} holds a run with another recipe (different: {', '.join(different)}): "
                 "give another --output_dir, or --fresh True to start it anew"
             )
@@ -110,7 +110,7 @@ def pretrain_mlm(
         stores: `{"train": ScoreStore}` to use instead of reading the pack.
 
     Raises:
-        ValueError: the run folder belongs to another recipe; nothing to train on.
+        TrainingError: the run folder belongs to another recipe; nothing to train on.
         FileNotFoundError: the data is not there.
     """
     if arguments.threads:
@@ -129,10 +129,10 @@ def pretrain_mlm(
     vocabulary = tokenizer.vocabulary
     if stores is None:
         if not recipe.data:
-            raise ValueError("no data: give the folder of a training pack with --data")
+            raise TrainingError("no data: give the folder of a training pack with --data")
         stores = {"train": build_store(recipe.data, recipe.selection(), "train", recipe.cache or folder / "stores")}
     if not len(stores["train"]):
-        raise ValueError("no song to train on: check the recipe's corpora against the manifest")
+        raise TrainingError("no song to train on: check the recipe's corpora against the manifest")
     source = PieceSource(stores["train"], vocabulary, recipe, seed=arguments.seed, **pieces)
     shape = recipe.rows, recipe.row_length
     packs = PackDataset(

@@ -1,0 +1,465 @@
+"""Fine-tuning BERTM's classifier: `python -m mortm_hf.training.classify RECIPE.yaml [--field value ...]`.
+
+Design decisions
+- A batch is a pure function of (seed, epoch, index): which windows, in which form, how far transposed. So a run that
+  was stopped goes on exactly where it was, as in pretraining.
+- `probe` trains a linear probe: the encoder is frozen, pooling is the mean and the hidden layer has no activation, so
+  that what is found was linearly there. Otherwise all weights are trained. `scratch` gives the encoder of `init` fresh
+  weights: the same model, data and budget without pretraining.
+- Classes are balanced in the loss (weights by frequency) or in the draw ("sampler": first the label, then the kind of
+  example, then one of these), or not at all.
+- Two labels make one logit, that of the second label, trained with binary cross-entropy; more make a softmax.
+- Validation is by song (the mean of its windows' log-probabilities): macro-F1, or AUC where there is one logit. The
+  best model by it is kept in `best/` and becomes `final/`; the test split is not read here.
+
+Knows: labelled sets, the Trainer, scores of songs. Must not know: how windows are made, what a label means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+import yaml
+from torch.utils.data import Dataset
+from transformers import HfArgumentParser, TrainerCallback
+
+from ..data import labels as labelled
+from ..data.labels import LabelledData
+from ..data.packing import generator, single_pack
+from ..evaluation.classification import auc, confusion, f1_of, macro_f1, sigmoid, song_scores
+from ..models.configuration_bertm import BertmConfig
+from ..models.modeling_bertm import BertmForSequenceClassification
+from ..models.tokenization_mortm import MortmTokenizer
+from ..models.window_bertm import batches_by_length, pad_rows
+from .arguments import PretrainArguments, find_recipe
+from .errors import TrainingError
+from .mlm import apply_decay, same_run
+from .pretrain import newest_checkpoint
+from .trainer import PackTrainer, RunLog
+
+
+EPOCHS = 1 << 10
+BALANCES = ("loss", "sampler", "none")
+# how the windows of each set were cut: what a head trained on it hears in a pipeline
+SET_FORMS = {"folk": "merged", "genre": "merged", "drums": "drums", "quality": "tracks"}
+SET_BARS = {"drums": 4}
+
+
+@dataclass
+class LabelRecipe:
+    """Which labelled set, and how its windows are fed."""
+
+    set: str = field(default="", metadata={"help": "labelled set: folk, drums, genre or quality"})
+    data: str = field(default="", metadata={"help": "folder of the training pack"})
+    cache: str = field(default="", metadata={"help": "folder of prepared stores (and of quality.npz)"})
+    leave_out: list[str] = field(
+        default_factory=list, metadata={"help": "labels, or kinds of examples, that take no part"}
+    )
+    form: str = field(default="field", metadata={"help": "quality: field, full (behind its prompt) or mixed"})
+    augment: bool = field(default=False, metadata={"help": "move windows by -5 to 6 semitones"})
+    rows: int = field(default=16, metadata={"help": "windows of a batch"})
+    max_length: int = field(default=1024, metadata={"help": "longer windows are cut, in training and validation"})
+    validation_windows: int = field(default=1000, metadata={"help": "validation windows in all; 0: every one"})
+
+
+@dataclass
+class ClassifyArguments(PretrainArguments):
+    """`PretrainArguments` and what fine-tuning a classifier needs besides."""
+
+    probe: bool = field(default=False, metadata={"help": "linear probe: freeze the encoder"})
+    scratch: bool = field(default=False, metadata={"help": "fresh weights in the encoder of init"})
+    class_balance: str = field(default="loss", metadata={"help": "loss, sampler or none"})
+    eval_every: int = field(default=100, metadata={"help": "steps between validations"})
+
+
+def read_classify_recipe(
+    path: str | Path, overrides: Sequence[str] = ()
+) -> tuple[dict, LabelRecipe, ClassifyArguments]:
+    """(model section, label recipe, training arguments) of a recipe file; the command line overrides plain fields.
+
+    Raises:
+        TrainingError: no such recipe, unknown section, field or word (named).
+    """
+    path = find_recipe(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from None
+    known = ("task", "model", "data", "training")
+    if not isinstance(content, dict) or set(content) - set(known):
+        raise TrainingError(f"{path}: a recipe of this kind has the sections {', '.join(known)} and no others")
+    if content.get("task", "classify") != "classify":
+        raise TrainingError(f"{path} is a recipe for {content['task']}, not for classify")
+    words: list[str] = []
+    for name, kind in (("data", LabelRecipe), ("training", ClassifyArguments)):
+        section = content.get(name) or {}
+        wrong = set(section) - {f.name for f in dataclasses.fields(kind)}
+        if wrong:
+            raise TrainingError(f"{path}: unknown fields in {name}: {', '.join(sorted(wrong))}")
+        for key, value in section.items():
+            if value != []:
+                words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    parser = HfArgumentParser((LabelRecipe, ClassifyArguments))
+    recipe, arguments, rest = parser.parse_args_into_dataclasses(
+        words + list(overrides), return_remaining_strings=True
+    )
+    if rest:
+        raise TrainingError(f"{path}: unknown arguments: {' '.join(rest)}")
+    if arguments.class_balance not in BALANCES:
+        raise TrainingError(f"class_balance is one of {', '.join(BALANCES)}, got {arguments.class_balance!r}")
+    return dict(content.get("model") or {}), recipe, arguments
+
+
+def without(data: LabelledData, leave_out: Sequence[str]) -> LabelledData:
+    """A set without some labels and kinds of examples; the remaining labels are renumbered.
+
+    Raises:
+        TrainingError: fewer than two labels remain, or a name that is neither.
+    """
+    if not leave_out:
+        return data
+    unknown = set(leave_out) - set(data.names) - {e.kind for e in data.examples}
+    if unknown:
+        raise TrainingError(f"leave_out names no label or kind of the set: {', '.join(sorted(unknown))}")
+    names = tuple(name for name in data.names if name not in leave_out)
+    if len(names) < 2:
+        raise TrainingError(f"only {len(names)} label remains of {', '.join(data.names)}: leave out fewer")
+    new = {data.names.index(name): i for i, name in enumerate(names)}
+    kept = [
+        dataclasses.replace(e, label=new[e.label]) for e in data.examples if e.label in new and e.kind not in leave_out
+    ]
+    return dataclasses.replace(data, names=names, examples=kept)
+
+
+def draw_weights(data: LabelledData, balance: str) -> np.ndarray:
+    """`[n]` chance of each example to be drawn: equal, or for "sampler" equal labels, and equal kinds within them."""
+    if balance != "sampler":
+        return np.full(len(data), 1 / len(data))
+    kinds = np.unique(data.column("kind"), return_inverse=True)[1]
+    label = data.labels()
+    cell = label * (kinds.max() + 1) + kinds
+    cells, index, counts = np.unique(cell, return_inverse=True, return_counts=True)
+    kinds_of = np.bincount(cells // (kinds.max() + 1), minlength=label.max() + 1)
+    weights = 1 / (kinds_of[label] * counts[index])
+    return weights / weights.sum()
+
+
+class LabelledBatches(Dataset):
+    """Batches of labelled windows: item `i` depends on (seed, epoch, i) only.
+
+    An epoch draws as many windows as there are: each once, or by `weights` with replacement. Windows of similar length
+    go together (pools of `POOL` batches are sorted), which saves padding.
+    """
+
+    POOL = 8
+
+    def __init__(self, data: LabelledData, recipe: LabelRecipe, pad: int, seed: int = 0, weights=None):
+        self.data, self.recipe, self.pad, self.seed, self.weights = data, recipe, pad, seed, weights
+        self.per_epoch = max(1, len(data) // recipe.rows)
+        self.lengths = np.array([len(e.ids) for e in data.examples])
+        self.labels = data.labels()
+        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+
+    def __len__(self) -> int:
+        return self.per_epoch * EPOCHS
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        if self._epoch[0] != epoch:
+            rng, rows = generator(self.seed, epoch, 0xB47C), self.recipe.rows
+            n = len(self.data)
+            order = rng.permutation(n) if self.weights is None else rng.choice(n, size=n, p=self.weights)
+            batches = []
+            for at in range(0, n, rows * self.POOL):
+                pool = order[at : at + rows * self.POOL]
+                pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+                batches += [pool[i : i + rows] for i in range(0, len(pool), rows)]
+            batches = [b for b in batches if len(b) == rows] or [order]
+            self._epoch = epoch, [batches[i] for i in rng.permutation(len(batches))]
+        return self._epoch[1]
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        epoch, number = divmod(index, self.per_epoch)
+        batches = self._batches(epoch)
+        chosen = batches[number % len(batches)]
+        rng = generator(self.seed, epoch, number, 0xF0A1)
+        rows = [self._row(int(i), rng)[: self.recipe.max_length] for i in chosen]
+        ids, mask = pad_rows(rows, self.pad)
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[chosen])}
+
+    def _row(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        example = self.data.examples[index]
+        whole = {"field": False, "full": True}.get(self.recipe.form)
+        whole = bool(rng.random() < 0.5) if whole is None else whole
+        shift = int(rng.integers(-5, 7)) if self.recipe.augment else 0
+        ids = example.full() if whole else example.ids
+        return labelled.transpose_ids(self.data.vocabulary, ids, shift) if shift else ids
+
+
+class ClassifyTrainer(PackTrainer):
+    """`Trainer` with class weights and one logit for two labels.
+
+    Args:
+        class_weights: `[labels]` weight of each class in the loss, or None.
+    """
+
+    def __init__(self, *args, class_weights: torch.Tensor | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.class_weights = class_weights
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over windows, not over tokens
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        logits = outputs.logits.float()
+        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        if logits.shape[-1] == 1:
+            each = None if weights is None else weights[labels]
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), weight=each)
+        else:
+            loss = torch.nn.functional.cross_entropy(logits, labels, weight=weights)
+        return (loss, outputs) if return_outputs else loss
+
+
+@torch.no_grad()
+def evaluate(model, data, batch_tokens: int = 8192, max_length: int | None = None, progress: bool = False):
+    """Logits `[n, num_labels]` float32 of windows, in their order.
+
+    Args:
+        model: `BertmForSequenceClassification`; it is put into eval mode.
+        data: `LabelledData`, or a list of rows of ids.
+        batch_tokens: tokens of a batch with padding. max_length: longer rows are cut.
+    """
+    rows = [e.ids for e in data.examples] if hasattr(data, "examples") else list(data)
+    rows = [row[: max_length or model.config.max_position_embeddings] for row in rows]
+    was, _ = model.training, model.eval()
+    device = next(model.parameters()).device
+    out = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
+    batches = batches_by_length([len(row) for row in rows], batch_tokens)
+    if progress:
+        from tqdm.auto import tqdm
+
+        batches = tqdm(batches, desc="scoring", unit="batch")
+    for batch in batches:
+        ids, mask = pad_rows([rows[i] for i in batch], model.config.pad_token_id or 0, device)
+        out[batch] = model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
+    model.train(was)
+    return out
+
+
+def two_columns(logits: np.ndarray) -> np.ndarray:
+    """One logit as the scores of two labels (of the first, 0); more than one stay."""
+    return np.concatenate([np.zeros_like(logits), logits], axis=1) if logits.shape[1] == 1 else logits
+
+
+def song_metrics(logits: np.ndarray, data: LabelledData) -> dict[str, float]:
+    """Macro-F1, accuracy, F1 of each label, and (one logit) AUC and log loss; one prediction per song and kind."""
+    scores = two_columns(logits)
+    # human and machine windows may belong to one song: what is predicted is (song, label, kind)
+    songs = np.array([f"{e.song}|{e.label}|{e.kind}" for e in data.examples])
+    joined = song_scores(scores, data.labels(), songs, data.column("cluster"))
+    matrix = confusion(joined.label, joined.predicted, len(data.names))
+    found = {"macro_f1": float(macro_f1(matrix)), "accuracy": float(np.trace(matrix) / matrix.sum())}
+    found |= {f"f1_{name}": float(f) for name, f in zip(data.names, f1_of(matrix)) if not math.isnan(f)}
+    if logits.shape[1] == 1:
+        label, chance = data.labels(), sigmoid(logits[:, 0])
+        found["auc"] = auc(logits[:, 0], label == 1)
+        found["log_loss"] = float(-np.log(np.clip(np.where(label == 1, chance, 1 - chance), 1e-9, 1)).mean())
+    return found
+
+
+class SongValidation(TrainerCallback):
+    """Measures songs of the validation split every so many steps and at the end, and keeps the best model."""
+
+    def __init__(self, log: RunLog, folder: Path, data: LabelledData, every: int, max_length: int, save):
+        self.run_log, self.folder, self.data = log, folder, data
+        self.every, self.max_length, self.save = every, max_length, save
+        self.figure = "auc" if len(data.names) == 2 else "macro_f1"
+
+    @property
+    def best(self) -> float:
+        path = self.folder / "best" / "validation.json"
+        return json.loads(path.read_text(encoding="utf-8"))[self.figure] if path.is_file() else -math.inf
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        step = state.global_step
+        if (self.every and step % self.every == 0) or step >= state.max_steps:
+            found = song_metrics(evaluate(model, self.data, max_length=self.max_length), self.data)
+            self.run_log.write(event="validation", step=step, **{k: round(v, 5) for k, v in found.items()})
+            if found[self.figure] > self.best:
+                partial = self.folder / "best.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                self.save(str(partial))
+                (partial / "validation.json").write_text(json.dumps({"step": step, **found}, indent=1) + "\n")
+                shutil.rmtree(self.folder / "best", ignore_errors=True)
+                partial.rename(self.folder / "best")
+
+
+def build_classifier(
+    section: dict, names: Sequence[str], set_name: str, arguments: ClassifyArguments
+) -> BertmForSequenceClassification:
+    """A classifier for these labels on the encoder of `init`, or fresh where there is none.
+
+    Args:
+        section: keyword arguments of `BertmConfig` that are set over those of `init`.
+    """
+    transformers.set_seed(arguments.seed)
+    own = {
+        "num_labels": len(names) if len(names) > 2 else 1,
+        "window_form": SET_FORMS.get(set_name, "tracks"),
+        "window_bars": SET_BARS.get(set_name, 8),
+        "dtype": "float32",
+    }
+    if len(names) > 2:
+        own |= {"id2label": dict(enumerate(names)), "problem_type": "single_label_classification"}
+    else:
+        own |= {"id2label": {0: names[1]}, "negative_label": names[0], "problem_type": "multi_label_classification"}
+    own["label2id"] = {name: i for i, name in own["id2label"].items()}
+    if arguments.probe:
+        own |= {"classifier_pooling": "mean", "classifier_activation": "linear"}
+    own |= section
+    if not arguments.init:
+        if arguments.probe:
+            raise TrainingError("a linear probe needs a trained encoder: give --init")
+        config = BertmConfig(vocab_size=len(MortmTokenizer().vocabulary), **own)
+        return BertmForSequenceClassification._from_config(config)
+    try:
+        config = BertmConfig.from_pretrained(arguments.init)
+        for key, value in own.items():
+            setattr(config, key, value)
+        if arguments.scratch:
+            model = BertmForSequenceClassification._from_config(config)
+        else:
+            model = BertmForSequenceClassification.from_pretrained(
+                arguments.init, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+            )
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"cannot load an encoder from {arguments.init}: {reason}") from None
+    if arguments.probe:
+        model.model.requires_grad_(False)
+    return model
+
+
+def classify(
+    section: dict, recipe: LabelRecipe, arguments: ClassifyArguments, sets: dict[str, LabelledData] | None = None
+) -> ClassifyTrainer:
+    """Train (or resume) a classifier and return its trainer; the best model stands in `final/`.
+
+    Args:
+        section: keyword arguments of `BertmConfig`, over those of `init`.
+        sets: `{"train": LabelledData, "validation": LabelledData}` instead of loading the recipe's set.
+
+    Raises:
+        TrainingError: the run folder belongs to another recipe, nothing to train on, or words that do not fit.
+        FileNotFoundError: the data is not there.
+    """
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    folder = Path(arguments.output_dir)
+    arguments.init = {"bertm-small": _bundled_encoder()}.get(arguments.init, arguments.init)
+    tokenizer = MortmTokenizer.from_pretrained(arguments.init) if arguments.init else MortmTokenizer()
+    if sets is None:
+        where = {"data": recipe.data, "cache": recipe.cache or None, "tokenizer": tokenizer}
+        sets = {split: labelled.load(recipe.set, split, **where) for split in ("train", "validation")}
+    sets = {split: without(data, recipe.leave_out) for split, data in sets.items()}
+    train, validation = sets["train"], _some(sets["validation"], recipe.validation_windows)
+    for split, data in (("train", train), ("validation", validation)):
+        if len(np.unique(data.labels())) < 2:
+            raise TrainingError(f"the {split} windows of {recipe.set or 'the set'} have fewer than two labels")
+    changing = {"data", "cache"}
+    stated = {
+        "task": "classify",
+        "model": section,
+        "data": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in changing},
+        "labels": list(train.names),
+        "init": os.path.basename(os.path.normpath(arguments.init)) if arguments.init else "",
+        **{name: getattr(arguments, name) for name in ("probe", "scratch", "class_balance", "seed")},
+    }
+    same_run(folder, stated, arguments.fresh)
+    if arguments.fresh:
+        shutil.rmtree(folder / "best", ignore_errors=True)
+    model = build_classifier(section, train.names, recipe.set, arguments)
+
+    arguments.per_device_train_batch_size = 1  # one item of the dataset is one batch
+    arguments.remove_unused_columns = False
+    arguments.save_strategy = "no"  # by the clock: RunLog asks for checkpoints
+    arguments.disable_tqdm = True
+    apply_decay(arguments)
+    weights = None
+    if arguments.class_balance == "loss":
+        counts = np.bincount(train.labels(), minlength=len(train.names))
+        weights = torch.tensor(len(train) / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+    chances = draw_weights(train, "sampler") if arguments.class_balance == "sampler" else None
+    per_step = recipe.rows * int(np.mean([min(len(e.ids), recipe.max_length) for e in train.examples]))
+    log = RunLog(
+        folder,
+        lambda step: step * per_step * arguments.gradient_accumulation_steps * arguments.world_size,
+        arguments.stop_at,
+        arguments.max_minutes,
+        arguments.save_minutes,
+    )
+    trainer = ClassifyTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=LabelledBatches(train, recipe, tokenizer.pad_token_id, arguments.seed, chances),
+        data_collator=single_pack,
+        processing_class=tokenizer,
+        callbacks=[log],
+        class_weights=weights,
+    )
+    trainer.add_callback(
+        SongValidation(log, folder, validation, arguments.eval_every, recipe.max_length, trainer.save_model)
+    )
+    trainer.train(resume_from_checkpoint=None if arguments.fresh else newest_checkpoint(folder))
+    if trainer.state.global_step >= arguments.max_steps:
+        shutil.rmtree(folder / "final", ignore_errors=True)
+        shutil.copytree(folder / "best", folder / "final")
+    elif newest_checkpoint(folder) is None:
+        trainer._save_checkpoint(model, trial=None)
+    return trainer
+
+
+def _some(data: LabelledData, limit: int) -> LabelledData:
+    """At most about `limit` windows, spread evenly over the set."""
+    if not limit or len(data) <= limit:
+        return data
+    rows = np.linspace(0, len(data) - 1, limit).astype(int)
+    return dataclasses.replace(data, examples=[data.examples[i] for i in rows])
+
+
+def _bundled_encoder() -> str:
+    from .. import BERTM
+
+    return BERTM
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line: a recipe file and `--field value` words."""
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0].startswith("-"):
+        print(__doc__.splitlines()[0])
+        return 0 if words and words[0] in ("-h", "--help") else 2
+    try:
+        trainer = classify(*read_classify_recipe(words[0], words[1:]))
+    except (ValueError, OSError) as error:
+        print(f"classify: {error}", file=sys.stderr)
+        return 2
+    best = Path(trainer.args.output_dir) / "best" / "validation.json"
+    if best.is_file():
+        print(best.read_text(encoding="utf-8").strip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
