@@ -20,14 +20,22 @@ from .windows import Encoded
 
 
 @torch.no_grad()
-def model_bits(model, windows: Sequence[Encoded], pad: int = 0, tokens_per_batch: int = 8192) -> np.ndarray:
-    """`[n]` total bits of the answer of each window under a causal model (fp32 log-softmax)."""
+def model_bits(
+    model, windows: Sequence[Encoded], pad: int = 0, tokens_per_batch: int = 8192, progress: str | None = None
+) -> np.ndarray:
+    """`[n]` total bits of the answer of each window under a causal model (fp32 log-softmax).
+
+    `progress`: title of a progress bar, or None.
+    """
+    from tqdm import tqdm
+
     bits = np.zeros(len(windows))
     was_training = model.training
     model.eval()
     order = np.argsort([len(w.ids) for w in windows], kind="stable")
     device = next(model.parameters()).device
     at = 0
+    bar = tqdm(total=len(order), desc=progress, unit="window", disable=progress is None)
     while at < len(order):
         size = 1
         while at + size < len(order) and (size + 1) * len(windows[order[at + size]].ids) <= tokens_per_batch:
@@ -45,6 +53,8 @@ def model_bits(model, windows: Sequence[Encoded], pad: int = 0, tokens_per_batch
         loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tensor[:, 1:], reduction="none").cpu().numpy()
         bits[rows] = (loss * scored[:, 1:]).sum(axis=1) / np.log(2)
         at += size
+        bar.update(size)
+    bar.close()
     model.train(was_training)
     return bits
 

@@ -1,0 +1,289 @@
+"""`mortm eval`: a checkpoint, or a folder of generated MIDI files, measured against a test split.
+
+Design decisions
+- One command gives every figure with its baselines and the human figures; `--quick` gives them in minutes and says so.
+- Finished parts and answers are kept in the report folder (`cache/`): a run that was cut off goes on, and asking for
+  one part more does not repeat the others.
+- The report (Markdown, JSON, pictures) appears when everything has succeeded; nothing half-written is left.
+
+Knows: the evaluation suite, recipes, stores. Must not know: metrics, models' insides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from .files import CommandError, Outputs, find_midi, write_json
+from .options import at_least, number
+
+
+EXAMPLES = """examples:
+  mortm eval mortm_hf/starter --data pack --quick                      every figure in minutes, roughly
+  mortm eval runs/mine --data pack -o report                           the full report: Markdown, JSON, pictures
+  mortm eval runs/mine --data pack --parts chords,control --json f.json
+  mortm eval my_samples --data pack -o report                          a folder of MIDI files beside the test split
+  mortm eval runs/mine --data my_midi_folder                           your own files as the reference
+
+DATA is the folder of a training pack (manifest.csv and archives), whose corpora, splits and fixed windows a recipe
+names, or any folder of MIDI files."""
+
+
+def add_command(commands) -> None:
+    """Adds `eval` to the parser's commands."""
+    parser = commands.add_parser(
+        "eval",
+        help="measure a model, or generated music",
+        description="Measures a checkpoint, or a folder of generated MIDI files, against a split of a data set.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="checkpoint folder, or folder of MIDI files")
+    parser.add_argument("--data", required=True, type=Path, help="training pack, or folder of MIDI files")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
+    parser.add_argument("--recipe", default="starter", help="names corpora and fixed windows (default: starter)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="write report.md, report.json and pictures here"
+    )
+
+    much = parser.add_argument_group("how much")
+    much.add_argument("--quick", action="store_true", help="few samples and windows: minutes on one core")
+    much.add_argument("--parts", help="some of bits,grammar,control,music,chords (default: all)")
+    much.add_argument("--samples", type=at_least(2), metavar="N", help="samples a set (default: 200; quick: 12)")
+    much.add_argument("--windows", type=at_least(0), metavar="N", help="windows of each corpus for bits (0: all)")
+    much.add_argument("--chord-songs", type=at_least(0), metavar="N", help="songs of each corpus for chords (0: all)")
+    much.add_argument("--batch", type=at_least(1), metavar="N", help="samples drawn together (default: 32)")
+
+    drawing = parser.add_argument_group("sampling")
+    drawing.add_argument("--temperature", type=number(0), help="default: the model's")
+    drawing.add_argument("--top-p", type=number(0, 1), help="default: the model's")
+    drawing.add_argument("--min-p", type=number(0, 1), help="default: the model's")
+    drawing.add_argument("--seed", type=at_least(0), default=0, help="default: 0")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--threads", type=at_least(1), help="threads of torch")
+    machine.add_argument("--device", default="cpu", help="e.g. cpu, cuda (default: cpu)")
+    machine.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep songs and finished parts here (default: DIR/cache)"
+    )
+    parser.set_defaults(run=run)
+
+
+def read_parts(text: str | None) -> tuple[str, ...]:
+    """`"bits,chords"` -> the parts asked for."""
+    from ..evaluation.suite import PARTS
+
+    if text is None:
+        return PARTS
+    asked = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [part for part in asked if part not in PARTS]
+    if unknown or not asked:
+        raise CommandError(f"--parts takes {', '.join(PARTS)}, got {text!r}")
+    return tuple(part for part in PARTS if part in asked)
+
+
+def require_libraries() -> None:
+    """Fail at the start when a library of the extra is not there."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("mir_eval", "muspy", "scipy", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise CommandError(f"mortm eval needs {', '.join(missing)}: pip install 'mortm_hf[eval]'", "command.missing")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures, prints a summary and writes the report.
+
+    Raises:
+        CommandError, MidiError, TrainingError: bad folders, options or data.
+    """
+    require_libraries()
+    import torch
+
+    from ..evaluation.plots import draw_all
+    from ..evaluation.report import markdown
+
+    parts = read_parts(args.parts)
+    is_model = (args.folder / "config.json").is_file()
+    if not args.folder.is_dir():
+        raise CommandError(f"{args.folder} is no folder: give a checkpoint or a folder of MIDI files", "command.input")
+    files = [] if is_model else find_midi([args.folder])
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.output is not None:
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CommandError(f"cannot write to {args.output}: {error.strerror or error}", "command.output") from None
+    cache = args.cache or (args.output / "cache" if args.output else None)
+    with Outputs() as out:
+        report = out.stage(args.json) if args.json else None
+        page = out.stage(args.output / "report.md") if args.output else None
+        copy = out.stage(args.output / "report.json") if args.output else None
+        began = time.perf_counter()
+        result = evaluate(args, parts, files, is_model, cache)
+        result["about"]["seconds"] = round(time.perf_counter() - began)
+        pictures = draw_all(result, lambda name: out.stage(args.output / name)) if args.output else []
+        text = markdown(result, pictures)
+        if page:
+            page.write_text(text, encoding="utf-8")
+        for target in (report, copy):
+            if target:
+                write_json(target, result)
+    print(text)
+    if args.output:
+        print(f"{args.output / 'report.md'}, {args.output / 'report.json'}, {len(pictures)} pictures")
+
+
+def evaluate(args, parts, files, is_model: bool, cache) -> dict:
+    """The figures, with `about`: what was measured, on what, how."""
+    from .. import __version__
+    from ..evaluation.sampling import fingerprint
+    from ..evaluation.suite import Evaluation, Settings, music_of_files
+    from ..models.tokenization_mortm import MortmTokenizer
+
+    given = {"samples": args.samples, "bits_windows": args.windows, "chord_songs": args.chord_songs}
+    given |= {"batch": args.batch, "seed": args.seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = Settings.quick(**given) if args.quick else Settings(**given)
+    progress = sys.stderr.isatty()
+    data = open_data(args, cache)
+    about = {
+        "name": args.folder.name,
+        "data": f"{args.data.name}, split {args.split}: {len(data.songs)} songs, {len(data.windows)} windows",
+        "kind": "quick look, not for publication" if args.quick else None,
+        "seed": args.seed,
+        "mortm_hf": __version__,
+    }
+    skipped = [list(entry) for entry in data.songs.skipped]
+    if is_model:
+        model, tokenizer = load_model(args.folder, args.device)
+        settings = replace(settings, sampling=choose_sampling(model.generation_config, args))
+        about |= {"checkpoint": fingerprint(args.folder), "sampling": str(settings.sampling)}
+        about |= {"samples": f"{settings.samples} a set, 8 bars each"}
+        suite = Evaluation(model, tokenizer, data, settings, about["checkpoint"], cache, progress)
+        result = suite.run(parts)
+    else:
+        scores, unread = read_files(files)
+        if not scores:
+            raise CommandError(f"no MIDI file in {args.folder} can be read: {unread[0][1]}", "command.input")
+        skipped += unread
+        about |= {"files": f"{len(scores)} MIDI files ({len(unread)} could not be read)"}
+        suite = Evaluation(None, MortmTokenizer(), data, settings, "", None, progress)
+        result = {"music": music_of_files(scores, suite)}
+    return {"about": about, **result, "skipped_files": skipped}
+
+
+def choose_sampling(config, args):
+    """The model's sampling, with what the command line says instead; ours where neither says anything."""
+    from ..evaluation.sampling import Sampling
+    from ..models.pipeline_mortm import SAMPLING_DEFAULTS
+
+    names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+    known = config.to_diff_dict()
+    chosen = {**SAMPLING_DEFAULTS, **{n: known[n] for n in names if known.get(n) is not None}}
+    chosen |= {n: getattr(args, n) for n in ("temperature", "top_p", "min_p") if getattr(args, n, None) is not None}
+    return Sampling(**{n: chosen[n] for n in names if n in chosen})
+
+
+def load_model(folder: Path, device: str):
+    """Model (fp32) and tokenizer of a checkpoint folder, on the installed code."""
+    import torch
+
+    from ..models.modeling_mortm import MortmForCausalLM
+    from ..models.tokenization_mortm import MortmTokenizer
+
+    try:
+        tokenizer = MortmTokenizer.from_pretrained(folder)
+        model = MortmForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CommandError(f"cannot load a model from {folder}: {reason}", "command.input") from None
+    try:
+        return model.eval().to(device), tokenizer
+    except (RuntimeError, AssertionError) as error:
+        raise CommandError(f"cannot use the device {device}: {' '.join(str(error).split())[:120]}") from None
+
+
+def open_data(args, cache):
+    """The songs and fixed windows of the split."""
+    from ..evaluation.suite import EvalData
+    from ..evaluation.windows import fixed_windows, read_windows
+
+    if not (args.data / "manifest.csv").is_file():
+        if not args.data.is_dir():
+            raise CommandError(f"{args.data} is no folder: give a training pack or MIDI files", "command.input")
+        songs = folder_store(args.data, args.split)
+        return checked(EvalData(songs, fixed_windows(songs), args.split), args.data)
+    from ..data import build_store
+    from ..training.arguments import find_recipe, read_recipe
+
+    _, recipe, _ = read_recipe(args.recipe)
+    stores = None if cache is None else cache / "stores"
+
+    def songs(split: str):
+        try:
+            return build_store(args.data, recipe.selection(), split, stores)
+        except (OSError, KeyError) as error:
+            raise CommandError(f"cannot read {args.data}: {' '.join(str(error).split())}", "command.input") from None
+
+    store = songs(args.split)
+    listed = find_recipe(args.recipe).with_suffix(f".{args.split}.csv")
+    windows = read_windows(listed) if listed.is_file() else fixed_windows(store)
+    known = {song.path for song in store.songs}
+    here = [w for w in windows if w.path in known]
+    if listed.is_file() and not here:
+        raise CommandError(f"no song of {listed.name} is in {args.data}: give a recipe for this data", "command.input")
+    for window in windows:
+        if window.path not in known:
+            store.skipped.append((window.path, f"bars {window.start} to {window.start + 16} are listed, not there"))
+    train = (lambda: songs("train")) if args.split != "train" else None
+    held = (lambda: songs("validation")) if args.split == "test" else None
+    return checked(EvalData(store, here, args.split, train, held), args.data)
+
+
+def checked(data, path):
+    """The data, if there is anything to measure on."""
+    if not data.windows:
+        raise CommandError(
+            f"{path} has no song of 16 bars in the split {data.name}: nothing to measure", "command.input"
+        )
+    return data
+
+
+def folder_store(folder: Path, split: str):
+    """Every MIDI file below a folder as a song of one corpus; what cannot be read is listed."""
+    from ..data.store import ScoreStore, Song
+
+    files = find_midi([folder])
+    scores, unread = read_files(files)
+    kept = [path for path in files if str(path) not in {name for name, _ in unread}]
+    songs = [
+        Song(str(path.relative_to(folder)), folder.name, path.stem, str(path.relative_to(folder)), split, None, score)
+        for path, score in zip(kept, scores)
+    ]
+    if not songs:
+        raise CommandError(f"no MIDI file in {folder} can be read: {unread[0][1]}", "command.input")
+    return ScoreStore(songs, unread)
+
+
+def read_files(files) -> tuple[list, list[list[str]]]:
+    """(quantised music of the files that have notes, [path, reason] of the others)."""
+    from ..models.midi_codec import read_midi
+
+    scores, unread = [], []
+    for path in files:
+        try:
+            score = read_midi(path)
+            if not score.n_notes:
+                raise CommandError("it has no notes")
+            scores.append(score)
+        except ValueError as error:
+            if not isinstance(getattr(error, "code", None), str):
+                raise
+            unread.append([str(path), " ".join(str(error).split())])
+    return scores, unread
