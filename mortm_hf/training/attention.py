@@ -45,7 +45,7 @@ def sdpa_documents(module, query, key, value, attention_mask=None, scaling=None,
         return flat.split(sizes, dim=2)
 
     parts = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, **grouped)
+        scaled_dot_product_attention(q, k, v, is_causal=module.is_causal, scale=scaling, dropout_p=dropout, **grouped)
         for q, k, v in zip(documents(query), documents(key), documents(value))
     ]
     out = torch.cat(parts, dim=2).reshape(heads, rows, length, width)
