@@ -18,12 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..models.metric_score import MetricScore
-from ..models.metric_vocabulary import MetricVocabulary
+from ..models.metric_vocabulary import METERS, MetricVocabulary
 from ..models.midi_codec import parse_segment
 
 
 _TIME_EDGES = np.array([*range(1, 25), 30, 36, 42, 48, 60, 72, 96, 144, 192])
-_BAR_STEP = 12  # ticks: how finely lengths of bars are told apart
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
 
     Groups: `pitch` (128), `pitch class` (12 as written, 12 from the commonest upward), `interval` (melodic steps of a
     track -13..13, simultaneous ones mod 12), `duration`, `step` (between onsets), `onset` (phase in a quarter, beat),
-    `meter` (length of the bars), `density`, `range`, `repetition`.
+    `meter` (as written), `density`, `range`, `repetition`.
     """
     n = len(scores)
     count = np.array([s.n_notes for s in scores])
@@ -89,8 +88,8 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
     bars = np.array([s.n_bars for s in scores])
     quarters = np.maximum([s.bars.end / 24 for s in scores], 1)
     onsets = np.bincount(u_row, minlength=n)
-    length_rows = np.repeat(np.arange(n), bars)
-    lengths = np.concatenate([*(s.bars.length for s in scores), np.zeros(0, np.int64)]).astype(np.int64)
+    bar_rows = np.repeat(np.arange(n), bars)
+    meters = np.concatenate([*(s.bars.meter for s in scores), np.zeros(0, np.int64)]).astype(np.int64)
     groups = {
         "pitch": shares(row, pitch, 128),
         "pitch class": np.concatenate([classes, turned], axis=1),
@@ -100,7 +99,7 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
         "duration": times(row, duration),
         "step": times(step_row, step),
         "onset": np.concatenate([shares(row, inside % 24, 24), shares(row, inside // 24, 8)], axis=1),
-        "meter": shares(length_rows, lengths // _BAR_STEP, 192 // _BAR_STEP + 1),
+        "meter": shares(bar_rows, meters, len(METERS)),
         "density": np.stack(
             [
                 np.log1p(count / quarters),
@@ -192,7 +191,8 @@ def fit_baseline(
     forest: bool = True,
     seed: int = 0,
 ) -> Baseline:
-    """Logistic regressions of several strengths and a random forest; the one with the best macro-F1 on validation.
+    """Logistic regressions of two strengths, with and without balanced classes, and a random forest; the one with the
+    best macro-F1 on validation.
 
     Args:
         names: groups of columns to use; by default all. forest: try a random forest too.
@@ -206,10 +206,11 @@ def fit_baseline(
     names = tuple(names or train.groups)
     x, held = train.of(*names), validation.of(*names)
     candidates = {
-        f"logistic regression, C={c}": make_pipeline(
-            StandardScaler(), LogisticRegression(C=c, max_iter=500, class_weight="balanced")
+        f"logistic regression, C={c}, {weight or 'unbalanced'}": make_pipeline(
+            StandardScaler(), LogisticRegression(C=c, max_iter=500, class_weight=weight)
         )
-        for c in (0.001, 0.01, 0.1)
+        for c in (0.01, 0.1)
+        for weight in ("balanced", None)
     }
     if forest:
         candidates["random forest"] = RandomForestClassifier(
