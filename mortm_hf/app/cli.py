@@ -18,10 +18,10 @@ import sys
 import threading
 
 from .._version import __version__
-from . import convert, data, generate, info, tokenize, train
+from . import convert, data, eval, generate, info, rlmf, tokenize, train
 
 
-COMMANDS = (generate, tokenize, info, convert, train, data)
+COMMANDS = (generate, tokenize, info, convert, train, data, eval, rlmf)
 
 
 class _Parser(argparse.ArgumentParser):
