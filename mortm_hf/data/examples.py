@@ -28,7 +28,8 @@ from .store import ScoreStore
 
 
 CHORD_TASKS = ("over_chords", "chords")
-TASKS = ("continue", "infill", "accompany", *CHORD_TASKS)
+# Names of tasks in a recipe. full: past, future, other tracks and chords are all given; meta: the header is the answer
+TASKS = ("continue", "infill", "accompany", *CHORD_TASKS, "full", "meta")
 _PITCH_CLASS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _SHARP_ROOTS = "C C# D Eb E F F# G Ab A Bb B".split()  # one spelling for each pitch class after transposition
 
@@ -213,11 +214,11 @@ class ExampleSource:
         past = int(rng.integers(recipe.past_bars[0], recipe.past_bars[1] + 1))
         made = int(rng.integers(recipe.generated_bars[0], recipe.generated_bars[1] + 1))
         made = min(made, max(1, (score.n_bars + 1) // 2))
-        future = past // 2 if task == "infill" else 0
+        future = past // 2 if task in ("infill", "full") else 0
         past -= future
         if task in ("accompany", "over_chords") and rng.random() < 0.5:
             past = 0
-        if task == "chords":
+        if task in ("chords", "meta"):
             past = 0
         spare = score.n_bars - made
         past, future = min(past, spare), min(future, max(spare - past, 0))
@@ -234,8 +235,10 @@ class ExampleSource:
         budget = limit - 24 - 2 * len(tracks)
 
         def size() -> float:
-            chords = 5.0 * (last - first) if task in CHORD_TASKS else 0.0
+            chords = 5.0 * (last - first) if task in (*CHORD_TASKS, "full") else 0.0
             given = counts.tokens(others, first, last, velocity) if others else 0.0
+            if task == "full" and others:  # what surrounds the generated bars holds these tracks too
+                given += counts.tokens(others, start, stop, velocity)
             return counts.tokens(tracks, start, stop, velocity) + given + chords
 
         while size() > budget:
@@ -254,6 +257,8 @@ class ExampleSource:
                 return None
         if task == "infill" and stop == last:
             task = "continue"
+        if task == "full" and not others and (score.chords is None or stop == last):
+            task = "infill" if stop > last else "continue"  # too little is known to call it that
         if not counts.notes(first, last)[list(tracks)].all():
             tracks = tuple(t for t in tracks if counts.notes(first, last)[t])
             if not tracks:
@@ -278,7 +283,9 @@ class ExampleSource:
         chance |= {"density": 2 * self.recipe.header_dropout, "instruments": 0.5 * self.recipe.header_dropout}
         score = self.songs[plan.song].window(plan.start, plan.stop)
         score = transpose(score, plan.semitones)
-        chords = plan.task == "chords"
+        melody = plan.task not in ("chords", "meta")
+        # A description is learnt whole and in one spelling: nothing of it is left out or drawn.
+        random = {"drop": chance, "rng": rng} if plan.task != "meta" else {}
         try:
             ids, answer = training_example(
                 self.vocabulary,
@@ -287,15 +294,14 @@ class ExampleSource:
                 plan.last - plan.first,
                 past_bars=plan.first - plan.start,
                 future_bars=plan.stop - plan.last,
-                task="chords" if chords else "melody",
-                targets=None if chords else plan.tracks,
-                const=plan.tracks if chords else plan.others,
-                chords=plan.task == "over_chords",
+                task="melody" if melody else plan.task,
+                targets=plan.tracks if melody else None,
+                const=plan.others if melody else plan.tracks,
+                chords=plan.task == "over_chords" or (plan.task == "full" and score.chords is not None),
                 velocity=plan.velocity,
                 genres=self.genres[plan.song],
-                drop=chance,
-                rng=rng,
                 max_length=limit,
+                **random,
             )
         except PromptError:
             return None
@@ -305,7 +311,7 @@ class ExampleSource:
             past = np.flatnonzero(ids[:answer] == self.vocabulary.id(TokenKind.PAST))
             if len(past):
                 target[past[0] + 1 :] = True
-        notes = 0 if chords else int(self.counts[plan.song].notes(plan.first, plan.last)[list(plan.tracks)].sum())
+        notes = 0 if not melody else int(self.counts[plan.song].notes(plan.first, plan.last)[list(plan.tracks)].sum())
         return Document(ids, target, plan.song, plan.task, notes)
 
     def _tracks(self, counts: _Counts, rng, task: str, first: int, last: int) -> tuple[tuple, tuple]:
@@ -314,7 +320,7 @@ class ExampleSource:
         if len(sounding) > 1 and rng.random() < self.recipe.track_subset:
             size = int(rng.integers(1, len(sounding) + 1))
             sounding = np.sort(rng.choice(sounding, size, replace=False))
-        if task == "accompany" and len(sounding) > 1:
+        if task in ("accompany", "full") and len(sounding) > 1:
             made = int(rng.integers(1, len(sounding)))
             chosen = np.sort(rng.choice(sounding, made, replace=False))
             return tuple(chosen.tolist()), tuple(np.setdiff1d(sounding, chosen).tolist())

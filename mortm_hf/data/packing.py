@@ -5,8 +5,9 @@ Design decisions
   out indices in order, so that a run resumed at any step sees exactly what an unbroken run would have seen.
 - A row is filled with whole documents: each next one is drawn for the space that is left (fewer bars where it is
   short). What remains is padding.
-- `cu_seq_lens_q` (bounds of all documents in the flattened rows) goes with every pack, for attention implementations
-  that take documents one by one.
+- The bounds of all documents in the flattened rows go with every pack, under the four names by which transformers
+  knows variable-length attention (`cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`): flash attention
+  with several rows, and implementations that take documents one by one, need all of them.
 - Documents are kept apart by `position_ids` that restart at 0: transformers' mask builder turns them into a
   block-diagonal causal mask (eager, sdpa, flex) or variable-length kernels (flash). The first token of a document is
   never a target; neither is padding.
@@ -74,8 +75,8 @@ def fill_row(
 
 
 def pack_rows(rows: Sequence[Sequence[Document]], length: int, pad: int) -> dict[str, torch.Tensor]:
-    """Rows of documents -> `input_ids`, `position_ids`, `labels`, each `[rows, length]` int64, and `cu_seq_lens_q`
-    `[documents + 1]` int32.
+    """Rows of documents -> `input_ids`, `position_ids`, `labels`, each `[rows, length]` int64; `cu_seq_lens_q` and
+    `cu_seq_lens_k` `[documents + 1]` int32; `max_length_q` and `max_length_k`, tokens of the longest document.
 
     Padding is a document of its own (positions restart), has label -100 and is attended to by nothing else.
     """
@@ -98,8 +99,10 @@ def pack_rows(rows: Sequence[Sequence[Document]], length: int, pad: int) -> dict
         if at < length:
             bounds.append((r + 1) * length)
     columns = {"input_ids": ids, "position_ids": position, "labels": labels}
-    columns["cu_seq_lens_q"] = np.array(bounds, dtype=np.int32)
-    return {name: torch.from_numpy(column) for name, column in columns.items()}
+    pack = {name: torch.from_numpy(column) for name, column in columns.items()}
+    edges = torch.tensor(bounds, dtype=torch.int32)
+    longest = max(b - a for a, b in zip(bounds, bounds[1:]))
+    return pack | {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": longest, "max_length_k": longest}
 
 
 class PackDataset(Dataset):
