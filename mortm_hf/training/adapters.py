@@ -12,6 +12,7 @@ Knows: PEFT, the names of the model's layers. Must not know: data, the Trainer.
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 
 from .errors import TrainingError
@@ -41,7 +42,9 @@ def add_lora(model, rank: int, alpha: float):
         target_parameters=experts or None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # PEFT asks for an attribute by the name that transformers has just retired
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, config)
 
 
 def is_adapted(model) -> bool:

@@ -39,7 +39,7 @@ from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .arguments import RECIPES, read_recipe
 from .errors import TrainingError
-from .pretrain import pretrain
+from .pretrain import pretrain, without_bars
 
 
 CORPUS = "songs"
@@ -285,7 +285,8 @@ def _arguments(work, model, songs, lora, passes, learning_rate, seed, overrides)
         tokens = sum(3.3 * len(s.onset) + 1.4 * s.n_bars * s.n_tracks for s in scores)
         arguments.max_tokens = max(math.ceil(passes * tokens), 8 * recipe.rows * recipe.row_length)
     if "--eval_tokens" not in overrides:
-        arguments.eval_tokens = max(1, (arguments.max_tokens or arguments.max_steps * recipe.row_length) // 8)
+        length = arguments.max_tokens or arguments.max_steps * recipe.rows * recipe.row_length
+        arguments.eval_tokens = max(length // 6, 10 * recipe.rows * recipe.row_length)
     return section, recipe, arguments
 
 
@@ -293,7 +294,8 @@ def _score(model: str, tokenizer: MortmTokenizer, windows: list[Encoded]) -> np.
     """`[n]` bits of the windows under a saved checkpoint, in fp32."""
     if not windows:
         return np.zeros(0)
-    loaded = MortmForCausalLM.from_pretrained(model, dtype=torch.float32)
+    with without_bars():
+        loaded = MortmForCausalLM.from_pretrained(model, dtype=torch.float32)
     if torch.cuda.is_available():
         loaded.cuda()
     return model_bits(loaded, windows, pad=tokenizer.pad_token_id)

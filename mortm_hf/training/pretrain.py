@@ -32,7 +32,7 @@ import torch
 import transformers
 
 from ..data.examples import ExampleSource
-from ..data.packing import PackDataset, single_pack
+from ..data.packing import DocumentSource, PackDataset, single_pack
 from ..data.store import build_store
 from ..models.configuration_mortm import MortmConfig
 from ..models.modeling_mortm import MortmForCausalLM
@@ -96,7 +96,37 @@ def build_model(section: dict, vocab_size: int, arguments: PretrainArguments) ->
         model = MortmForCausalLM._from_config(config, attn_implementation=arguments.attention or None)
     if arguments.experts_implementation:
         model.set_experts_implementation(arguments.experts_implementation)
-    return model
+    return _spread_experts(model, arguments) if arguments.expert_parallel else model
+
+
+def _spread_experts(model: MortmForCausalLM, arguments: PretrainArguments) -> MortmForCausalLM:
+    """The same model with its experts spread over the processes and the rest sharded: transformers does that when it
+    loads, so the fresh weights go through a folder.
+
+    Raises:
+        TrainingError: one process, or a number of them that does not divide the experts.
+    """
+    from transformers.distributed import DistributedConfig
+
+    processes = arguments.world_size
+    if processes < 2 or model.config.num_local_experts % processes:
+        raise TrainingError(
+            f"expert_parallel needs several processes that divide the {model.config.num_local_experts} experts, "
+            f"not {processes}"
+        )
+    folder = Path(arguments.output_dir) / ".init"
+    with arguments.main_process_first(desc="writing the first weights"):
+        if is_first_process():
+            model.save_pretrained(folder)
+    spread = MortmForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.float32,
+        attn_implementation=arguments.attention or None,
+        distributed_config=DistributedConfig(fsdp_size=processes, ep_size=processes),
+    )
+    if arguments.experts_implementation:
+        spread.set_experts_implementation(arguments.experts_implementation)
+    return spread
 
 
 def newest_checkpoint(folder: str | Path) -> str | None:
@@ -193,6 +223,19 @@ def _windows_file(arguments: PretrainArguments) -> str:
 
 
 @contextlib.contextmanager
+def without_bars():
+    """transformers' bars for reading and writing weights would cut through ours."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+@contextlib.contextmanager
 def _ending_gracefully(log: RunLog):
     """Ctrl-C and SIGTERM end the run after the step under way; a second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():
@@ -215,6 +258,19 @@ def _ending_gracefully(log: RunLog):
             signal.signal(number, handler)
 
 
+@dataclasses.dataclass
+class Stream:
+    """Another language for the same runs (comparisons with other tokenizers).
+
+    Attributes:
+        source: draws documents. model: predicts them. pad: id of padding.
+    """
+
+    source: DocumentSource
+    model: torch.nn.Module
+    pad: int
+
+
 def make_trainer(
     section: dict,
     recipe: DataRecipe,
@@ -222,6 +278,7 @@ def make_trainer(
     stores: dict | None = None,
     windows=None,
     tokenizer: MortmTokenizer | None = None,
+    stream: Stream | None = None,
 ) -> tuple[PackTrainer, RunLog]:
     """The trainer of a run with all that belongs to it; nothing is trained yet (arguments: see `pretrain`)."""
     if arguments.threads:
@@ -249,10 +306,13 @@ def make_trainer(
     train = stores["train"]
     if not len(train):
         raise TrainingError("no song to train on: check the recipe's corpora against the manifest")
-    several = len(train.corpora()) > 1  # one corpus has nothing to balance
-    source = ExampleSource(train, vocabulary, recipe, seed=arguments.seed, **({} if several else {"packs": 1}))
-    dataset = PackDataset(source, recipe.packs_per_epoch, shape, tokenizer.pad_token_id, arguments.seed, epochs=EPOCHS)
-    model = build_model(section, len(vocabulary), arguments)
+    if stream is None:
+        several = len(train.corpora()) > 1  # one corpus has nothing to balance
+        source = ExampleSource(train, vocabulary, recipe, seed=arguments.seed, **({} if several else {"packs": 1}))
+        model, pad = build_model(section, len(vocabulary), arguments), tokenizer.pad_token_id
+    else:
+        source, model, pad, tokenizer = stream.source, stream.model, stream.pad, None
+    dataset = PackDataset(source, recipe.packs_per_epoch, shape, pad, arguments.seed, epochs=EPOCHS)
     if arguments.lora_rank:
         model = add_lora(model, arguments.lora_rank, arguments.lora_alpha or 2 * arguments.lora_rank)
     log = RunLog(
@@ -268,7 +328,7 @@ def make_trainer(
     if csv:
         limit = model.config.max_position_embeddings
         windows = validation_windows(vocabulary, stores["validation"], csv, limit, arguments.eval_limit)
-    validation = BitsPerNote(windows, tokenizer.pad_token_id) if windows else None
+    validation = BitsPerNote(windows, pad) if windows else None
     trainer = PackTrainer(
         model=model,
         args=arguments,
@@ -297,6 +357,7 @@ def pretrain(
     stores: dict | None = None,
     windows=None,
     tokenizer: MortmTokenizer | None = None,
+    stream: Stream | None = None,
 ) -> PackTrainer:
     """Train (or resume) and return the trainer.
 
@@ -305,13 +366,19 @@ def pretrain(
         stores: `{"train": ScoreStore, "validation": ...}` to use instead of reading the pack.
         windows: encoded validation windows instead of the csv that the arguments name.
         tokenizer: by default that of `init`, else the default one.
+        stream: another language, with its source, model and windows.
 
     Raises:
         TrainingError: the run folder belongs to another recipe, there is nothing to train on, or arguments that do
             not go together.
         FileNotFoundError: the data is not there.
     """
-    trainer, log = make_trainer(section, recipe, arguments, stores, windows, tokenizer)
+    with without_bars():
+        return _pretrain(section, recipe, arguments, stores, windows, tokenizer, stream)
+
+
+def _pretrain(section, recipe, arguments, stores, windows, tokenizer, stream) -> PackTrainer:
+    trainer, log = make_trainer(section, recipe, arguments, stores, windows, tokenizer, stream)
     folder = Path(arguments.output_dir)
     checkpoint = None if arguments.fresh else newest_checkpoint(folder)
     if checkpoint and _step_of(checkpoint) >= arguments.max_steps and (folder / "final").is_dir():

@@ -253,13 +253,13 @@ class Progress(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or not logs:
+        fresh = bool(logs) and "eval_bits_per_note" in logs
+        if not state.is_world_process_zero or not (fresh or "loss" in (logs or ())):
             return
         if "loss" in logs:
             self.notes["loss"] = f"{logs['loss']:.3f}"
         if logs.get("tokens_per_second"):
             self.notes["tok/s"] = f"{logs['tokens_per_second']:.0f}"
-        fresh = "eval_bits_per_note" in logs
         if fresh:
             self.notes["bits/note"] = f"{logs['eval_bits_per_note']:.3f}"
         if self.bar is not None:
@@ -273,7 +273,8 @@ class Progress(TrainerCallback):
             left = (now - begun) / done * (state.max_steps - state.global_step) if done else 0.0
             words = "  ".join(f"{name} {value}" for name, value in self.notes.items())
             tokens = self.log.tokens(state.global_step)
-            text = f"step {state.global_step}/{state.max_steps}  {tokens / 1e6:.2f} M tokens  {words}"
+            seen = f"{tokens / 1e6:.2f} M" if tokens >= 1e6 else f"{tokens / 1e3:.0f} k"
+            text = f"step {state.global_step}/{state.max_steps}  {seen} tokens  {words}"
             print(text + ("" if last else f"  {left / 60:.0f} min left"), file=self.file, flush=True)
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -1,0 +1,166 @@
+"""Fine-tuning on a folder: the split, what is refused, and a folder that loads."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mortm_hf.app.cli import main
+from mortm_hf.models.configuration_bertm import BertmConfig
+from mortm_hf.models.configuration_mortm import MortmConfig
+from mortm_hf.models.modeling_mortm import MortmForCausalLM
+from mortm_hf.models.tokenization_mortm import MortmTokenizer
+from mortm_hf.training.adapters import add_lora, is_adapted, merged
+from mortm_hf.training.errors import TrainingError
+from mortm_hf.training.finetune import card, finetune, load_tokenizer, read_songs, split_songs
+from tests.sample_songs import midi, store
+
+
+SIZES = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=16,
+             shared_expert_intermediate_size=16, num_local_experts=4)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven songs, one of them twice, and a file that is no MIDI file."""
+    songs = tmp_path / "songs"
+    songs.mkdir()
+    for seed in range(7):
+        (songs / f"{seed}.mid").write_bytes(midi(seed, bars=20))
+    (songs / "again.mid").write_bytes(midi(3, bars=20))
+    (songs / "broken.mid").write_bytes(b"no music")
+    return songs
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("tiny")
+    MortmForCausalLM(MortmConfig(**SIZES)).save_pretrained(path)
+    MortmTokenizer().save_pretrained(path)
+    return path
+
+
+def test_bad_files_and_repeated_songs_are_skipped(folder):
+    songs, skipped = read_songs(sorted(folder.iterdir()))
+    assert len(songs) == 7
+    reasons = {item["file"].rpartition("/")[2]: item["reason"] for item in skipped}
+    assert set(reasons) == {"again.mid", "broken.mid"} or set(reasons) == {"3.mid", "broken.mid"}
+    assert any("the same notes as" in reason for reason in reasons.values())
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(3, (2, 0, 1)), (10, (8, 1, 1)), (50, (40, 5, 5))])
+def test_songs_are_split_by_their_content(count, sizes):
+    songs = store(count, 9).songs
+    parts = split_songs(songs, 0.2, 0)
+    assert tuple(len(parts[name]) for name in ("train", "validation", "test")) == sizes
+    assert sorted(s.path for rows in parts.values() for s in rows) == sorted(s.path for s in songs)
+    again = split_songs(songs[::-1], 0.2, 0)  # whatever the order of the files
+    assert {k: [s.path for s in v] for k, v in again.items()} == {k: [s.path for s in v] for k, v in parts.items()}
+    if count > 10:
+        assert [s.path for s in split_songs(songs, 0.2, 1)["test"]] != [s.path for s in parts["test"]]
+
+
+def test_too_few_songs():
+    with pytest.raises(TrainingError, match="needs 3") as caught:
+        split_songs(store(2, 9).songs, 0.2, 0)
+    assert caught.value.code == "training.data"
+
+
+def test_checkpoints_of_upstream(tmp_path):
+    """Upstream's dialect on the default table is trained in the metric dialect; upstream's table is refused."""
+    model = MortmForCausalLM(MortmConfig(**SIZES))
+    model.save_pretrained(tmp_path / "extended")
+    MortmTokenizer(dialect="mortm").save_pretrained(tmp_path / "extended")
+    tokenizer, notes = load_tokenizer(str(tmp_path / "extended"))
+    assert tokenizer.dialect == "metric" and "dialect" in notes[0]
+    model.save_pretrained(tmp_path / "upstream")
+    MortmTokenizer(preset="pro", dialect="mortm").save_pretrained(tmp_path / "upstream")
+    with pytest.raises(TrainingError, match="--extend-vocab"):
+        load_tokenizer(str(tmp_path / "upstream"))
+    with pytest.raises(TrainingError, match="nowhere"):
+        load_tokenizer(str(tmp_path / "nowhere"))
+    BertmConfig(**{k: v for k, v in SIZES.items() if "moe" not in k}).save_pretrained(tmp_path / "bertm")
+    MortmTokenizer().save_pretrained(tmp_path / "bertm")
+    with pytest.raises(TrainingError, match="bertm model"):
+        load_tokenizer(str(tmp_path / "bertm"))
+
+
+@pytest.mark.parametrize("sizes", [SIZES, {**SIZES, "mlp_layer_types": ["dense"], "intermediate_size": 32}])
+def test_adapters_reach_the_experts_and_merge(sizes):
+    torch.manual_seed(0)
+    base = MortmForCausalLM(MortmConfig(**sizes)).eval()
+    adapted = add_lora(base, 4, 8).eval()
+    assert is_adapted(adapted) and not is_adapted(base)
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert all("lora_" in name for name in trained)
+    assert any("q_proj" in name for name in trained)
+    assert any("experts" in name for name in trained) == ("mlp_layer_types" not in sizes)
+    assert any("shared_experts" in name or "mlp.up_proj" in name for name in trained)
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_B" in name:
+                p.normal_(0, 0.05)
+        ids = torch.randint(2, 900, (1, 20))
+        before = adapted(ids, use_cache=False).logits
+        plain = merged(adapted)
+        assert not is_adapted(plain) and not [n for n, _ in plain.named_parameters() if "lora" in n]
+        assert torch.allclose(plain(ids, use_cache=False).logits, before, atol=1e-4)
+        assert torch.allclose(adapted(ids, use_cache=False).logits, before)
+
+
+def test_one_command(folder, tiny, tmp_path, capsys):
+    """`mortm finetune`: all weights, a folder with card and figures, on songs that were not trained on."""
+    out, figures = tmp_path / "mine", tmp_path / "f.json"
+    words = ["finetune", str(folder), "-o", str(out), "--model", str(tiny), "--passes", "0.1", "--json", str(figures)]
+    assert main([*words, "--learning-rate", "0.01"]) == 0
+    told = capsys.readouterr().out
+    assert "bits a note on 1 songs held out" in told and "skipped:" in told
+    report = json.loads(figures.read_text())
+    assert report["after"]["bits_per_note"] < report["before"]["bits_per_note"] - 1  # from random weights: much
+    assert report["difference"]["bits_per_note"] == pytest.approx(
+        report["after"]["bits_per_note"] - report["before"]["bits_per_note"], abs=1e-6
+    )
+    paths = [path for rows in report["songs"].values() for path in rows]
+    assert len(paths) == len(set(paths)) == 7
+    model = MortmForCausalLM.from_pretrained(out)
+    assert model.config.use_cache and model.dtype == torch.float32
+    assert MortmTokenizer.from_pretrained(out).dialect == "metric"
+    assert {"README.md", "finetune.json", "finetune.log.jsonl", "modeling_mortm.py"} <= {p.name for p in out.iterdir()}
+    assert str(tmp_path) not in (out / "README.md").read_text()
+    assert not out.with_name("mine.run").exists()
+    assert main(words) == 2  # it exists
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_other_songs_do_not_go_on_with_a_run(folder, tiny, tmp_path):
+    (tmp_path / "mine.run").mkdir()
+    (tmp_path / "mine.run" / "songs.json").write_text("{}")
+    with pytest.raises(TrainingError, match="other songs"):
+        finetune(sorted(folder.glob("*.mid")), tmp_path / "mine", tiny)
+
+
+@pytest.mark.slow
+def test_adapters_are_merged_into_what_is_shipped(folder, tiny, tmp_path):
+    files = sorted(folder.glob("*.mid"))
+    report = finetune(
+        files, tmp_path / "mine", tiny, lora=4, learning_rate=0.02, keep_run=True, overrides=["--max_steps", "12"]
+    )
+    assert report.steps == 12 and report.after["bits_per_note"] < report.before["bits_per_note"]
+    model = MortmForCausalLM.from_pretrained(tmp_path / "mine")
+    base = MortmForCausalLM.from_pretrained(tiny)
+    moved = {n for (n, p), q in zip(model.named_parameters(), base.parameters()) if not torch.equal(p, q)}
+    assert any("experts.gate_up_proj" in n for n in moved) and any("q_proj" in n for n in moved)
+    assert not any("embed" in n or "norm" in n or "mlp.gate." in n for n in moved)
+    assert (tmp_path / "mine.run" / "log.jsonl").is_file()
+    assert "LoRA" in card(report)
+
+
+def test_before_and_after_are_of_the_same_windows(folder, tiny, tmp_path):
+    """Nothing trained (rate next to nothing): the difference is nothing, whatever the figures are."""
+    report = finetune(
+        sorted(folder.glob("*.mid")), tmp_path / "same", tiny, learning_rate=1e-12, overrides=["--max_steps", "1"]
+    )
+    assert np.isclose(report.difference["bits_per_note"], 0, atol=1e-4)
+    assert report.before["songs"] == report.after["songs"] == 1
