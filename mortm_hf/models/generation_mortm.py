@@ -178,17 +178,21 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
                 code="prompt.too_long",
             )
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """`[B, T]` ids and `[B, V]` scores -> scores with every illegal token at -inf."""
+    def allowed(self, input_ids: torch.LongTensor, size: int) -> np.ndarray:
+        """`[B, T]` ids -> `[B, size]` bool, the tokens that may come next; `size`: the model's `vocab_size`."""
         tables = self._tables
-        if tables is None or tables.size != scores.shape[1]:
-            self._tables = VocabularyTables(self.vocabulary, self.dialect, scores.shape[1])
+        if tables is None or tables.size != size:
+            self._tables = VocabularyTables(self.vocabulary, self.dialect, size)
             self._forget()
         state = self._state(input_ids.cpu().numpy())
         mask = self._grammar.allowed(state, self._remaining(input_ids.shape[1]))
         lost = ~mask.any(1)  # a beam of probability zero: keep its scores finite
         mask[lost, 0] = True
-        illegal = np.logical_not(mask)
+        return mask
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """`[B, T]` ids and `[B, V]` scores -> scores with every illegal token at -inf."""
+        illegal = np.logical_not(self.allowed(input_ids, scores.shape[1]))
         return scores.masked_fill(torch.from_numpy(illegal).to(scores.device, non_blocking=True), -torch.inf)
 
 

@@ -144,6 +144,7 @@ def infer_plan(vocab: MetricVocabulary, ids, dialect: str = "metric", bars: int 
         table,
         instruments if target == K.MGEN else (),
         np.full(table.n_bars, tempo[0]) if len(tempo) else None,
+        velocity=bool((kind == K.VELOCITY).any()) if (kind == K.PITCH).any() else None,  # as in the given music
     )
 
 
@@ -152,13 +153,15 @@ def allowed(
     plans: Sequence[GenerationPlan],
     ids: np.ndarray,
     mask: np.ndarray | None = None,
+    budget: int | None = None,
 ) -> np.ndarray:
     """The pure form of the grammar: `[B, T, V]` bool, the tokens that may follow each position.
 
     Args:
         ids: `[B, T]` prompts (ending with the marker of the generated field) with their answers, padded anywhere.
         mask: `[B, T]`, 0 at padding (default: the ids of `<PAD>`). Padding and prompt positions allow everything, the
-            marker itself allows what may open the field. Without budget; `Grammar.step` is the incremental form.
+            marker itself allows what may open the field. `Grammar.step` is the incremental form.
+        budget: tokens that an answer may take, `<TE>` included; None: no limit.
     """
     ids = np.asarray(ids)
     kinds = tables.kind[ids]
@@ -166,11 +169,16 @@ def allowed(
     marker = np.where(np.isin(kinds, GENERATED_KINDS) & valid, np.arange(ids.shape[1]), -1).max(1)
     grammar = Grammar(tables, plans)
     state = grammar.start()
+    written = np.zeros(len(ids), dtype=np.int64)
     out = np.ones((*ids.shape, tables.size), dtype=bool)
-    for column in range(ids.shape[1]):
+    begun = marker[marker >= 0]
+    for column in range(begun.min() if len(begun) else ids.shape[1], ids.shape[1]):
         inside = (marker >= 0) & (column >= marker) & valid[:, column]
-        state = grammar.step(state, ids[:, column]).where(inside & (column > marker), state)
-        out[:, column] = grammar.allowed(state) | ~inside[:, None]
+        answered = inside & (column > marker)
+        state = grammar.step(state, ids[:, column]).where(answered, state)
+        written += answered
+        remaining = None if budget is None else np.maximum(budget - written, 0)
+        out[:, column] = grammar.allowed(state, remaining) | ~inside[:, None]
     return out
 
 

@@ -1,0 +1,67 @@
+"""`mortm rlmf`: reinforcement learning from music feedback, from a recipe.
+
+Design decisions
+- The recipe's fields are the options; none is repeated here. Pictures of the samples are drawn by this package and
+  handed down, for the training package draws nothing.
+
+Knows: argparse, the recipe's reader, the drawing of piano rolls. Must not know: rewards, trainers.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from .files import CommandError
+
+
+EXAMPLES = """examples:
+  mortm rlmf rlmf_rules --data ../shared/data --output_dir runs/rules      a recipe of the package
+  mortm rlmf rlmf_quality --data pack --output_dir runs/q --kl_coef 0.1    any plain field of a recipe is an option
+  mortm rlmf my.yaml --data pack --output_dir runs/q2 --resume runs/q/final    goes on from policy and critic
+  accelerate launch --num_processes 2 -m mortm_hf.training.rlmf.run my.yaml --data pack --output_dir runs/two
+
+Curves: tensorboard --logdir RUN, or RUN/log.jsonl. Samples: RUN/samples. The result: RUN/final, a model folder for
+mortm generate --model. Before and after: benchmarks/rlmf.py."""
+
+
+def add_command(commands) -> None:
+    """Adds `rlmf` to the parser's commands."""
+    parser = commands.add_parser(
+        "rlmf",
+        help="align a model with a musical reward (PPO, GRPO, RLOO)",
+        description="Trains a model by reinforcement learning: its music is rated by BERTM or by rules.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="YAML file, or the name of a recipe of the package (rlmf_rules, rlmf_quality)")
+    parser.add_argument("fields", nargs=argparse.REMAINDER, metavar="--field value", help="fields of the recipe")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains.
+
+    Raises:
+        CommandError, RlmfError and the errors of data and models: what the user can mend.
+    """
+    import importlib.util
+
+    try:
+        from ..training.rlmf.recipe import read_recipe
+        from ..training.rlmf.run import output_of, train
+    except ImportError as error:
+        raise CommandError(
+            f'reinforcement learning needs more packages ({error.name}): pip install "mortm_hf[rlmf]"',
+            "command.missing",
+        ) from None
+    draw = None
+    if importlib.util.find_spec("matplotlib") is not None:
+        from .rendering import draw_piano_roll as draw
+
+    recipe = read_recipe(args.recipe, args.fields)
+    folder = output_of(recipe)
+    try:
+        train(recipe, folder, draw=draw)
+    except FileNotFoundError as error:
+        raise CommandError(str(error), "command.input") from None
+    print(f"{folder / 'final'}: the policy, and its critic in value/")

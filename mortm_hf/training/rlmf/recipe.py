@@ -1,0 +1,247 @@
+"""A recipe of a run: one YAML file of five sections, any plain field of which the command line can override.
+
+Design decisions
+- `model`, `data` and `run` are dataclasses of ours, `training` is TRL's `PPOConfig`; `reward` is a list of terms. A
+  recipe states everything a run depends on.
+- Where `PPOConfig`'s own defaults would break a run on music (bf16 on CPUs, its text samples, temperature 0.7, no
+  stop token) others stand here, once.
+- The sections can be read without TRL, which takes ten seconds to import; `training` becomes a `PPOConfig` last.
+
+Knows: YAML, dataclasses. Must not know: models, songs, trainers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from ...data.manifest import CorpusFilter, Selection
+from .errors import RlmfError, require_trl
+from .prompts import PromptRecipe
+
+
+ALGORITHMS = ("ppo", "grpo", "rloo")
+TRAINING_DEFAULTS = {
+    "num_mini_batches": 2,
+    "num_ppo_epochs": 1,
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "local_rollout_forward_batch_size": 64,
+    "response_length": 96,
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "kl_coef": 0.05,
+    "gamma": 1.0,
+    "temperature": 1.0,
+    "stop_token": "eos",
+    "num_sample_generations": 0,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "tensorboard",
+}
+# what these would change is masked, refused or done otherwise here
+_NOT_OURS = {
+    "reward_model_path": "name judges under reward",
+    "sft_model_path": "name the policy under model",
+    "stop_token_id": "answers end with <TE>",
+    "resume_from_checkpoint": "PPOTrainer cannot resume: give --resume the folder of a saved pair",
+}
+
+
+@dataclass
+class ModelSection:
+    """Who learns."""
+
+    policy: str = field(default="", metadata={"help": "MORTM folder or repository; empty: the bundled starter"})
+    reference: str = field(default="", metadata={"help": "what the KL is measured to; empty: the policy"})
+    resume: str = field(default="", metadata={"help": "saved pair (policy and value/) to go on from"})
+    critic_layers: int = field(default=0, metadata={"help": "lowest layers of the policy in the critic; 0: all"})
+    critic_hidden: int = field(default=0, metadata={"help": "width of a hidden layer in the critic's head; 0: none"})
+    experts: str = field(default="", metadata={"help": "transformers' experts interface: eager, grouped_mm, ..."})
+    attention: str = field(default="", metadata={"help": "attention implementation; empty: transformers' choice"})
+    lora_rank: int = field(default=0, metadata={"help": "train adapters of this rank; 0: all weights"})
+    lora_targets: str = field(
+        default="q_proj,k_proj,v_proj,o_proj", metadata={"help": "modules with an adapter, separated by commas"}
+    )
+
+
+@dataclass
+class DataSection:
+    """Which songs are continued, and how."""
+
+    data: str = field(default="", metadata={"help": "training pack, data set or MIDI folder"})
+    cache: str = field(default="", metadata={"help": "folder for prepared songs; by default <output_dir>/stores"})
+    split: str = field(default="train", metadata={"help": "split that prompts are taken from"})
+    limit: int = field(default=0, metadata={"help": "take at most so many prompts; 0: all"})
+    past: int = field(default=4, metadata={"help": "bars given at most"})
+    bars: int = field(default=2, metadata={"help": "bars to generate"})
+    tracks: int = field(default=1, metadata={"help": "first so many sounding tracks of a song; 0: all"})
+    prompt_length: int = field(default=128, metadata={"help": "most tokens of a prompt"})
+    chords: bool = field(default=False, metadata={"help": "give the chords of songs that have them"})
+
+
+@dataclass
+class RunSection:
+    """How it is run."""
+
+    algorithm: str = field(default="ppo", metadata={"help": "ppo, grpo or rloo"})
+    group: int = field(default=4, metadata={"help": "answers to a prompt (grpo, rloo)"})
+    critic_learning_rate: float = field(default=0.0, metadata={"help": "of the critic; 0: the policy's"})
+    target_kl: float = field(default=0.0, metadata={"help": "KL in nats a sequence to hold; 0: kl_coef stays"})
+    kl_horizon: int = field(default=1000, metadata={"help": "episodes in which the coefficient adapts"})
+    sample_every: int = field(default=10, metadata={"help": "updates between MIDI samples; 0: none"})
+    sample_count: int = field(default=4, metadata={"help": "prompts that samples continue"})
+    threads: int = field(default=0, metadata={"help": "torch threads; 0 leaves torch's choice"})
+
+
+@dataclass
+class RewardSection:
+    """What is rewarded: see `rewards.build_reward`."""
+
+    terms: list[dict] = field(default_factory=list)
+    whiten: bool = False
+    clip: list[float] | None = None
+
+
+@dataclass
+class Recipe:
+    """A recipe, read. `training`: fields of `PPOConfig`, as text or values."""
+
+    model: ModelSection
+    data: DataSection
+    run: RunSection
+    reward: RewardSection
+    training: dict
+    corpora: dict[str, dict]
+
+    def selection(self) -> Selection:
+        """The corpora that prompts are taken from."""
+        return Selection(
+            {
+                name: CorpusFilter(tuple((rule or {}).get("variants", ())), (rule or {}).get("licence", ""))
+                for name, rule in self.corpora.items()
+            }
+        )
+
+    def prompts(self) -> PromptRecipe:
+        """How prompts are cut."""
+        data = self.data
+        return PromptRecipe(
+            past=data.past,
+            bars=data.bars,
+            tracks=data.tracks,
+            prompt_length=data.prompt_length,
+            response_length=int(self.training["response_length"]),
+            chords=data.chords,
+        )
+
+    def stated(self) -> dict:
+        """Everything, for a record beside the results."""
+        return dataclasses.asdict(self)
+
+    def arguments(self, output_dir: str | Path):
+        """TRL's `PPOConfig`.
+
+        Raises:
+            RlmfError: TRL is missing or another release, or a value it does not accept.
+        """
+        require_trl()
+        import torch
+        from trl.experimental.ppo import PPOConfig
+
+        values = dict(self.training, output_dir=str(output_dir))
+        if not torch.cuda.is_available():
+            values["use_cpu"] = True
+        words = []
+        for name, value in values.items():
+            if value is not None:
+                words += [f"--{name}", *([str(v) for v in value] if isinstance(value, list) else [str(value)])]
+        try:
+            (found,) = HfArgumentParser(PPOConfig, exit_on_error=False).parse_args_into_dataclasses(words)
+        except Exception as error:  # argparse and transformers each have their own
+            raise RlmfError(f"training: {' '.join(str(error).split())[:300]}") from None
+        found.disable_tqdm = True  # a bar of our own
+        return found
+
+
+def read_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
+    """A recipe file, and words of the command line such as `["--kl_coef", "0.1"]`.
+
+    Args:
+        path: YAML file, or the name of a recipe of the package (`rlmf_rules` for `recipes/rlmf_rules.yaml`).
+
+    Raises:
+        RlmfError: no such file; unknown sections, fields or words (named); values that make no run.
+    """
+    file = _find(path)
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    sections = {"model": ModelSection, "data": DataSection, "run": RunSection, "reward": RewardSection}
+    unknown = set(content) - {*sections, "training", "task"} if isinstance(content, dict) else {"?"}
+    if unknown:
+        raise RlmfError(f"{file}: unknown sections {', '.join(map(str, sorted(unknown)))}; there are model, data, "
+                        "reward, run, training")  # fmt: skip
+    given = {name: dict(content.get(name) or {}) for name in (*sections, "training")}
+    corpora = given["data"].pop("corpora", None) or {}
+    names = {name: {f.name for f in dataclasses.fields(kind)} for name, kind in sections.items()}
+    for section, allowed in names.items():
+        wrong = set(given[section]) - allowed
+        if wrong:
+            raise RlmfError(f"{file}: unknown fields under {section}: {', '.join(sorted(wrong))}")
+    for name, value in _pairs(list(overrides)):
+        section = next((s for s in ("model", "data", "run") if name in names[s]), "training")
+        given[section][name] = value
+    for name, remedy in _NOT_OURS.items():
+        if name in given["training"]:
+            raise RlmfError(f"{file}: {name} is not used here: {remedy}")
+    flat = [w for s in ("model", "data", "run") for n, v in given[s].items() for w in (f"--{n}", str(v))]
+    try:
+        parser = HfArgumentParser((ModelSection, DataSection, RunSection), exit_on_error=False)
+        model, data, run = parser.parse_args_into_dataclasses(flat)
+        reward = RewardSection(**given["reward"])
+    except Exception as error:
+        raise RlmfError(f"{file}: {' '.join(str(error).split())[:300]}") from None
+    if run.algorithm not in ALGORITHMS:
+        raise RlmfError(f"{file}: no algorithm {run.algorithm!r}; there are {', '.join(ALGORITHMS)}")
+    if reward.clip is not None and not (len(reward.clip) == 2 and reward.clip[0] < reward.clip[1]):
+        raise RlmfError(f"{file}: reward.clip takes two bounds, the lower one first, got {reward.clip}")
+    return Recipe(model, data, run, reward, {**TRAINING_DEFAULTS, **given["training"]}, corpora)
+
+
+def _find(path: str | Path) -> Path:
+    file = Path(path)
+    if not file.is_file():
+        ours = Path(__file__).parent.parent / "recipes" / f"{path}.yaml"
+        if not ours.is_file():
+            known = ", ".join(sorted(p.stem for p in ours.parent.glob("rlmf_*.yaml")))
+            raise RlmfError(f"no recipe {path}: give a YAML file, or one of {known}", "rlmf.recipe")
+        return ours
+    return file
+
+
+def _pairs(words: list[str]) -> list[tuple[str, object]]:
+    """`["--a", "1", "--b=x"]` -> pairs; values are read as YAML (numbers, true, lists)."""
+    found, at = [], 0
+    while at < len(words):
+        word = words[at]
+        if not word.startswith("--"):
+            raise RlmfError(f"{word!r} is no field: write --field value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            at += 1
+            if at >= len(words):
+                raise RlmfError(f"--{name} needs a value")
+            value = words[at]
+        try:
+            found.append((name.replace("-", "_"), yaml.safe_load(value)))
+        except yaml.YAMLError:
+            found.append((name.replace("-", "_"), value))
+        at += 1
+    return found
