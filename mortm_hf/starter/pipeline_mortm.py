@@ -25,6 +25,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
 from .errors_mortm import PromptError
+from .fast_mortm import FastDecoder, parse_precision, unsupported_arguments, weights_of
 from .generation_mortm import MetricGrammarLogitsProcessor
 from .metric_chords import is_chord_file, read_chord_file
 from .metric_harmony import chord_symbol, merge_repeats
@@ -75,6 +76,7 @@ class MidiPipeline(Pipeline):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._decoders: dict[str, FastDecoder] = {}
         # `transformers.pipeline` leaves classes where the configuration had their names; those could not be saved
         for entry in (getattr(self.model.config, "custom_pipelines", None) or {}).values():
             entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry.get("pt", ())]
@@ -88,12 +90,14 @@ class MidiPipeline(Pipeline):
         for name, value in kwargs.items():
             if name in self._prompt_names:
                 ask[name] = value
-            elif name in ("seed", "num_return_sequences", "progress", "callback") or name in _GENERATE_NAMES:
+            elif name in ("seed", "num_return_sequences", "progress", "callback", "fast") or name in _GENERATE_NAMES:
                 run[name] = value
             elif name == "new_bars_only":
                 give[name] = value
             else:
-                known = ", ".join(sorted({*self._prompt_names, "seed", "progress", "callback", "new_bars_only"}))
+                known = ", ".join(
+                    sorted({*self._prompt_names, "seed", "progress", "callback", "fast", "new_bars_only"})
+                )
                 raise TypeError(
                     f"{self.task} has no argument {name!r}; it takes {known}, and the arguments of generate()"
                 )
@@ -144,7 +148,32 @@ class MidiPipeline(Pipeline):
                 raise PromptError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
         return chosen, {**given, "generation_config": plain}
 
-    def _forward(self, model_inputs, seed=None, num_return_sequences=1, progress=None, callback=None, **generate):
+    def _decoder(self, fast, beams: int, others: dict) -> FastDecoder | None:
+        """The fast decoder that a call asks for, made once and again when the model's weights have changed.
+
+        Raises:
+            PromptError: `fast` with a model or with arguments that it does not serve.
+        """
+        precision = parse_precision(fast)
+        if precision is None:
+            return None
+        others = dict(others)
+        config = others.pop("generation_config")
+        names = ["num_beams"] * (beams > 1) + unsupported_arguments(config, others | {"num_beams": None})
+        if names:
+            raise PromptError(
+                f"fast decoding does not serve {', '.join(dict.fromkeys(names))}: leave that out, or leave out fast",
+                "prompt.argument",
+            )
+        decoder = self._decoders.get(precision)
+        if decoder is None or decoder.model is not self.model or decoder.fingerprint != weights_of(self.model):
+            self._decoders.pop(precision, None)  # before the new one takes its memory
+            decoder = self._decoders[precision] = FastDecoder(self.model, precision)
+        return decoder
+
+    def _forward(
+        self, model_inputs, seed=None, num_return_sequences=1, progress=None, callback=None, fast=None, **generate
+    ):
         requests = model_inputs["request"]
         many = isinstance(requests, list)
         requests = requests if many else [requests]
@@ -161,6 +190,7 @@ class MidiPipeline(Pipeline):
                 f"{copies} different sequences need do_sample=True or num_beams of at least {copies}",
                 "prompt.argument",
             )
+        decoder = self._decoder(fast, beams, others)
         rows = [SongRow(request, s) for request in requests for s in seeds]
         bar, window = None, 0
         while any(row.left for row in rows):
@@ -174,7 +204,7 @@ class MidiPipeline(Pipeline):
                 tell = self._teller(rows, active, copies, callback, bar)
             # beams without sampling find their different sequences themselves, once
             spread = copies if window == 0 and not chosen["do_sample"] and copies > 1 else 1
-            answers = self._generate(active, window, chosen, dict(others), tell, beams, spread)
+            answers = self._generate(active, window, chosen, dict(others), tell, beams, spread, decoder)
             for row, answer in zip(active, answers):
                 row.accept(self.tokenizer, answer)
             if bar is not None:
@@ -219,8 +249,8 @@ class MidiPipeline(Pipeline):
             "token_ids": np.asarray(finished.ids).tolist(),
         }
 
-    def _generate(self, rows, window, chosen, others, tell, beams, spread) -> list[list[int]]:
-        """One `generate` call over all rows -> the answer of each."""
+    def _generate(self, rows, window, chosen, others, tell, beams, spread, decoder) -> list[list[int]]:
+        """One `generate` call over all rows (the model's, or a fast decoder's) -> the answer of each."""
         tokenizer, model = self.tokenizer, self.model
         asked = rows[::spread]
         length = max(len(row.built.ids) for row in asked)
@@ -252,6 +282,18 @@ class MidiPipeline(Pipeline):
             for name in SAMPLING_NAMES:
                 if name in chosen:
                     setattr(config, name, chosen[name])
+        if decoder is not None:
+            output = decoder.generate(
+                ids,
+                mask,
+                max_new_tokens=new_tokens,
+                logits_processor=processors,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                streamer=listener,
+                stopping_criteria=others.get("stopping_criteria") or (),
+            )
+            return [_until(answer, tokenizer.eos_token_id) for answer in output[:, length:].tolist()]
         guard = (
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []) if beams > 1 else nullcontext()
         )
@@ -351,6 +393,9 @@ class MidiGenerationPipeline(MidiPipeline):
         callback: called with a dict for every finished bar: `input`, `sequence`, `bar`, `track`, `instrument`, `notes`
             `[n, 4]` (onset in the bar in ticks of 24 a quarter, pitch, duration, velocity), `token_ids`.
         progress: show a progress bar; by default where there are several windows.
+        fast: decode with `FastDecoder` on a CPU: True or "fp32" for the same music in less time, "int8" for less still
+            with rounded weights. Sampling, greedy search, batches and callbacks as ever; beams, assistant models and
+            other arguments of `generate` are refused.
         new_bars_only: `score` and `midi` hold only the new bars and the generated tracks, from time 0.
         Further arguments go to `generate` (temperature, top_p, top_k, do_sample, num_beams, streamer, ...).
 
@@ -474,7 +519,7 @@ class ChordEstimationPipeline(MidiPipeline):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
         bars: (first, last) range of bars; by default all. tracks: tracks to listen to; by default all.
         window: bars read at a time (8). do_sample: False by default (the likeliest chords). seed, progress, callback,
-        num_return_sequences and further arguments: as in `MidiGenerationPipeline`.
+        num_return_sequences, fast and further arguments: as in `MidiGenerationPipeline`.
 
     Returns:
         A list of `num_return_sequences` dicts: `chords` (dicts of `bar`, `beat` (quarters from 0, as the meter's
