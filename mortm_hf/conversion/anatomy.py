@@ -5,7 +5,7 @@ Design decisions
   experts, groups, scoring, LoRA's alpha) and must not contradict them.
 - A release is named as far as the keys tell: a tuple of candidates whose layers compute the same. Nothing is guessed.
 - Upstream's options are read as upstream reads them: by truth value, so that 0 means the default.
-- A kind without a model here keeps its place in `KINDS`, recognised and refused by name.
+- Kinds that read no tokens (`PERCEPTION`) are examined by their own module; what they share are the decoder's layers.
 
 Knows: upstream's keys, shapes and options (SPEC 4 and 5). Must not know: our parameter names, files.
 """
@@ -32,7 +32,7 @@ KINDS = {
     "bertm": (("attn_pool.attention_scorer.weight",), "BERTM"),
     "mortm": (("Wout.weight",), "MORTM"),
 }
-SUPPORTED = ("mortm", "actorcritic", "bertm")
+PERCEPTION = ("vmortm", "live", "live_vae")
 
 DEFAULTS = {
     "vocab_size": 128,
@@ -189,19 +189,22 @@ def examine(tensors: dict[str, torch.Tensor], version: str | None = None) -> Ana
         ConversionError: another kind of model, keys of no release, or a `version` that they rule out.
     """
     kind = detect_kind(tensors)
-    if kind not in SUPPORTED:
-        raise ConversionError(
-            f"this is a checkpoint of {KINDS[kind][1]}, which has no model in this package yet: it cannot be "
-            f"converted; the kinds that can are {', '.join(KINDS[k][1] for k in SUPPORTED)}",
-            "conversion.kind",
-        )
+    embedding = _shape(tensors, "embedding.weight", 2)
+    return examine_layers(tensors, kind, embedding[1], embedding[0], version)
+
+
+def examine_layers(tensors, kind: str, hidden: int, rows: int, version: str | None = None) -> Anatomy:
+    """The same for the layers `decoder.*` of a model with `hidden` channels and a table of `rows` tokens.
+
+    Raises:
+        ConversionError: as `examine`.
+    """
     if any(".cross_attention." in key for key in tensors):
         raise ConversionError(
             "this decoder has cross attention, which upstream's MORTM never feeds (its forward raises): "
             "there is nothing it could be converted to",
             "conversion.kind",
         )
-    embedding = _shape(tensors, "embedding.weight", 2)
     numbers = sorted({int(m[1]) for key in tensors if (m := re.match(r"decoder\.layers\.(\d+)\.", key))})
     if not numbers or numbers != list(range(len(numbers))):
         raise ConversionError(f"the decoder's layers are numbered {numbers}: layers are missing", "conversion.keys")
@@ -226,8 +229,8 @@ def examine(tensors: dict[str, torch.Tensor], version: str | None = None) -> Ana
         kind=kind,
         versions=(),
         layers=len(numbers),
-        hidden=embedding[1],
-        rows=embedding[0],
+        hidden=hidden,
+        rows=rows,
         feed_forward=feed_forward,
         norm=_norm(tensors, first),
         width=width,

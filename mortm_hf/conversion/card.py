@@ -84,3 +84,32 @@ def write_card(folder: Path, report, title: str, config, options) -> None:
         "`upstream_aside.safetensors` hold what only upstream needs.",
     ]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_perception_card(folder: Path, report, title: str, model: str, reader: str) -> None:
+    """The card of a model that reads no tokens. model, reader: names of the classes in the folder."""
+    lines = [
+        "---",
+        "library_name: transformers",
+        "tags: [music, mortm]",
+        "---",
+        f"# {title}, converted from upstream's `{report.file}`",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| source file | `{report.file}`, {report.tensors} tensors |",
+        f"| SHA-256 | `{report.sha256}` |",
+        f"| upstream release | {report.version_name} |",
+        "",
+        "The weights are upstream's numbers in fp32; the licence is that of the source. FOLDER is this folder.",
+        "",
+        "```python",
+        f"from mortm_hf import {model}, {reader}",
+        "",
+        f"model = {model}.from_pretrained(FOLDER)",
+        f"reader = {reader}.from_pretrained(FOLDER)",
+        "```",
+    ]
+    if report.notes:
+        lines += ["", "## Notes of the conversion", "", *(f"- {note}" for note in report.notes)]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

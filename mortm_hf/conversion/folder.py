@@ -26,7 +26,7 @@ from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from ..models.tokenization_mortm import MortmTokenizer
 from . import lora as lora_tools
-from .anatomy import KINDS, Anatomy, Options, examine, reconcile
+from .anatomy import KINDS, PERCEPTION, Anatomy, Options, detect_kind, examine, reconcile
 from .architecture import make_configs
 from .card import write_card
 from .checkpoint import ADAPTER, ASIDE, PROVENANCE, Checkpoint, read_checkpoint, read_json
@@ -98,6 +98,10 @@ def convert_checkpoint(
     if lora not in LORA_MODES:
         raise ConversionError(f"lora must be one of {', '.join(LORA_MODES)}, got {lora!r}", "conversion.lora")
     checkpoint = read_checkpoint(path)
+    if detect_kind(checkpoint.tensors) in PERCEPTION:
+        from .perception import convert_perception  # it builds on this module
+
+        return convert_perception(checkpoint, output, config, version, allow, overwrite)
     facts = examine(checkpoint.tensors, version)
     config = Path(config) if config is not None else checkpoint.path.parent / "config.json"
     raw = read_json(config, "options (--config)")

@@ -111,8 +111,22 @@ def _layer(a: Anatomy, index: int, balancing: bool) -> list[Group]:
 def layout_of(anatomy: Anatomy, balancing: bool = True) -> Layout:
     """The table of a checkpoint. `balancing`: the router's bias of 4.7 is a part of the model (else set aside)."""
     balancing = balancing and anatomy.routing_bias
-    base = [Group(("embedding.weight",), ("model.embed_tokens.weight",))]
-    aside = []
+    layers, aside = decoder_groups(anatomy, balancing)
+    base = [Group(("embedding.weight",), ("model.embed_tokens.weight",)), *layers]
+    if anatomy.kind == "bertm":
+        head = _linear("attn_pool.attention_scorer", "pool.scorer", True)
+        head += _linear("hidden", "score.dense", True) + _linear("Wout", "score.out_proj", True)
+        return Layout({"": base + head}, aside)
+    parts = {"": base + _linear("Wout", "lm_head", True)}
+    if anatomy.kind == "actorcritic":
+        critic = _linear("critic_hidden", "score.dense", True) + _linear("critic_out", "score.out_proj", True)
+        parts["value"] = base + critic
+    return Layout(parts, aside)
+
+
+def decoder_groups(anatomy: Anatomy, balancing: bool = False) -> tuple[list[Group], tuple[str, ...]]:
+    """Layers and final norm (`decoder.*` -> `model.*`), and the names of the tensors that no forward pass reads."""
+    base, aside = [], []
     for index in range(anatomy.layers):
         base += _layer(anatomy, index, balancing)
         layer = f"decoder.layers.{index}"
@@ -122,15 +136,7 @@ def layout_of(anatomy: Anatomy, balancing: bool = True) -> Layout:
             aside += [f"{layer}.ffn.gate.{name}" for name in ("ema_counts", "zero_streak")]
             aside += [] if balancing else [f"{layer}.ffn.gate.routing_bias"]
     base += _norm("decoder.norm", "model.norm", anatomy.norm)
-    if anatomy.kind == "bertm":
-        head = _linear("attn_pool.attention_scorer", "pool.scorer", True)
-        head += _linear("hidden", "score.dense", True) + _linear("Wout", "score.out_proj", True)
-        return Layout({"": base + head}, tuple(aside))
-    parts = {"": base + _linear("Wout", "lm_head", True)}
-    if anatomy.kind == "actorcritic":
-        critic = _linear("critic_hidden", "score.dense", True) + _linear("critic_out", "score.out_proj", True)
-        parts["value"] = base + critic
-    return Layout(parts, tuple(aside))
+    return base, tuple(aside)
 
 
 def to_ours(groups: list[Group], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

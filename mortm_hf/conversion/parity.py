@@ -6,7 +6,7 @@ Design decisions
   and everything the case holds is compared.
 - fp32 cases must agree within `TOLERANCE`. A case whose name starts with `native_bf16` was computed in bf16, where
   upstream's router flips choices: there the mean difference and the agreement of the best token count (BF16_*).
-- Kinds without a model here are listed as such: neither passed nor failed.
+- A case that cannot be converted because upstream could not run it either is listed: neither passed nor failed.
 
 Knows: the files of a case, models. Must not know: how a checkpoint is converted.
 """
@@ -23,6 +23,9 @@ import torch
 
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
+from ..models.modeling_mortm_live import MortmLiveVision
+from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
+from .anatomy import PERCEPTION
 from .checkpoint import read_json
 from .errors import ConversionError
 from .folder import convert_checkpoint
@@ -89,6 +92,11 @@ def compare(row: ParityRow, case: Path, folder: Path) -> None:
     try:
         want = dict(np.load(case / "expected.npz"))
         given = dict(np.load(case / "inputs.npz")) if (case / "inputs.npz").is_file() else want
+        if row.kind in PERCEPTION:
+            for name, values in perception(row.kind, folder, given).items():
+                row.differences[name] = float(np.abs(values - want[name].astype(np.float32)).max())
+            row.passed = bool(row.differences) and max(row.differences.values()) <= TOLERANCE
+            return
         ids, mask = torch.from_numpy(given["input_ids"]), torch.from_numpy(given["attention_mask"])
     except (OSError, ValueError, KeyError) as error:
         raise ConversionError(f"{case} is no case: {error}", "conversion.parity") from None
@@ -117,6 +125,18 @@ def compare(row: ParityRow, case: Path, folder: Path) -> None:
         row.passed = bool(difference <= BF16_MEAN and agreement >= BF16_AGREEMENT)
     else:
         row.passed = bool(row.differences) and max(row.differences.values()) <= TOLERANCE and row.greedy is not False
+
+
+def perception(kind: str, folder: Path, given: dict) -> dict[str, np.ndarray]:
+    """What V_MORTM or the vision VAE makes of the case's inputs."""
+    given = {name: torch.from_numpy(values) for name, values in given.items()}
+    with torch.no_grad():
+        if kind == "vmortm":
+            model = VMortmForSpectrogramGeneration.from_pretrained(folder).eval()
+            return {"output": model(given["spectrogram"]).predictions.numpy()}
+        model = MortmLiveVision.from_pretrained(folder).eval()
+        output = model(given["pianoroll"], eps=given["eps"])
+        return {"recon": output.logits.numpy(), "mu": output.mean.numpy(), "log_var": output.log_var.numpy()}
 
 
 def language_model(model, ids: torch.Tensor, mask: torch.Tensor, want: dict) -> dict[str, np.ndarray]:

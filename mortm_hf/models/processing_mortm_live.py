@@ -196,7 +196,7 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         loud = np.clip(values[..., 1::2], 1 / 127, 1.0)
         if self.velocity == "onset":
             before = np.concatenate([np.zeros_like(on[..., :1, :, :]), on[..., :-1, :, :]], axis=-3)
-            loud = loud * (~before | (loud > onset_threshold))
+            loud = loud * (~before | (values[..., 1::2] > onset_threshold))
         roll = np.zeros(values.shape, dtype=np.float32)
         roll[..., 0::2] = on
         roll[..., 1::2] = loud * on
