@@ -23,6 +23,7 @@ from mortm_hf._registration import PIPELINE_CLASSES
 
 
 MODELS = Path(mortm_hf.__file__).parent / "models"
+TASKS = {task for task, (module, *_) in PIPELINE_CLASSES.items() if module == "pipeline_mortm"}
 SONG = next((Path(mortm_hf.__file__).parent / "app" / "demo").glob("*.mid"))
 SIZES = dict(
     hidden_size=16,
@@ -95,7 +96,8 @@ def test_every_module_travels_with_a_family():
     families = [path.stem for path in MODELS.glob("modeling_*.py")]
     travels = set().union(*map(travelling, families))
     assert travels == {path.name for path in MODELS.glob("*.py")} - {"__init__.py"}
-    assert set(travelling("modeling_bertm")) - set(travelling()) == {"configuration_bertm.py", "modeling_bertm.py"}
+    own = {"configuration_bertm", "modeling_bertm", "pipeline_bertm", "reward_bertm", "window_bertm"}
+    assert set(travelling("modeling_bertm")) - set(travelling()) == {f"{name}.py" for name in own}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_every_head_saves_all_code(head, tmp_path):
         "AutoModelForSequenceClassification",
     }
     assert {task: entry["impl"].split(".")[-1] for task, entry in config["custom_pipelines"].items()} == {
-        task: name for task, (name, _) in PIPELINE_CLASSES.items()
+        task: PIPELINE_CLASSES[task][1] for task in TASKS
     }
     modules = {reference.split(".")[0] + ".py" for reference in config["auto_map"].values()}
     assert modules <= set(code_of(tmp_path))
@@ -163,7 +165,7 @@ def test_pipeline_saves_everything_and_loads_again(folder, tmp_path):
     before = pipe(str(SONG), bars=1, seed=3)[0]["midi"]
     pipe.save_pretrained(tmp_path)
     assert code_of(tmp_path) == travelling()
-    assert set(json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]) == set(PIPELINE_CLASSES)
+    assert set(json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]) == TASKS
     again = mortm_hf.pipeline("midi-generation", model=tmp_path, device="cpu")
     assert isinstance(again, MidiGenerationPipeline)
     assert again(str(SONG), bars=1, seed=3)[0]["midi"] == before
@@ -218,7 +220,7 @@ def test_fresh_interpreter_saves_a_complete_folder(fresh, folder):
     out, _, _ = fresh
     assert code_of(out / "again") == code_of(folder)
     config = json.loads((out / "again" / "config.json").read_text())
-    assert set(config["custom_pipelines"]) == set(PIPELINE_CLASSES)
+    assert set(config["custom_pipelines"]) == TASKS
     assert all(entry["pt"] == ["AutoModelForCausalLM"] for entry in config["custom_pipelines"].values())
 
 

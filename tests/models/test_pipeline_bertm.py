@@ -172,7 +172,7 @@ def test_embeddings_are_means_over_notes(encoder):
     assert found["song"].shape == (32,) and found["bars"].shape == (21, 32) and found["notes"].shape == (21,)
     assert found["song"].dtype == found["bars"].dtype == np.float32
     vocabulary = TOKENIZER.vocabulary
-    sums, counts = np.zeros((21, 32)), np.zeros(22)
+    sums, counts = np.zeros((21, 32)), np.zeros(21)
     for (first, last), music in song_windows(score, 8, rest=0.0):
         ids = bare_segment(vocabulary, music)
         with torch.no_grad():
