@@ -20,10 +20,12 @@ from pathlib import Path
 
 import torch
 
+from ..models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 
 
+MODELS = {kind.__name__: kind for kind in (MortmForCausalLM, BertmForMaskedLM, BertmForSequenceClassification)}
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 
 
@@ -38,17 +40,21 @@ def export(source: str | Path, target: str | Path, size_limit: int = 20_000_000)
         Bytes written.
 
     Raises:
-        ValueError: weights that are not finite, or a folder over `size_limit`.
+        ValueError: a model of another kind, weights that are not finite, or a folder over `size_limit`.
     """
     source, target = Path(source), Path(target)
-    model = MortmForCausalLM.from_pretrained(source, dtype=torch.float32)
+    named = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or ["no model"]
+    if named[0] not in MODELS:
+        raise ValueError(f"{source} holds {named[0]}; what is exported is one of {', '.join(MODELS)}")
+    model = MODELS[named[0]].from_pretrained(source, dtype=torch.float32)
     bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if bad:
         raise ValueError(f"{source}: weights are not finite: {', '.join(bad[:3])}")
-    model.config.use_cache = True  # the Trainer turns it off
-    for name, value in SAMPLING.items():
-        setattr(model.generation_config, name, value)
-    model.generation_config._from_model_config = False  # it is ours now, not derived from the model's
+    if model.can_generate():
+        model.config.use_cache = True  # the Trainer turns it off
+        for name, value in SAMPLING.items():
+            setattr(model.generation_config, name, value)
+        model.generation_config._from_model_config = False  # it is ours now, not derived from the model's
     partial = target.with_name(target.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -71,9 +77,10 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="final/ of a run")
     parser.add_argument("target", help="folder to write")
+    parser.add_argument("--size_limit", type=int, default=20_000_000, help="bytes that all files together may take")
     options = parser.parse_args(words)
     try:
-        size = export(options.source, options.target)
+        size = export(options.source, options.target, options.size_limit)
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
