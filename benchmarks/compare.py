@@ -30,7 +30,6 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 ARMS = ("moe", "dense", "dense-time", "remi")
 RECIPES = {"moe": "compare_moe", "dense": "compare_dense", "dense-time": "compare_dense", "remi": "compare_dense"}
@@ -106,8 +105,7 @@ def tokens_of(arm: str, options) -> int:
 
 def prepare(arm: str, seed: int, options, folder: Path, tokens: int):
     """Recipe, arguments, stores, and for `remi` the stream."""
-    from remi_stream import RemiSource, RemiStream
-
+    from benchmarks.remi_stream import RemiSource, RemiStream
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
     from mortm_hf.training.arguments import read_recipe
     from mortm_hf.training.pretrain import Stream
@@ -125,14 +123,13 @@ def prepare(arm: str, seed: int, options, folder: Path, tokens: int):
 
 def encoded_windows(stores, options):
     """The test windows that both languages can hold: `{language: [Encoded]}` in one order, and who was left out."""
-    from remi_stream import RemiStream, encode
-
+    from benchmarks.remi_stream import RemiStream, encode
     from mortm_hf.evaluation.windows import encode_windows, read_windows
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
 
-    windows = read_windows(ROOT / "mortm_hf" / "training" / "recipes" / "starter.test.csv")
+    windows = read_windows(options.windows)
     if options.limit:
-        from starter_eval import limited
+        from benchmarks.starter_eval import limited
 
         windows = limited(windows, stores["test"].songs, options.limit)
     vocabulary = MortmTokenizer().vocabulary
@@ -405,6 +402,8 @@ def main(words: list[str] | None = None) -> int:
         command.add_argument("--data", required=True, help="folder of the training pack")
         command.add_argument("--cache", default="", help="folder for prepared stores (default: OUT/stores)")
         command.add_argument("--tokens", type=int, default=5_000_000)
+        default = ROOT / "mortm_hf" / "training" / "recipes" / "starter.test.csv"
+        command.add_argument("--windows", default=str(default), help="csv of test windows (default: the starter's)")
         command.add_argument("--limit", type=int, default=0, help="test windows a corpus (0: all)")
         if name == "run":
             command.add_argument("arm", choices=ARMS)

@@ -60,6 +60,8 @@ _PUBLIC = {
     "models.pipeline_mortm": ("MidiGenerationPipeline", "ChordEstimationPipeline"),
     "data": ("DataError", "build_dataset", "load_songs", "open_dataset", "push_dataset"),
     "conversion": ("ConversionError", "convert_checkpoint", "export_upstream", "extend_vocabulary"),
+    "training.finetune": ("finetune", "FinetuneReport"),
+    "training.errors": ("TrainingError",),
     "models.errors_mortm": ("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError", "AudioError"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

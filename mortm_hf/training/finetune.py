@@ -198,7 +198,8 @@ def finetune(
             `training.output`: the folder exists, or its run was of other songs.
     """
     started = time.time()
-    output, model = Path(os.path.abspath(output)), str(model)
+    named, model = os.fspath(output), os.fspath(model)
+    output = Path(os.path.abspath(named))
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise TrainingError(f"{output} exists: give another --output, or --overwrite", "training.output")
     tokenizer, remarks = load_tokenizer(model)
@@ -226,7 +227,7 @@ def finetune(
     del trainer
     gc.collect()
     report = FinetuneReport(
-        output=str(output),
+        output=named,
         model=model,
         method=f"LoRA of rank {lora}, merged" if lora else "all weights",
         songs={name: [song.path for song in rows] for name, rows in parts.items()},
@@ -316,7 +317,7 @@ def _ship(work: Path, output: Path, report: FinetuneReport) -> None:
 
 def card(report: FinetuneReport) -> str:
     """The model card of a fine-tuned checkpoint."""
-    base = report.model if not os.path.isabs(report.model) else Path(report.model).name
+    base = Path(report.model).name if os.path.isdir(report.model) else report.model
     lines = [
         "---",
         "library_name: transformers",

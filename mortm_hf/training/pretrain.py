@@ -195,8 +195,6 @@ def _complete_arguments(arguments: PretrainArguments, tokens_per_step: int) -> N
     arguments.disable_tqdm = True
     if arguments.ddp_find_unused_parameters is None:
         arguments.ddp_find_unused_parameters = False  # experts are fused: every parameter takes part in every step
-    if arguments.ddp_broadcast_buffers is None:
-        arguments.ddp_broadcast_buffers = False  # the routers' buffers are equal by their own sums
     if arguments.max_tokens:
         arguments.max_steps = math.ceil(arguments.max_tokens / tokens_per_step)
     if arguments.max_steps <= 0:
@@ -381,19 +379,20 @@ def _pretrain(section, recipe, arguments, stores, windows, tokenizer, stream) ->
     trainer, log = make_trainer(section, recipe, arguments, stores, windows, tokenizer, stream)
     folder = Path(arguments.output_dir)
     checkpoint = None if arguments.fresh else newest_checkpoint(folder)
-    if checkpoint and _step_of(checkpoint) >= arguments.max_steps and (folder / "final").is_dir():
+    selection = next((c for c in trainer.callback_handler.callbacks if isinstance(c, Selection)), None)
+    reached = _step_of(checkpoint) if checkpoint else 0
+    over = reached >= arguments.max_steps or (selection is not None and selection.has_stopped(reached))
+    if reached and over and (folder / "final").is_dir():
         if is_first_process():
-            print(f"{folder} is finished ({_step_of(checkpoint)} steps); more --max_steps let it go on")
-        trainer.state.global_step = _step_of(checkpoint)
+            print(f"{folder} is finished ({reached} steps); more --max_steps (or --early_stopping) let it go on")
+        trainer.state.global_step = reached
         return trainer
     if arguments.fresh and is_first_process():
         shutil.rmtree(folder / BEST, ignore_errors=True)
         (folder / "log.jsonl").unlink(missing_ok=True)
     with _ending_gracefully(log):
         trainer.train(resume_from_checkpoint=checkpoint)
-    early = trainer.state.global_step < arguments.max_steps and any(
-        isinstance(c, Selection) and c.patience and c.since >= c.patience for c in trainer.callback_handler.callbacks
-    )
+    early = selection is not None and selection.patience and selection.since >= selection.patience
     if early or trainer.state.global_step >= arguments.max_steps:
         _finish(trainer, folder, arguments.select_best)
     elif newest_checkpoint(folder) is None:

@@ -139,16 +139,19 @@ class Selection(TrainerCallback):
         self.best = float("inf")
         self.since = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def has_stopped(self, step: int) -> bool:
+        """Whether the run had stopped improving when it reached `step`, by its log."""
         self.best, self.since = float("inf"), 0
         for line in read_log(self.log.path):
-            if METRIC in line and line["step"] <= state.global_step:
+            if METRIC in line and line["step"] <= step:
                 self._count(line[METRIC])
+        return bool(self.patience) and self.since >= self.patience
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or self.has_stopped(state.global_step)
         kept = self.folder / BEST / "best.json"
         if kept.is_file():  # a better one that a killed run wrote after its last checkpoint is still ours
             self.best = min(self.best, json.loads(kept.read_text(encoding="utf-8"))[METRIC])
-        if self.patience and self.since >= self.patience:
-            control.should_training_stop = True
 
     def _count(self, value: float) -> bool:
         better = value < self.best

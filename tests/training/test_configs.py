@@ -1,0 +1,127 @@
+"""The accelerate configurations: read by accelerate, and two processes that compute what one computes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mortm_hf.models.modeling_mortm import MortmForCausalLM
+from mortm_hf.training.pretrain import newest_checkpoint
+from mortm_hf.training.runlog import read_log
+from mortm_hf.training.validation import METRIC
+from tests.training.tiny_run import TINY
+
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "mortm_hf" / "training" / "configs"
+# no experts: their balancing loss is a product of means, which differs between one batch and two halves
+DENSE = TINY.replace("num_local_experts: 4}", "num_local_experts: 4, mlp_layer_types: [dense], intermediate_size: 64}")
+
+
+def parsed(name):
+    """The arguments of `accelerate launch --config_file NAME` and the environment of its processes."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    words = ["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "mortm_hf.training.pretrain", "recipe.yaml"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    return arguments, prepare_multi_gpu_env(arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("single_gpu", None), ("ddp", "multi_gpu"), ("fsdp2", "use_fsdp"), ("deepspeed_zero3", "use_deepspeed"),
+     ("expert_parallel", "multi_gpu")],
+)  # fmt: skip
+def test_accelerate_reads_them(name, kind, monkeypatch):
+    for key in list(os.environ):
+        if key.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.delenv(key)
+    arguments, environment = parsed(name)
+    assert [k for k in ("multi_gpu", "use_fsdp", "use_deepspeed") if getattr(arguments, k)] == ([kind] if kind else [])
+    if name == "fsdp2":
+        assert environment["FSDP_VERSION"] == "2"
+        assert environment["FSDP_TRANSFORMER_CLS_TO_WRAP"] in MortmForCausalLM._no_split_modules
+    if name == "deepspeed_zero3":
+        assert arguments.zero_stage == 3
+    told = (CONFIGS / f"{name}.yaml").read_text()
+    assert f"accelerate launch --config_file mortm_hf/training/configs/{name}.yaml" in told
+
+
+def test_every_configuration_is_tested_and_shipped():
+    assert {p.stem for p in CONFIGS.iterdir()} == {"single_gpu", "ddp", "fsdp2", "deepspeed_zero3", "expert_parallel"}
+    assert "training/configs/*" in (ROOT / "setup.cfg").read_text()
+
+
+def launch(recipe, folder, *words, processes=1, environment=None, port=29621):
+    """A tiny run in one process, or in several over gloo."""
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port), "-m"]
+    command += ["tests.training.tiny_run", str(recipe), "--output_dir", str(folder), *words]
+    # several processes run on one machine: a port of its own for each test, one thread each
+    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", **(environment or {})}
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def curve(folder, key="loss"):
+    return {line["step"]: line[key] for line in read_log(folder) if key in line}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process that takes the packs two by two."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "r.yaml").write_text(DENSE)
+    launch(folder / "r.yaml", folder / "run", "--gradient_accumulation_steps", "2", "--max_steps", "4")
+    return folder / "run"
+
+
+def compare(one, other, tolerance):
+    a, b = curve(one), curve(other)
+    assert list(a) == list(b) == [1, 2, 3, 4]
+    assert all(abs(a[step] - b[step]) < tolerance for step in a), (a, b)
+    a, b = curve(one, METRIC), curve(other, METRIC)
+    assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 20 * tolerance for step in a), (a, b)
+    one, other = (MortmForCausalLM.from_pretrained(folder / "final") for folder in (one, other))
+    for p, q in zip(one.parameters(), other.parameters()):
+        assert torch.allclose(p, q, atol=10 * tolerance)
+
+
+@pytest.mark.slow
+def test_ddp_computes_what_one_process_computes(alone, tmp_path):
+    (tmp_path / "r.yaml").write_text(DENSE)
+    told = launch(tmp_path / "r.yaml", tmp_path / "run", "--max_steps", "4", processes=2)
+    compare(alone, tmp_path / "run", 1e-4)
+    assert "find_unused_parameters" not in told
+    assert read_log(tmp_path / "run")[-1]["tokens"] == read_log(alone)[-1]["tokens"] == 4 * 1024
+
+
+@pytest.mark.slow
+def test_fsdp2_computes_what_one_process_computes_and_resumes(alone, tmp_path):
+    (tmp_path / "r.yaml").write_text(DENSE)
+    environment = {k: v for k, v in parsed("fsdp2")[1].items() if k.startswith("FSDP_")}
+    environment |= {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+    run = tmp_path / "run"
+    words = (tmp_path / "r.yaml", run, "--max_steps", "4")
+    # stopped by its clock after the first step, then goes on with sharded weights and optimizer
+    launch(*words, "--max_minutes", "0.00001", processes=2, environment=environment, port=29622)
+    assert newest_checkpoint(run).endswith("checkpoint-1") and not (run / "final").exists()
+    launch(*words, processes=2, environment=environment, port=29623)
+    compare(alone, run, 1e-4)
+
+
+@pytest.mark.slow
+def test_experts_spread_over_processes_compute_the_same(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(TINY.replace("num_local_experts: 4}", "num_local_experts: 4, router_balancing: none}"))
+    words = ("--max_steps", "2", "--decay_steps", "0")
+    launch(recipe, tmp_path / "one", "--gradient_accumulation_steps", "2", *words)
+    launch(recipe, tmp_path / "spread", "--expert_parallel", "True", *words, processes=2, port=29624)
+    a, b = curve(tmp_path / "one"), curve(tmp_path / "spread")
+    assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-4 for step in a), (a, b)
