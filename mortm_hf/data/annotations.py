@@ -1,8 +1,8 @@
 """Keys and chords that stand beside the MIDI files.
 
 Design decisions
-- Every source of a pack has its own spelling of keys (`Gb:maj`, `B- major`, `-3minor`, an ABC `K:` field); all are
-  read into (pitch class, minor). A value without a mode (lieder: sharps only) or one that cannot be read is no key.
+- Every source of a pack has its own spelling of keys (`Gb:maj`, `B- major`, `-3minor`, an ABC `K:` field). Names are
+  read by `metric_harmony`; a count of sharps needs a mode beside it (lieder: none), and what cannot be read is no key.
 - Chord files are read by `metric_chords`; what is particular to a corpus (a clock of its own) stands here.
 
 Knows: the labels of the training pack. Must not know: tokens, models, archives.
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import re
 
-from ..models.metric_harmony import MAJOR_KEYS, MINOR_KEYS
+from ..models.errors_mortm import VocabularyError
+from ..models.metric_harmony import MAJOR_KEYS, MINOR_KEYS, split_key
 
 
 # openewld counts chord times in seconds at 100 quarters a minute whatever the tempo of the MIDI file is: with it the
 # chord tracks agree with the labels in every file, with the file's own tempo (110) in none.
 CHORD_CLOCK = {"openewld": 100.0}
-_LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-_KEY = re.compile(r"^([A-Ga-g])([#b\-]*)\s*:?\s*(major|minor|maj|min|mix|dor|m|M|)", re.ASCII)
 _SHARPS = re.compile(r"^(-?\d+)\s*(major|minor)$")
 
 
@@ -33,12 +32,10 @@ def parse_key(text: str) -> tuple[int, bool] | None:
     if sharps:
         minor = sharps.group(2) == "minor"
         return (int(sharps.group(1)) * 7 + (9 if minor else 0)) % 12, minor
-    found = _KEY.match(text)
-    if not found or found.group(3) in ("mix", "dor"):
+    try:
+        return split_key(text)
+    except VocabularyError:
         return None
-    letter, accidentals, mode = found.groups()
-    shift = accidentals.count("#") - accidentals.count("b") - accidentals.count("-")
-    return (_LETTERS[letter.upper()] + shift) % 12, mode in ("m", "min", "minor")
 
 
 def key_name(tonic: int, minor: bool) -> str:

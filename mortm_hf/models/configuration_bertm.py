@@ -9,12 +9,10 @@ Knows: shapes and options. Must not know: tokens' meaning, MIDI, which label sta
 
 from typing import ClassVar, Literal
 
-from huggingface_hub.dataclasses import strict
-
-from .configuration_mortm import MortmConfig
+from .configuration_mortm import MortmConfig, strict_configuration
 
 
-@strict
+@strict_configuration
 class BertmConfig(MortmConfig):
     r"""Configuration of [`BertmModel`] and its heads: the options of [`MortmConfig`], and
 

@@ -7,20 +7,50 @@ Design decisions
   biases, router scoring, groups, shared expert. Nothing is decided by a model name.
 - The configuration fills the complete `auto_map` and `custom_pipelines` itself. transformers only records the class
   being saved, so without this a folder saved from one head could not be loaded as another.
+- Whoever writes a wrong value reads one line: the errors of strict dataclasses, which are no `ValueError`s, become
+  `ConfigurationError`s.
 
 Knows: shapes and options. Must not know: tokens' meaning, MIDI, the grammar.
 """
 
 import copy
 import math
+from functools import wraps
 from typing import ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import RopeParameters
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+
+from .errors_mortm import ConfigurationError
 
 
-@strict
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    "max_position_embeddings",
+)
+
+
+def strict_configuration(cls):
+    """`@strict` of huggingface_hub, with `ConfigurationError` (`configuration.value`) for what it refuses."""
+    cls = strict(cls)
+    checked = cls.__init__
+
+    @wraps(checked)
+    def __init__(self, *args, **kwargs):
+        try:
+            checked(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            # the first line of theirs names the validator, the cause says what is wrong
+            said = error.__cause__ or error
+            raise ConfigurationError(f"{cls.__name__}: {' '.join(str(said).split())}") from error
+
+    cls.__init__ = __init__
+    return cls
+
+
+@strict_configuration
 class MortmConfig(PreTrainedConfig):
     r"""Configuration of [`MortmModel`] and its heads.
 
@@ -157,7 +187,7 @@ class MortmConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
         if self.mlp_layer_types is None:
             self.mlp_layer_types = ["sparse"] * self.num_hidden_layers
         kwargs.setdefault("auto_map", dict(self._auto_classes))
@@ -173,6 +203,12 @@ class MortmConfig(PreTrainedConfig):
 
     def validate_mortm(self):
         """Refuse combinations that no layer could carry out (runs with the other checks of transformers)."""
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        rope = (self.rope_parameters or {}).get("rope_type", "default")
+        if self.position_embedding_type == "rope" and rope not in ("default", *ROPE_INIT_FUNCTIONS):
+            raise ValueError(f"rope_type {rope!r} is unknown: use default, {', '.join(ROPE_INIT_FUNCTIONS)}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
@@ -193,6 +229,9 @@ class MortmConfig(PreTrainedConfig):
             raise ValueError(
                 f"mlp_layer_types must name dense or sparse for all {self.num_hidden_layers} layers, got {kinds}."
             )
+        for kind, name in (("dense", "intermediate_size"), ("sparse", "moe_intermediate_size")):
+            if kind in kinds and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 for {kind} layers, got {getattr(self, name)}.")
         if "sparse" in kinds:
             experts, chosen = self.num_local_experts, self.num_experts_per_tok
             if not 1 <= chosen <= experts:

@@ -10,12 +10,10 @@ Knows: shapes and options. Must not know: files, sampling rates, Fourier transfo
 
 from typing import ClassVar
 
-from huggingface_hub.dataclasses import strict
-
-from .configuration_mortm import MortmConfig
+from .configuration_mortm import MortmConfig, strict_configuration
 
 
-@strict
+@strict_configuration
 class VMortmConfig(MortmConfig):
     r"""Configuration of [`VMortmModel`] and [`VMortmForSpectrogramGeneration`]: the options of [`MortmConfig`], and
 

@@ -10,6 +10,7 @@ read `code`.
 | `VocabularyError` | `vocabulary.*` | tokens, instruments, keys, meters or chords without a token |
 | `GrammarError` | `grammar.*` | id sequences that break the token language; has `position` and `token` |
 | `PromptError` | `prompt.*` | requests that make no musical sense or do not fit the context |
+| `ConfigurationError` | `configuration.*` | model configurations that no model could be built from |
 | `AudioError` | `audio.*` | sound that cannot be read, or requests about it that cannot be served |
 """
 
@@ -43,6 +44,12 @@ class PromptError(MortmError):
     """A request that cannot be served. `code`: prompt.bars, .empty, .too_long, .material, .task."""
 
     code = "prompt.material"
+
+
+class ConfigurationError(MortmError):
+    """A model configuration that cannot be. `code`: configuration.value; the message names class, field and remedy."""
+
+    code = "configuration.value"
 
 
 class AudioError(MortmError):

@@ -130,6 +130,45 @@ class BarTable:
         return states
 
 
+def _split_cycle(bars: BarTable) -> np.ndarray | None:
+    """Rows of the last bars that one longer bar was split into, in the order in which they would go on; None where the
+    last bar is one of its own.
+
+    A bar of more than 192 ticks is read as bars of 192 and a shorter rest (`bars_of_meters`), so 9/4 is 8/4 and 1/4 in
+    turn. One bar of 192 and a rest is taken for that; several and a rest only where they come twice, since music in
+    8/4 may go on in another meter.
+    """
+    length, n = bars.length, bars.n_bars
+    for back in range(min(n, 4)):  # the passage may end inside of the split bar
+        end = n - back
+        if length[end - 1] == MAX_BAR_TICKS:
+            continue
+        run = end - 1
+        while run and length[run - 1] == MAX_BAR_TICKS:
+            run -= 1
+        size = end - run
+        twice = run >= size and np.array_equal(length[run - size : run], length[run:end])
+        if back < size and (size == 2 or (size > 2 and twice)):
+            return run + (back + np.arange(size)) % size
+        return None
+        return run + (back + np.arange(size)) % size
+    return None
+
+
+def going_on(tables: Sequence[BarTable], n_bars: int) -> BarTable:
+    """`n_bars` bars as the nearest of `tables` that has a full bar goes on: in its last meter (a bar split for its
+    length counts as one). 4/4 without any."""
+    for bars in tables:
+        cycle = _split_cycle(bars)
+        if cycle is not None:
+            rows = np.resize(cycle, n_bars)
+            return BarTable.from_lengths(bars.length[rows], bars.meter[rows])
+        regular = np.flatnonzero(~bars.irregular)
+        if len(regular):
+            return BarTable.regular(int(bars.meter[regular[-1]]), n_bars)
+    return BarTable.regular(COMMON_TIME, n_bars)
+
+
 def bars_of_meters(
     changes: Sequence[tuple[int, int, int]],
     ticks_per_quarter: int,

@@ -23,7 +23,7 @@ from .metric_merge import append_bars, merge_infill
 from .metric_request import parse_genres, parse_pitch_range, parse_scale, task_kind
 from .metric_resolve import DEFAULT_BARS, Request
 from .metric_scene import HEADER_FIELDS, PromptReport, Scene, describe, thin_header, window_chords, write_prompt
-from .metric_score import MetricScore
+from .metric_score import ChordTable, MetricScore
 from .metric_vocabulary import GENRES, TEMPO_CENTRES, MetricVocabulary, TokenKind
 from .midi_codec import Header, encode_chords, encode_header, encode_tracks, parse_segment, uses_velocity
 
@@ -100,6 +100,7 @@ class PromptIds:
         song: the music that the request speaks of, or None. start: first generated bar of it.
         targets: for each generated instrument its track in `song`, -1 where it is new.
         appends: the generated bars follow the song's bars before `start`; else they go into the song.
+        chords: those asked for, from the first tick of the generated bars, or None.
     """
 
     ids: np.ndarray
@@ -109,6 +110,7 @@ class PromptIds:
     start: int = 0
     targets: tuple[int, ...] = ()
     appends: bool = True
+    chords: ChordTable | None = None
 
     def merge(self, generated: MetricScore) -> MetricScore:
         """The song with the generated bars in their place (without a song: the generated bars)."""
@@ -191,7 +193,8 @@ def build_prompt(
         scale=parse_scale(prompt.scale),
     )
     inside = request.future_range is not None or bool(request.const)
-    return PromptIds(ids, plan, scene.report, request.song, request.start, request.targets, not inside)
+    given = None if chords is None else chords.chords
+    return PromptIds(ids, plan, scene.report, request.song, request.start, request.targets, not inside, given)
 
 
 def parse_prompt(vocabulary: MetricVocabulary, ids) -> MetricPrompt:

@@ -310,6 +310,8 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
     if chords is not None and chords.onset[-1] >= bars.end:  # the song ends with the bar of its last note
         chords = chords.window(0, bars.end) if chords.onset[0] < bars.end else None
     key = fields.get("key")
+    if key not in KEY_NAMES:  # drums have no key: what their file says of one is its template's
+        key = None if all(part.is_drum for part in parts) else _file_key(score)
     return MetricScore(
         bars=bars,
         track=track,
@@ -319,7 +321,7 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
         velocity=velocity,
         programs=np.array([DRUMS if t.is_drum else t.program & 127 for t in parts], dtype=np.int16),
         tempo=_tempo_bins(score, bars),
-        key=key if key in KEY_NAMES else _file_key(score),
+        key=key,
         chords=chords,
         genres=tuple(g for g in map(_whole, fields.get("genres", "").split(",")) if g is not None and g < len(GENRES)),
         names=tuple(t.name for t in parts),

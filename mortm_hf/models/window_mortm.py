@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors_mortm import PromptError
+from .metric_harmony import merge_repeats
 from .metric_instruments import category_of, parse_instrument
 from .metric_prompt import PromptIds, build_prompt
 from .metric_request import chord_entries
@@ -236,7 +237,16 @@ class SongRow:
                 self.chords.append(replace(music.chords, onset=music.chords.onset + first))
         else:
             self._merge(music, tokenizer.dialect)
+            if built.chords is not None:
+                first = int(self.song.bars.start[self.at])
+                self.chords.append(replace(built.chords, onset=built.chords.onset + first))
         self.made += self.count
+
+    def chord_table(self) -> ChordTable:
+        """The chords of the generated bars, asked for or estimated, in ticks of the song."""
+        columns = [[getattr(table, name) for table in self.chords] for name in ("onset", "root", "quality", "bass")]
+        found = [np.concatenate(column) if column else np.empty(0, dtype=np.int64) for column in columns]
+        return merge_repeats(ChordTable(*found))
 
     def _merge(self, music: MetricScore, dialect: str) -> None:
         built = self.built

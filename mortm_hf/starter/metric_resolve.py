@@ -17,7 +17,7 @@ import numpy as np
 
 from .errors_mortm import PromptError
 from .metric_chords import is_chord_file, read_chord_file
-from .metric_grid import COMMON_TIME, BarTable
+from .metric_grid import BarTable, going_on
 from .metric_harmony import parse_key
 from .metric_instruments import category_of, instrument_name, match_programs, parse_instrument
 from .metric_request import (
@@ -347,26 +347,24 @@ class Request:
             if song is not None and self.past_range is not None and self.start < song.n_bars:
                 tail = song.bars.window(self.start, song.n_bars)
             rest = self.bars - (0 if tail is None else tail.n_bars)
-            regular = BarTable.regular(self._meter_before(), rest)
-            self.table = regular if tail is None else BarTable.concat(tail, regular)
+            more = going_on(self._bars_before(tail is not None), rest)
+            self.table = more if tail is None else BarTable.concat(tail, more)
         if self.dialect == "mortm" and (self.table.length != 96).any():
             raise PromptError("the mortm dialect knows bars of 4/4 only: leave out the meter", "prompt.material")
 
-    def _meter_before(self) -> int:
-        """The meter of the last full bar before the generated ones, else of the first given one."""
+    def _bars_before(self, tail: bool) -> list[BarTable]:
+        """Bars to go on from, the nearest first: those before the generated ones, else the first given one."""
         tables = []
         if self.past_music is not None:
             tables.append(self.past_music.bars)
+        elif self.song is not None and tail:
+            tables.append(self.song.bars)
         elif self.song is not None and self.start > 0:
             tables.append(self.song.bars.window(0, self.start))
         for music in (self.future_music, self.song):
             if music is not None:
                 tables.append(BarTable(music.bars.start[:2], music.bars.meter[:1]))
-        for table in tables:
-            regular = np.flatnonzero(~table.irregular)
-            if len(regular):
-                return int(table.meter[regular[-1]])
-        return COMMON_TIME
+        return tables
 
     # --- how
 
@@ -380,14 +378,18 @@ class Request:
         covered = song is not None and stop <= song.n_bars
         if covered and self.future_range is not None:
             return song.tempo[self.start : stop]
-        last = None
         if self.past_music is not None:
-            last = self.past_music.tempo[-1]
+            heard = self.past_music.tempo
         elif song is not None:
-            last = song.tempo[self.start - 1] if self.start else song.tempo[0]
+            first = self.past_range[0] if self.past_range is not None else max(self.start - DEFAULT_BARS, 0)
+            heard = song.tempo[first : self.start] if self.start else song.tempo[:1]
         elif self.future_music is not None:
-            last = self.future_music.tempo[0]
-        return None if last is None else np.full(self.bars, last, dtype=np.int16)
+            heard = self.future_music.tempo[:1]
+        else:
+            return None
+        # Songs end slower than they are: the median of the bars heard leaves a final ritardando behind.
+        known = np.sort(heard[heard >= 0])
+        return np.full(self.bars, known[len(known) // 2] if len(known) else -1, dtype=np.int16)
 
     def key(self) -> str | None:
         if self.prompt.key is not None:

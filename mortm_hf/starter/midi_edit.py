@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .metric_grid import TICKS_PER_QUARTER, round_to_grid
+from .metric_harmony import NO_CHORD
 from .metric_instruments import GENERAL_MIDI
 from .metric_merge import fit_between
 from .metric_score import ChordTable, MetricScore
@@ -28,10 +29,11 @@ from .metric_vocabulary import (
     DRUMS,
     EXTRA_CHORD_QUALITIES,
     EXTRA_CHORD_ROOTS,
+    MAX_BAR_TICKS,
     METERS,
     TEMPO_CENTRES,
 )
-from .midi_files import symusic
+from .midi_files import symusic, tempo_bin
 
 
 MARK = "mortm:segment"
@@ -44,14 +46,24 @@ def _sounding_parts(score) -> list[int]:
     return [i for i in used if not score.tracks[i].is_drum] + [i for i in used if score.tracks[i].is_drum]
 
 
-def _meter_at(score, tick: int) -> tuple[int, int]:
-    """(numerator, denominator) in force at a tick of the file."""
-    found = (4, 4)
+def _meter_at(score, tick: int) -> tuple[tuple[int, int], int]:
+    """(numerator, denominator) in force at a tick of the file, and the tick since when."""
+    found = (4, 4), 0
     for event in sorted(score.time_signatures, key=lambda e: e.time):
         if event.time > tick:
             break
-        found = (event.numerator, event.denominator)
+        found = (event.numerator, event.denominator), event.time
     return found
+
+
+def _holds(score, bars, bar: int, tick: int) -> bool:
+    """Whether the meter in force at `tick` is that of a bar, or the long meter of which the bar is a piece."""
+    meter, since = _meter_at(score, tick)
+    size = meter[0] * 96 // meter[1]
+    if size <= MAX_BAR_TICKS:
+        return meter == METERS[bars.meter[bar]]
+    place = int(bars.start[bar] - round_to_grid(np.array([since]), score.ticks_per_quarter)[0]) % size
+    return place % MAX_BAR_TICKS == 0 and int(bars.length[bar]) == min(MAX_BAR_TICKS, size - place)
 
 
 def write_bars(
@@ -128,12 +140,14 @@ def write_bars(
 def _write_bar_events(out, music: MetricScore, start: int, stop: int, file_tick) -> None:
     """Meter and tempo of the bars `[start, stop)` that lie past the old end, and the song's number of bars."""
     bars = music.bars
+    own = {int(tempo_bin(event.qpm)): event.mspq for event in out.tempos}  # going on in a tempo of the file is exact
     for bar in range(start, stop):
         tick, meter = int(file_tick(bars.start[bar])), METERS[bars.meter[bar]]
-        if (bar == start or bars.meter[bar] != bars.meter[bar - 1]) and _meter_at(out, tick) != meter:
+        if (bar == start or bars.meter[bar] != bars.meter[bar - 1]) and not _holds(out, bars, bar, tick):
             out.time_signatures.append(symusic.TimeSignature(tick, *meter))
         if bar and music.tempo[bar] >= 0 and music.tempo[bar] != music.tempo[bar - 1]:
-            out.tempos.append(symusic.Tempo(tick, mspq=int(round(6e7 / TEMPO_CENTRES[music.tempo[bar]]))))
+            centre = int(round(6e7 / TEMPO_CENTRES[music.tempo[bar]]))
+            out.tempos.append(symusic.Tempo(tick, mspq=own.get(int(music.tempo[bar]), centre)))
     fields = [f"bars={music.n_bars}"]
     marks = []
     for mark in out.markers:
@@ -145,17 +159,34 @@ def _write_bar_events(out, music: MetricScore, start: int, stop: int, file_tick)
 
 
 def write_chords(original, chords: ChordTable, first: int, last: int):
-    """A copy of `original` with chord markers in grid ticks `[first, last)`, in place of those that were there."""
+    """A copy of `original` with chord markers in grid ticks `[first, last)`, in place of those that were there.
+
+    A chord holds until the next: where the music goes on after `last`, what held there before is said again (no chord,
+    where there was none).
+    """
     out = original.copy()
     tpq = out.ticks_per_quarter
-    marks = []
-    for mark in out.markers:
+    marks, held, stated = [], None, False
+    for mark in sorted(out.markers, key=lambda mark: mark.time):
         place = round_to_grid(np.array([mark.time]), tpq)[0]
-        if not (mark.text.startswith(CHORD_MARK) and first <= place < last):
-            marks.append(mark)
+        if mark.text.startswith(f"{CHORD_MARK} "):
+            held = mark.text if place <= last else held
+            stated |= place == last
+            if first <= place < last:
+                continue
+        marks.append(mark)
     roots, qualities, basses = CHORD_ROOTS + EXTRA_CHORD_ROOTS, CHORD_QUALITIES + EXTRA_CHORD_QUALITIES, CHORD_BASSES
-    for tick, r, q, b in zip(chords.onset, chords.root, chords.quality, chords.bass):  # a few a bar
-        time = (2 * int(tick) * tpq + TICKS_PER_QUARTER) // (2 * TICKS_PER_QUARTER)
-        marks.append(symusic.TextMeta(time, f"{CHORD_MARK} {roots[r]} {qualities[q]} {basses[b]}"))
+
+    def say(tick, text):
+        marks.append(symusic.TextMeta((2 * int(tick) * tpq + TICKS_PER_QUARTER) // (2 * TICKS_PER_QUARTER), text))
+
+    def named(r, q, b):
+        return f"{CHORD_MARK} {roots[r]} {qualities[q]} {basses[b]}"
+
+    for tick, *chord in zip(chords.onset, chords.root, chords.quality, chords.bass):  # a few a bar
+        say(tick, named(*chord))
+    latest = max((int(track.notes.numpy()["time"].max()) for track in out.tracks if len(track.notes)), default=0)
+    if len(chords) and not stated and round_to_grid(np.array([latest]), tpq)[0] >= last:
+        say(last, held or named(*NO_CHORD))
     out.markers = sorted(marks, key=lambda mark: mark.time)
     return out

@@ -28,7 +28,7 @@ from .errors_mortm import PromptError
 from .fast_mortm import FastDecoder, parse_precision, unsupported_arguments, weights_of
 from .generation_mortm import MetricGrammarLogitsProcessor
 from .metric_chords import is_chord_file, read_chord_file
-from .metric_harmony import chord_symbol, merge_repeats
+from .metric_harmony import chord_symbol
 from .metric_instruments import instrument_name
 from .metric_score import ChordTable
 from .metric_vocabulary import METERS
@@ -502,6 +502,8 @@ class MidiGenerationPipeline(MidiPipeline):
 
     def _result(self, row: SongRow, new_bars_only: bool) -> dict:
         request, music = row.request, row.song
+        first, last = int(music.bars.start[request.start]), int(music.bars.start[request.stop])
+        table = row.chord_table()
         if new_bars_only:
             score = to_midi_score(music.window(request.start, request.stop).take_tracks(sorted(row.targets)))
         elif request.original is None or not any(s >= 0 for s in row.source):
@@ -509,6 +511,9 @@ class MidiGenerationPipeline(MidiPipeline):
         else:
             place = request.start, request.stop, row.source, row.targets
             score = write_bars(request.original, music, *place, request.song.n_bars, request.inside)
+        if len(table) and request.chords is not True:  # the song's own stand in the file
+            table = table.window(first, last) if new_bars_only else table
+            score = write_chords(score, table, *((0, last - first) if new_bars_only else (first, last)))
         return _answer(row, score, instruments=[instrument_name(int(music.programs[t])) for t in row.targets])
 
 
@@ -558,9 +563,7 @@ class ChordEstimationPipeline(MidiPipeline):
 
     def _result(self, row: SongRow) -> dict:
         request = row.request
-        columns = [[getattr(t, name) for t in row.chords] for name in ("onset", "root", "quality", "bass")]
-        found = [np.concatenate(c) if c else np.empty(0, dtype=np.int64) for c in columns]
-        table = merge_repeats(ChordTable(*found))
+        table = row.chord_table()
         bars = request.song.bars
         at = bars.of(table.onset)
         beats = np.array([METERS[m][1] for m in bars.meter[at]]) * (table.onset - bars.start[at]) / 96

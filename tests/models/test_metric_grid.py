@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mortm_hf.models.metric_grid import BarTable, bars_of_meters, meters_of_lengths, round_to_grid
+from mortm_hf.models.metric_grid import BarTable, bars_of_meters, going_on, meters_of_lengths, round_to_grid
 from mortm_hf.models.metric_vocabulary import METER_TICKS, METERS
 
 
@@ -94,3 +94,35 @@ def test_changes_in_every_bar():
     events = [(480 * 3 * k, 3, 4) if k % 2 else (480 * 3 * k, 6, 8) for k in range(40)]
     table, cut = bars(events, 480, 72 * 40)
     assert table.n_bars == 40 and cut == 0 and table.states_meter().all()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([96, 72, 72], [72, 72, 72]),
+        ([192, 24], [192, 24, 192]),  # one bar of 9/4
+        ([96, 192, 24], [192, 24, 192]),
+        ([192, 24, 192, 24], [192, 24, 192]),
+        ([192, 24, 192], [24, 192, 24]),  # the song ends inside of one
+        ([192, 192], [192, 192, 192]),  # 8/4, or 16/4
+        ([192, 192, 24, 192, 192, 24], [192, 192, 24]),  # 17/4
+        ([192, 192, 24, 192, 192, 24, 192], [192, 24, 192]),
+        ([192, 192, 96], [96, 96, 96]),  # 8/4 twice, then 4/4
+        ([192, 192, 192, 192, 72, 72], [72, 72, 72]),
+        ([], [96, 96, 96]),
+    ],
+)
+def test_bars_go_on_in_their_meter(before, after):
+    meters = meters_of_lengths(np.array(before, dtype=np.int64), np.full(len(before), 4))
+    table = BarTable.from_lengths(np.array(before, dtype=np.int64), meters)
+    more = going_on([table], 3)
+    assert more.length.tolist() == after and not more.irregular.any()
+    whole = BarTable.concat(table, more)
+    assert np.array_equal(whole.meter, meters_of_lengths(whole.length, np.full(whole.n_bars, 4)))
+
+
+def test_irregular_bars_are_not_gone_on_with():
+    cut = BarTable.from_lengths([72, 40], [METERS.index((3, 4)), METERS.index((2, 4))])
+    assert going_on([cut], 2).length.tolist() == [72, 72]
+    pickup = BarTable.from_lengths([40], [METERS.index((2, 4))])
+    assert going_on([pickup, cut], 2).length.tolist() == [72, 72]

@@ -307,12 +307,28 @@ def test_generated_bars_take_their_meter_from_what_is_given():
 
 def test_tempo_goes_on_and_is_overruled():
     song = replace(SONG, tempo=np.arange(16).astype(np.int16))
-    assert (build_prompt(VOCABULARY, MetricPrompt(song=song, past=4, bars=2)).plan.tempo == 15).all()
     inside = MetricPrompt(song=song, start=4, bars=3, past=4, future=2)
     assert build_prompt(VOCABULARY, inside).plan.tempo.tolist() == [4, 5, 6]
     assert (build_prompt(VOCABULARY, replace(inside, tempo=240)).plan.tempo == 31).all()
     silent = replace(SONG, tempo=np.full(16, -1, dtype=np.int16))
     assert (build_prompt(VOCABULARY, MetricPrompt(song=silent, past=4, bars=2)).plan.tempo == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        ([20, 20, 20, 20, 20, 19, 17, 12], 20),  # a final ritardando is left behind
+        ([20, 20, 20, 14, 14, 14, 14, 14], 14),  # a new tempo is kept
+        ([-1, -1, -1, -1, -1, -1, 18, 18], 18),
+        ([21, 20, 22, 21, 20, 22, 21, 20], 21),  # played by hand
+    ],
+)
+def test_going_on_takes_the_tempo_of_the_bars_heard(ending, expected):
+    song = replace(SONG, tempo=np.array([3] * 8 + ending, dtype=np.int16))
+    for request in (MetricPrompt(song=song, past=8, bars=2), MetricPrompt(song=song, start=16, bars=2, targets=[0])):
+        assert build_prompt(VOCABULARY, request).plan.tempo.tolist() == [expected] * 2
+    alone = MetricPrompt(past=song.window(8, 16), bars=2)
+    assert build_prompt(VOCABULARY, alone).plan.tempo.tolist() == [expected] * 2
 
 
 # ------------------------------------------------------------------------------------------------- material and length

@@ -275,3 +275,12 @@ def test_containers_are_mended_or_refused():
 def test_scores_in_other_time_units():
     score = song([(0, 480, 60), (480, 480, 62)])
     assert read_midi(score.to("quarter")).onset.tolist() == [0, 24]
+
+
+def test_drums_have_no_key():
+    """The key signature of a drum file is its template's; with a pitched track it is the music's."""
+    score = song([(240 * i, 120, 36 + i % 3) for i in range(16)], drums=True)
+    score.key_signatures.append(symusic.KeySignature(0, 2, 0))
+    assert read_midi(score).key is None
+    score.tracks.append(song([(0, 480, 38)], program=33).tracks[0])
+    assert read_midi(score).key == "DM"

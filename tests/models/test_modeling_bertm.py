@@ -431,8 +431,9 @@ def test_compiles_as_one_graph(positions, padded):
     ],
 )
 def test_impossible_configurations_are_refused(options, words):
-    with pytest.raises(Exception, match=words):
+    with pytest.raises(ValueError, match=words) as refused:
         tiny_config(**options)
+    assert refused.value.code == "configuration.value" and "\n" not in str(refused.value)
 
 
 def test_default_configuration():

@@ -466,11 +466,16 @@ def test_labels_and_logits_to_keep():
         (dict(mlp_layer_types=["sparse"]), "mlp_layer_types"),
         (dict(mlp_layer_types=["sparse", "moe"]), "mlp_layer_types"),
         (dict(hidden_dropout=1.0), "hidden_dropout"),
+        (dict(num_attention_heads=0), "num_attention_heads must be at least 1"),
+        (dict(vocab_size=0), "vocab_size must be at least 1"),
+        (dict(moe_intermediate_size=0), "moe_intermediate_size must be at least 1"),
+        (dict(rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}), "rope_type 'spiral' is unknown"),
     ],
 )
 def test_impossible_configurations_are_refused(options, words):
-    with pytest.raises(Exception, match=words):
+    with pytest.raises(ValueError, match=words) as refused:
         tiny_config(**options)
+    assert refused.value.code == "configuration.value" and "\n" not in str(refused.value)
 
 
 def test_default_configuration_is_the_starter():

@@ -594,3 +594,66 @@ def test_package_function(tokenizer, tmp_path, path):
     assert pipe(path, bars=1, seed=0)[0]["bars"] == (12, 13)
     assert isinstance(pipe.tokenizer.read_midi(path), MetricScore)
     assert SongRow.__module__.startswith("mortm_hf")
+
+
+def test_long_bars_go_on_and_the_file_keeps_its_meter(pipe, tokenizer):
+    """9/4 is two bars on the grid; the file goes on in 9/4 without a further event."""
+    given = make_song(bars=3, meter=(9, 4))
+    (result,) = pipe(given, bars=4, seed=0)
+    music = check(result, tokenizer)
+    assert music.bars.length.tolist() == [192, 24] * 5
+    assert [(e.numerator, e.denominator) for e in result["score"].time_signatures] == [(9, 4)]
+    (result,) = pipe(given, start=3, bars=2, seed=0)  # from inside of the second one
+    assert check(result, tokenizer).bars.length.tolist() == [192, 24, 192, 24, 192]
+    (result,) = pipe(given, bars=2, meter="3/4", seed=0)
+    assert check(result, tokenizer).bars.length.tolist() == [192, 24] * 3 + [72] * 2
+
+
+def test_a_final_ritardando_is_left_behind(pipe, tokenizer):
+    given = make_song(bars=8)
+    given.tempos.append(symusic.Tempo(6 * 4 * TPQ, qpm=80))
+    given.tempos.append(symusic.Tempo(7 * 4 * TPQ, qpm=60))
+    (result,) = pipe(given, bars=2, seed=0)
+    check(result, tokenizer)
+    last = max(result["score"].tempos, key=lambda event: event.time)
+    assert (last.time, last.mspq) == (8 * 4 * TPQ, 600_000)  # the song's own 100, not the middle of its bin
+
+
+# ---------------------------------------------------------------------------------------------- chords that are asked
+
+
+def chords_in(score):
+    bar = 4 * score.ticks_per_quarter
+    return [(mark.time / bar, mark.text) for mark in score.markers if mark.text.startswith("mortm:chord")]
+
+
+def test_chords_asked_for_stand_in_the_file(pipe, tokenizer, path):
+    (result,) = pipe(path, bars=4, window=2, instruments=["flute"], chords="C Am7/G", seed=0, progress=False)
+    check(result, tokenizer)
+    names = ["mortm:chord C None None", "mortm:chord A m7 /G"]
+    found = chords_in(result["score"])
+    assert [bar for bar, _ in found] == [12, 13, 14, 15]
+    assert [text.rsplit(" ", 1)[0] for _, text in found] == [name.rsplit(" ", 1)[0] for name in names] * 2
+    table = read_midi(result["midi"]).chords
+    assert table.onset.tolist() == [96 * bar for bar in (12, 13, 14, 15)]
+    (part,) = pipe(path, bars=2, instruments=["flute"], chords="C Am7/G", seed=0, new_bars_only=True)
+    assert [bar for bar, _ in chords_in(part["score"])] == [0, 1]
+    (alone,) = pipe(None, bars=2, instruments=["flute"], chords=[("F", 0), ("G7", 1, 2)], seed=0)
+    assert [bar for bar, _ in chords_in(alone["score"])] == [0, 1.5]
+
+
+def test_chords_of_rewritten_bars_end_with_them(pipe, song):
+    (bare,) = pipe(song, infill=(4, 6), chords="F G", seed=0)
+    assert chords_in(bare["score"])[-1] == (6, "mortm:chord N None None")
+    known = song.copy()
+    for bar, text in ((0, "C None None"), (5, "D m None"), (10, "E m None")):
+        known.markers.append(symusic.TextMeta(bar * 4 * TPQ, f"mortm:chord {text}"))
+    (result,) = pipe(known, infill=(4, 6), chords="F G", seed=0)
+    assert [(bar, text.split()[1]) for bar, text in chords_in(result["score"])] == [
+        *((0, "C"), (4, "F"), (5, "G")),
+        *((6, "D"), (10, "E")),  # what held after the bars holds again
+    ]
+    (own,) = pipe(known, infill=(4, 6), chords=True, seed=0)
+    assert chords_in(own["score"]) == chords_in(known)
+    (none,) = pipe(song, infill=(4, 6), seed=0)
+    assert chords_in(none["score"]) == []
