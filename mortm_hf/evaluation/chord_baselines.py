@@ -148,14 +148,13 @@ class Templates:
         fit = (profile / np.maximum(norm, 1e-9)) @ shape.T
         lowest = bass / np.maximum(bass.sum(axis=1, keepdims=True), 1)
         fit = fit - self.extra * (size - 3) + self.bass * lowest[:, root]
-        fit[norm[:, 0] == 0] = 0.0  # silence holds what was
-        path = _viterbi(fit, self.change) if self.change else fit.argmax(axis=1)
-        silent = norm[:, 0] == 0
-        if not self.change and silent.any():
-            last = np.maximum.accumulate(np.where(silent, -1, np.arange(len(path))))
-            path = path[np.maximum(last, 0)]
+        heard = np.flatnonzero(norm[:, 0] > 0)
+        if not len(heard):
+            return _constant(*NO_CHORD[:2])
+        path = _viterbi(fit[heard], self.change) if self.change else fit[heard].argmax(axis=1)
+        last = np.searchsorted(heard, np.arange(len(fit)), side="right") - 1  # silence holds what was
+        path, sounds = path[np.maximum(last, 0)], last >= 0
         chord_root, chord_quality = PITCH_ROOT[root[path]], quality[path]
-        sounds = np.maximum.accumulate(~silent)
         chord_root = np.where(sounds, chord_root, NO_CHORD[0])
         chord_quality = np.where(sounds, chord_quality, NO_CHORD[1])
         return merge_repeats(ChordTable(edges[:-1], chord_root, chord_quality, np.full(len(path), NO_CHORD[2])))

@@ -1,8 +1,8 @@
 """Figures of single passages of music: entropy, scale, groove, polyphony, self-similarity.
 
 Which library holds which figure
-- `muspy`: pitch-class entropy, scale consistency, polyphony rate, empty-beat rate, called on the passage at 24 ticks a
-  quarter.
+- `muspy`: pitch-class entropy, scale consistency, polyphony rate (time with more than two pitches at once), empty-beat
+  rate, called on the passage at 24 ticks a quarter.
 - Our own: groove consistency. `muspy.groove_consistency` takes one length for all bars and counts bars by the last
   note-off, so a passage with a change of meter, or one whose last note ends on the bar line, is cut wrongly; where all
   bars are of one length and the last note ends inside the last bar both agree (a test). With 96 places a bar its value

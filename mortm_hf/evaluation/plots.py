@@ -89,8 +89,9 @@ def _figures(found: dict, plt):
         axes.set_title(name.replace("_", " "), fontsize=9)
     for axes in np.ravel(grid)[len(names) :]:
         axes.set_visible(False)
-    np.ravel(grid)[0].legend(frameon=False, fontsize=7)
     figure.tight_layout()
+    handles, words = np.ravel(grid)[0].get_legend_handles_labels()
+    figure.legend(handles, words, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.05))
     return figure
 
 

@@ -3,8 +3,8 @@
 Design decisions
 - Answers are drawn without the grammar and checked by the same machine that would have constrained them
   (`metric_grammar.find_errors`). Only the first error of an answer counts: what follows it is beside the point.
-- An answer that did not end in the room it had is counted apart (`unfinished`) unless a token of it was wrong: that
-  bars or instruments of the header are missing says nothing about it yet.
+- An answer that did not end in the room it had is counted apart (`unfinished`) unless a token of it was wrong. It is
+  checked without its prompt: that bars or instruments of the header are missing says nothing about it yet.
 
 Knows: ids, the grammar. Must not know: models, sampling.
 """
@@ -30,16 +30,14 @@ def violations(tokenizer, prompts: Sequence[np.ndarray], answers: Sequence[np.nd
         the wrong one), `examples` (up to five messages).
     """
     vocabulary = tokenizer.vocabulary
-    whole = [np.concatenate([p, a]).astype(np.int64) for p, a in zip(prompts, answers)]
     ended = np.array([len(a) > 0 and a[-1] == tokenizer.eos_token_id for a in answers])
+    before = [p if done else np.array([p[0], p[-1]]) for p, done in zip(prompts, ended)]
+    whole = [np.concatenate([p, a]).astype(np.int64) for p, a in zip(before, answers)]
     errors = find_errors(vocabulary, whole, dialect=tokenizer.dialect)
-    broken = np.array([
-        e is not None and (done or len(p) <= e.position < len(ids))
-        for e, done, p, ids in zip(errors, ended, prompts, whole)
-    ])  # fmt: skip
+    broken = np.array([e is not None and (done or e.position < len(w)) for e, done, w in zip(errors, ended, whole)])
     written = np.array([
         max(e.position - len(p) + 1, 1) if bad else len(a)
-        for e, bad, p, a in zip(errors, broken, prompts, answers)
+        for e, bad, p, a in zip(errors, broken, before, answers)
     ])  # fmt: skip
     kinds: Counter = Counter()
     for error, bad, ids in zip(errors, broken, whole):
