@@ -111,10 +111,10 @@ def choose_tasks(vocabulary: MetricVocabulary, store: ScoreStore, count: int, se
     Windows begin every eight bars from bar 4 on and have bars of one length, at most `MOST_TRACKS` tracks that sound
     and an answer of at most `MOST_TOKENS` tokens. The prompt states everything but density.
     """
-    rng = np.random.default_rng(seed)
+    rng, n_bars = np.random.default_rng(seed), store.n_bars()
     queues = []
     for rows in store.corpora().values():
-        places = [(i, at) for i in rows for at in range(GIVEN, store[i].score.n_bars - ASKED + 1, ASKED)]
+        places = [(int(i), at) for i in rows for at in range(GIVEN, n_bars[i] - ASKED + 1, ASKED)]
         queues.append([places[i] for i in rng.permutation(len(places))])
     found: list[Task] = []
     while len(found) < count and any(queues):
@@ -177,34 +177,40 @@ def sample_fields(
 ) -> list[MetricScore | None]:
     """Grammatical answers to the prompts, one batch; `None` where the answer is not what was asked for.
 
-    The global random state is left as it was.
+    Args:
+        model: `MortmForCausalLM`, or a `FastDecoder` of one. seed: of the batch; row `i` draws from (seed, i).
     """
     import torch
     from transformers import LogitsProcessorList
 
     from ..models.generation_mortm import MetricGrammarLogitsProcessor
+    from ..models.sampling_mortm import SeededChoice, sampling_filters
+    from ..models.window_bertm import pad_rows
 
-    width = max(len(t.prompt) for t in tasks)
-    ids = np.full((len(tasks), width), tokenizer.pad_token_id, dtype=np.int64)
-    for row, task in zip(ids, tasks):
-        row[width - len(task.prompt) :] = task.prompt
-    mask = np.arange(width)[None] >= width - np.array([len(t.prompt) for t in tasks])[:, None]
+    ids, mask = pad_rows([t.prompt for t in tasks], tokenizer.pad_token_id, side="left")
+    width = ids.shape[1]
     length = min(model.config.max_position_embeddings, width + 2 * max(t.answer for t in tasks) + 128)
-    device = next(model.parameters()).device
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        out = model.generate(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
-            logits_processor=LogitsProcessorList([MetricGrammarLogitsProcessor(tokenizer, None, max_length=length)]),
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=top_p,
-            max_length=length,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return [answer_of(tokenizer, row[width:], task) for row, task in zip(out.cpu().numpy(), tasks)]
+    processors = [
+        MetricGrammarLogitsProcessor(tokenizer, None, max_length=length),
+        *sampling_filters({"temperature": temperature, "top_p": top_p}),
+        SeededChoice([seed * 1000 + i for i in range(len(tasks))], 0, width),
+    ]
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    if hasattr(model, "generate") and hasattr(model, "parameters"):
+        device = next(model.parameters()).device
+        greedy = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}  # the processors sample
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                logits_processor=LogitsProcessorList(processors),
+                max_length=length,
+                **greedy,
+                **ends,
+            ).cpu()
+    else:
+        out = model.generate(ids, mask, max_new_tokens=length - width, logits_processor=processors, **ends)
+    return [answer_of(tokenizer, row[width:], task) for row, task in zip(out.numpy(), tasks)]
 
 
 def answer_of(tokenizer, ids: np.ndarray, task: Task) -> MetricScore | None:
@@ -217,6 +223,14 @@ def answer_of(tokenizer, ids: np.ndarray, task: Task) -> MetricScore | None:
     if not np.array_equal(score.bars.length, asked.bars.length) or len(score.sounding_tracks()) < asked.n_tracks:
         return None
     return tidy(score)
+
+
+def fastest(model):
+    """A `FastDecoder` of a model where it can have one (fp32 on a CPU), else the model."""
+    from ..models.fast_mortm import FastDecoder, refusal
+
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return FastDecoder(model) if on_cpu and refusal(model) is None else model
 
 
 def random_model(vocab_size: int, seed: int = 0):
@@ -342,9 +356,9 @@ def make(
         rows = [tasks[one.split][i] for i in one.tasks]
         if not path.is_file() and time.monotonic() < until:
             if one.kind == RANDOM:
-                sampled = untrained = untrained or random_model(len(vocabulary), seed)
+                sampled = untrained = untrained or fastest(random_model(len(vocabulary), seed))
             else:
-                sampled = trained = trained or MortmForCausalLM.from_pretrained(model, dtype="float32").eval()
+                sampled = trained = trained or fastest(MortmForCausalLM.from_pretrained(model, dtype="float32").eval())
             scores = sample_fields(sampled, tokenizer, rows, one.temperature, seed=seed * 1000003 + one.seed)
             _write_fields(path, [None if s is None else field_of(vocabulary, s) for s in scores])
         if path.is_file():
