@@ -145,7 +145,9 @@ def train(
     if recipe.run.algorithm != "ppo":
         from .group import train_group
 
-        return train_group(recipe, args, tokenizer, policy, reference, adapter, prompts, folder, draw, callbacks)
+        return train_group(
+            recipe, args, tokenizer, policy, reference, adapter, prompts, folder, draw, callbacks, peft_config
+        )
     from .trainer import RUN_STATE, AdaptiveKL, MusicPPOTrainer, SampleWriter, UpdateLog
 
     state = Path(source) / RUN_STATE

@@ -66,6 +66,9 @@ def check_before_training(
 ) -> None:
     """Everything that would otherwise show after a rollout, or never (TRL loops for ever on too small a data set).
 
+    Args:
+        critic: None for the algorithms without one.
+
     Raises:
         RlmfError: `rlmf.padding` (pad equals eos, or pads on the right), `rlmf.vocabulary` (sizes differ), `rlmf.data`
             (too few or too long prompts, or no room for an answer), `rlmf.device` (DeepSpeed, FSDP, fp16),
@@ -79,7 +82,7 @@ def check_before_training(
         )
     if tokenizer.padding_side != "left":
         raise RlmfError("prompts are padded on the left: set tokenizer.padding_side = 'left'", "rlmf.padding")
-    sizes = {m.config.vocab_size for m in (policy, critic, reference)}
+    sizes = {m.config.vocab_size for m in (policy, critic, reference) if m is not None}
     if len(sizes) > 1 or min(sizes) < len(tokenizer.get_vocab()):
         raise RlmfError(
             f"policy, critic and reference know {sorted(sizes)} ids, the tokenizer {len(tokenizer.get_vocab())}: "

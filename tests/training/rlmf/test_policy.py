@@ -17,31 +17,8 @@ from mortm_hf.training.rlmf.policy import (
     make_critic,
     save_pair,
 )
-from mortm_hf.training.rlmf.prompts import left_padded
 from mortm_hf.training.rlmf.sampling import passage, sample
-
-
-BUDGET = 40
-
-
-def rollout(policy, tokenizer, prompts, seed=0, temperature=1.0):
-    """(ids, mask of real tokens, width of the prompts, the scores that were sampled from)."""
-    ids, mask = left_padded(prompts, tokenizer.pad_token_id)
-    torch.manual_seed(seed)
-    out = policy.generate(
-        input_ids=torch.from_numpy(ids),
-        attention_mask=torch.from_numpy(mask),
-        max_new_tokens=BUDGET,
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
-        return_dict_in_generate=True,
-        output_scores=True,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    rows = out.sequences
-    return rows, rows != tokenizer.pad_token_id, ids.shape[1], torch.stack(out.scores, 1)
+from tests.training.rlmf.small_runs import BUDGET, rollout
 
 
 def test_both_forms_of_the_mask_agree_and_sampling_is_what_is_learnt(masked_policy, tokenizer, prompts):
