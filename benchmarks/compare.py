@@ -321,7 +321,7 @@ def report(options) -> int:
                 print("the results are of different windows: run them with the same --limit", file=sys.stderr)
                 return 2
     content: dict = {"runs": {}, "bits_per_note": {}, "paired": {}}
-    print("| arm | seeds | parameters (active) | tokens | notes seen | tok/s | minutes | rate | last loss |")
+    print("| arm | seeds | parameters (active) | tokens | notes of new bars | tok/s | minutes | rate | last loss |")
     print("|---|---|---|---|---|---|---|---|---|")
     for arm in shown:
         runs = list(results[arm].values())

@@ -16,6 +16,7 @@ Knows: the example source, miditok. Must not know: models, training.
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ class RemiStream:
         """Notes in a stream (one pitch token each)."""
         return int(np.isin(ids, self._pitches).sum())
 
-    @property
+    @cached_property
     def _pitches(self) -> np.ndarray:
         return np.array([i for name, i in self.tokenizer.vocab.items() if name.startswith("Pitch_")])
 

@@ -99,7 +99,10 @@ class PretrainArguments(TrainingArguments):
     )
     lora_rank: int = field(default=0, metadata={"help": "train LoRA adapters of this rank; 0: all weights"})
     lora_alpha: float = field(default=0.0, metadata={"help": "LoRA scale; 0: twice the rank"})
-    expert_parallel: bool = field(default=False, metadata={"help": "spread the experts over the processes"})
+    sharding: str = field(
+        default="",
+        metadata={"help": "weights: spread over the processes (FSDP2); experts: these too, each whole in one process"},
+    )
     tensorboard: bool = field(default=True, metadata={"help": "curves in <output_dir>/runs, where it is installed"})
 
 

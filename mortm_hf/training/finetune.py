@@ -306,7 +306,7 @@ def _ship(work: Path, output: Path, report: FinetuneReport) -> None:
     """`final/` with a card, the log and the figures -> `output`, in one rename."""
     staged = output.with_name(f".{output.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(work / "final", staged, ignore=shutil.ignore_patterns("training_args.bin"))
+    shutil.copytree(work / "final", staged)
     shutil.copy(work / "log.jsonl", staged / "finetune.log.jsonl")
     (staged / "finetune.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
     (staged / "README.md").write_text(card(report), encoding="utf-8")

@@ -96,33 +96,38 @@ def build_model(section: dict, vocab_size: int, arguments: PretrainArguments) ->
         model = MortmForCausalLM._from_config(config, attn_implementation=arguments.attention or None)
     if arguments.experts_implementation:
         model.set_experts_implementation(arguments.experts_implementation)
-    return _spread_experts(model, arguments) if arguments.expert_parallel else model
+    return _spread(model, arguments) if arguments.sharding else model
 
 
-def _spread_experts(model: MortmForCausalLM, arguments: PretrainArguments) -> MortmForCausalLM:
-    """The same model with its experts spread over the processes and the rest sharded: transformers does that when it
-    loads, so the fresh weights go through a folder.
+def _spread(model: MortmForCausalLM, arguments: PretrainArguments) -> MortmForCausalLM:
+    """The same model spread over the processes: transformers does that when it loads, so the weights go through a
+    folder.
 
     Raises:
-        TrainingError: one process, or a number of them that does not divide the experts.
+        TrainingError: one process, a number of them that does not divide the experts, or an older transformers.
     """
-    from transformers.distributed import DistributedConfig
+    if arguments.sharding not in ("weights", "experts"):
+        raise TrainingError(f"sharding is weights or experts, not {arguments.sharding}")
+    processes, experts = arguments.world_size, arguments.sharding == "experts"
+    if processes < 2:
+        raise TrainingError("sharding needs several processes: start it with torchrun or accelerate launch")
+    if experts and model.config.num_local_experts % processes:
+        raise TrainingError(f"{processes} processes do not divide the {model.config.num_local_experts} experts evenly")
+    try:
+        from transformers.distributed import DistributedConfig
 
-    processes = arguments.world_size
-    if processes < 2 or model.config.num_local_experts % processes:
+        layout = DistributedConfig(fsdp_size=processes, ep_size=processes if experts else None)
+    except (ImportError, TypeError):
         raise TrainingError(
-            f"expert_parallel needs several processes that divide the {model.config.num_local_experts} experts, "
-            f"not {processes}"
-        )
+            f"transformers {transformers.__version__} cannot spread a model itself: use accelerate's FSDP "
+            "(mortm_hf/training/configs/fsdp2.yaml) or a newer transformers"
+        ) from None
     folder = Path(arguments.output_dir) / ".init"
     with arguments.main_process_first(desc="writing the first weights"):
         if is_first_process():
             model.save_pretrained(folder)
     spread = MortmForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        attn_implementation=arguments.attention or None,
-        distributed_config=DistributedConfig(fsdp_size=processes, ep_size=processes),
+        folder, dtype=torch.float32, attn_implementation=arguments.attention or None, distributed_config=layout
     )
     if arguments.experts_implementation:
         spread.set_experts_implementation(arguments.experts_implementation)
@@ -416,10 +421,11 @@ def _finish(trainer: PackTrainer, folder: Path, select_best: bool) -> None:
             trainer.processing_class.save_pretrained(staged)
     elif best is not None:
         if is_first_process():
-            shutil.copytree(best, staged, ignore=shutil.ignore_patterns("training_args.bin", "best.json"))
+            shutil.copytree(best, staged, ignore=shutil.ignore_patterns("best.json"))
     else:
         trainer.save_model(str(staged), _internal_call=True)
     if is_first_process():
+        (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, of use to this run only
         shutil.rmtree(final, ignore_errors=True)
         staged.rename(final)
 

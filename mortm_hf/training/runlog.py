@@ -107,6 +107,7 @@ class RunLog(TrainerCallback):
         self.last = (None, 0)
         self.base = (0, 0)
         self.router: RouterStatistics | None = None
+        self.load: list[list[float]] = []  # the last measurement
         self.watching = False
 
     def stop_soon(self) -> None:
@@ -180,7 +181,7 @@ class RunLog(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self.watching:
             self.watching = False
-            load = self.router.stop()
+            load = self.load = self.router.stop()
             if load:
                 self.write(event="router", step=state.global_step, load=load)
                 for layer, expert, share in self.alarm.feed(load):

@@ -17,6 +17,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from .publish import SafePush
 from .routing import RouterStatistics
 from .runlog import RunLog, read_log
 from .validation import BitsPerNote
@@ -37,7 +38,7 @@ class SettleBias(TrainerCallback):
             router.update_bias()
 
 
-class PackTrainer(Trainer):
+class PackTrainer(SafePush, Trainer):
     """`Trainer` that reads packs in order (`PackDataset` decides what a position means).
 
     Args:
@@ -88,6 +89,9 @@ class PackTrainer(Trainer):
                     speed = callback.speed(self.state.global_step)
                     if speed is not None:
                         logs["tokens_per_second"] = speed
+                    if callback.load:  # for the curves: 1 is even
+                        shares = [share * len(layer) for layer in callback.load for share in layer]
+                        logs |= {"expert_share_least": min(shares), "expert_share_most": max(shares)}
         super().log(logs, *args, **kwargs)
 
     def _save(self, *args, **kwargs):
@@ -104,8 +108,9 @@ class PackTrainer(Trainer):
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the weights are spread over the processes (FSDP, ZeRO-3, tensor or expert parallelism)."""
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled or getattr(self.model, "tp_size", None))
+        """Whether the weights are spread over the processes (FSDP, ZeRO-3, expert parallelism)."""
+        by_transformers = getattr(self, "is_distributed_loading_by_transformers", False)
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled or by_transformers)
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """Bits a note on the validation windows; logged, and handed to the callbacks.

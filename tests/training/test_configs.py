@@ -56,14 +56,14 @@ def test_every_configuration_is_tested_and_shipped():
     assert "training/configs/*" in (ROOT / "setup.cfg").read_text()
 
 
-def launch(recipe, folder, *words, processes=1, environment=None, port=29621):
+def launch(recipe, folder, *words, processes=1, port=29621):
     """A tiny run in one process, or in several over gloo."""
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port), "-m"]
     command += ["tests.training.tiny_run", str(recipe), "--output_dir", str(folder), *words]
     # several processes run on one machine: a port of its own for each test, one thread each
-    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", **(environment or {})}
+    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
@@ -103,25 +103,28 @@ def test_ddp_computes_what_one_process_computes(alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_fsdp2_computes_what_one_process_computes_and_resumes(alone, tmp_path):
-    (tmp_path / "r.yaml").write_text(DENSE)
-    environment = {k: v for k, v in parsed("fsdp2")[1].items() if k.startswith("FSDP_")}
-    environment |= {"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "no"}
+@pytest.mark.parametrize(("sharding", "port"), [("weights", 29622), ("experts", 29624)])
+def test_fsdp2_and_spread_experts_compute_what_one_process_computes_and_resume(sharding, port, alone, tmp_path):
+    experts = sharding == "experts"
+    balanced = TINY.replace("num_local_experts: 4}", "num_local_experts: 4, router_balancing: none}")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(balanced if experts else DENSE)
+    if experts:
+        alone = tmp_path / "alone"
+        launch(recipe, alone, "--gradient_accumulation_steps", "2", "--max_steps", "4")
     run = tmp_path / "run"
-    words = (tmp_path / "r.yaml", run, "--max_steps", "4")
-    # stopped by its clock after the first step, then goes on with sharded weights and optimizer
-    launch(*words, "--max_minutes", "0.00001", processes=2, environment=environment, port=29622)
+    words = (recipe, run, "--max_steps", "4", "--sharding", sharding)
+    # stopped by its clock after the first step, then it goes on with weights and optimizer that lie apart
+    launch(*words, "--max_minutes", "0.00001", processes=2, port=port)
     assert newest_checkpoint(run).endswith("checkpoint-1") and not (run / "final").exists()
-    launch(*words, processes=2, environment=environment, port=29623)
+    launch(*words, processes=2, port=port + 1)
     compare(alone, run, 1e-4)
 
 
-@pytest.mark.slow
-def test_experts_spread_over_processes_compute_the_same(tmp_path):
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text(TINY.replace("num_local_experts: 4}", "num_local_experts: 4, router_balancing: none}"))
-    words = ("--max_steps", "2", "--decay_steps", "0")
-    launch(recipe, tmp_path / "one", "--gradient_accumulation_steps", "2", *words)
-    launch(recipe, tmp_path / "spread", "--expert_parallel", "True", *words, processes=2, port=29624)
-    a, b = curve(tmp_path / "one"), curve(tmp_path / "spread")
-    assert a.keys() == b.keys() and all(abs(a[step] - b[step]) < 1e-4 for step in a), (a, b)
+def test_sharding_needs_processes(tmp_path):
+    from mortm_hf.training.errors import TrainingError
+    from tests.training.tiny_run import run
+
+    (tmp_path / "r.yaml").write_text(TINY)
+    with pytest.raises(TrainingError, match="several processes"):
+        run(tmp_path / "r.yaml", ["--output_dir", str(tmp_path / "run"), "--sharding", "weights"])

@@ -1,4 +1,4 @@
-"""Pretraining: recipes, document-wise attention, and a run that is stopped and resumed."""
+"""Pretraining: recipes, packs that keep documents apart, and a run that is stopped and resumed."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,7 @@ from mortm_hf.data.packing import PackDataset
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.training import attention
 from mortm_hf.training.arguments import read_recipe
-from mortm_hf.training.export import export
 from mortm_hf.training.pretrain import main, pack_shape, pretrain
 from tests.sample_songs import store
 
@@ -113,27 +111,6 @@ def test_end_can_be_moved_on_resume(recipe, tmp_path):
     assert rates[-1] == pytest.approx(0.0015)
 
 
-def test_attention_by_document_equals_the_mask():
-    torch.manual_seed(0)
-    config = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                  moe_intermediate_size=16, shared_expert_intermediate_size=16, num_local_experts=4)  # fmt: skip
-    masked = MortmForCausalLM(MortmConfig(**config))
-    by_document = MortmForCausalLM._from_config(MortmConfig(**config), attn_implementation=attention.register())
-    by_document.load_state_dict(masked.state_dict())
-    ids = torch.randint(2, 1000, (2, 60))
-    position = torch.stack([torch.cat([torch.arange(25), torch.arange(35)]), torch.arange(60)])
-    bounds = torch.tensor([0, 25, 60, 120])
-    a = masked(input_ids=ids, position_ids=position, labels=ids, use_cache=False)
-    b = by_document(input_ids=ids, position_ids=position, labels=ids, use_cache=False, cu_seq_lens_q=bounds)
-    assert (a.logits - b.logits).abs().max() < 1e-5
-    a.loss.backward()
-    b.loss.backward()
-    for p, q in zip(masked.parameters(), by_document.parameters()):
-        assert p.grad is None or torch.allclose(p.grad, q.grad, atol=1e-5)
-    with pytest.raises(ValueError, match="cu_seq_lens_q"):
-        by_document(input_ids=ids, position_ids=position, use_cache=False)
-
-
 def test_documents_of_a_pack_do_not_see_each_other(recipe):
     section, data, _ = read_recipe(recipe)
     tokenizer = MortmTokenizer()
@@ -183,26 +160,3 @@ def test_bad_recipes_are_one_line(tmp_path, capsys):
     assert "--data" in capsys.readouterr().err
     assert main([str(tmp_path / "none.yaml")]) == 2
     assert main([]) == 2
-
-
-def test_export_is_complete_and_runs_in_fp32(tmp_path):
-    torch.manual_seed(3)
-    config = MortmConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=16,
-                         shared_expert_intermediate_size=16, num_local_experts=2, use_cache=False)  # fmt: skip
-    model = MortmForCausalLM(config).eval()
-    model.save_pretrained(tmp_path / "run")
-    MortmTokenizer().save_pretrained(tmp_path / "run")
-    size = export(tmp_path / "run", tmp_path / "out")
-    assert size == sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file())
-    back = MortmForCausalLM.from_pretrained(tmp_path / "out").eval()
-    assert back.dtype == torch.float32 and back.config.use_cache and back.generation_config.do_sample
-    for p, q in zip(model.parameters(), back.parameters()):
-        assert torch.equal(p.bfloat16().float(), q)  # rounded once
-    assert (tmp_path / "out" / "modeling_mortm.py").is_file() and (tmp_path / "out" / "vocab.json").is_file()
-    with pytest.raises(ValueError, match="more than 1000"):
-        export(tmp_path / "run", tmp_path / "small", size_limit=1000)
-    with torch.no_grad():
-        next(model.parameters())[5] = float("nan")
-    model.save_pretrained(tmp_path / "run")
-    with pytest.raises(ValueError, match="not finite"):
-        export(tmp_path / "run", tmp_path / "out")

@@ -1,0 +1,32 @@
+"""A finished run -> the folder that is shipped."""
+
+import pytest
+import torch
+
+from mortm_hf.models.configuration_mortm import MortmConfig
+from mortm_hf.models.modeling_mortm import MortmForCausalLM
+from mortm_hf.models.tokenization_mortm import MortmTokenizer
+from mortm_hf.training.export import export
+
+
+def test_export_is_complete_and_runs_in_fp32(tmp_path):
+    torch.manual_seed(3)
+    config = MortmConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=16,
+                         shared_expert_intermediate_size=16, num_local_experts=2, use_cache=False)  # fmt: skip
+    model = MortmForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "run")
+    MortmTokenizer().save_pretrained(tmp_path / "run")
+    size = export(tmp_path / "run", tmp_path / "out")
+    assert size == sum(p.stat().st_size for p in (tmp_path / "out").rglob("*") if p.is_file())
+    back = MortmForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert back.dtype == torch.float32 and back.config.use_cache and back.generation_config.do_sample
+    for p, q in zip(model.parameters(), back.parameters()):
+        assert torch.equal(p.bfloat16().float(), q)  # rounded once
+    assert (tmp_path / "out" / "modeling_mortm.py").is_file() and (tmp_path / "out" / "vocab.json").is_file()
+    with pytest.raises(ValueError, match="more than 1000"):
+        export(tmp_path / "run", tmp_path / "small", size_limit=1000)
+    with torch.no_grad():
+        next(model.parameters())[5] = float("nan")
+    model.save_pretrained(tmp_path / "run")
+    with pytest.raises(ValueError, match="not finite"):
+        export(tmp_path / "run", tmp_path / "out")
