@@ -59,10 +59,15 @@ _PUBLIC = {
     "models.generation_mortm": ("MetricGrammarLogitsProcessor",),
     "models.pipeline_mortm": ("MidiGenerationPipeline", "ChordEstimationPipeline"),
     "data": ("DataError", "build_dataset", "load_songs", "open_dataset", "push_dataset"),
+    "app.live_session": ("LiveSession",),
     "conversion": ("ConversionError", "convert_checkpoint", "export_upstream", "extend_vocabulary"),
     "training.finetune": ("finetune", "FinetuneReport"),
     "training.errors": ("TrainingError",),
-    "models.errors_mortm": ("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError", "AudioError"),
+    "training.publish": ("push_folder",),
+    "models.errors_mortm": (
+        *("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError", "AudioError"),
+        "ConfigurationError",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

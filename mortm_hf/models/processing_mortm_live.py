@@ -184,19 +184,31 @@ class MortmLiveProcessor(FeatureExtractionMixin):
 
     # ----------------------------------------------------------------------------------------------------- from rolls
 
-    def from_logits(self, logits, threshold: float = 0.5, onset_threshold: float = 0.15) -> np.ndarray:
+    def from_logits(
+        self, logits, threshold: float = 0.5, onset_threshold: float = 0.15, polyphony: int | None = None, before=None
+    ) -> np.ndarray:
         """A model's logits [..., slots * 2, 128, ticks] -> roll [..., ticks, 128, slots * 2].
 
         A cell sounds where its pitch probability exceeds `threshold`. With `velocity="onset"` it begins a note where
         it follows silence, or its velocity exceeds `onset_threshold`.
+
+        Args:
+            polyphony: at most so many pitches of a slot at a time, the likeliest.
+            before: bool [..., 128, slots], what sounds just before the first tick; silence if not given.
         """
         values = 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float32)))
         values = np.moveaxis(values, (-3, -2, -1), (-1, -2, -3))
         on = values[..., 0::2] > threshold
+        if polyphony is not None:
+            least = np.sort(values[..., 0::2], axis=-2)[..., -polyphony, None, :]
+            on &= values[..., 0::2] >= least
         loud = np.clip(values[..., 1::2], 1 / 127, 1.0)
         if self.velocity == "onset":
-            before = np.concatenate([np.zeros_like(on[..., :1, :, :]), on[..., :-1, :, :]], axis=-3)
-            loud = loud * (~before | (values[..., 1::2] > onset_threshold))
+            first = np.zeros_like(on[..., :1, :, :])
+            if before is not None:
+                first[..., 0, :, :] = before
+            sounding = np.concatenate([first, on[..., :-1, :, :]], axis=-3)
+            loud = loud * (~sounding | (values[..., 1::2] > onset_threshold))
         roll = np.zeros(values.shape, dtype=np.float32)
         roll[..., 0::2] = on
         roll[..., 1::2] = loud * on
