@@ -25,6 +25,7 @@ BUILD_EXAMPLES = """examples:
   mortm data build ../shared/data -o songs/            a training pack: splits, keys, chords of its manifest.csv
   mortm data build sorted/ -o songs/ --split-from-folders      sorted/train/..., sorted/validation/..., sorted/test/...
   mortm data build owner/name -o songs/                a data set of the Hub with MIDI bytes
+  mortm data build midi/ -o songs/ --materialize       also fixed examples as token ids, in songs/examples/
 
 Interrupted? The same command goes on where it was. Labels (genre, key, split, ...) may stand in a metadata.csv with a
 column file_name; chords in files beside the MIDI: song.chords.tsv, song.lab."""
@@ -91,6 +92,9 @@ def _add_build(inner) -> None:
     parser.add_argument("--column", help="column of the MIDI bytes in a data set (default: found by name)")
     parser.add_argument("--processes", type=at_least(1), help="default: one, or one a core from 2000 files on")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made of something else")
+    parser.add_argument("--materialize", action="store_true", help="also draw examples once and keep their ids")
+    parser.add_argument("--recipe", type=Path, metavar="YAML", help="data section that says how to draw them")
+    parser.add_argument("--packs", type=at_least(1), help="packs of each split to keep (default: as the notes fill)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and skipped files here")
     parser.set_defaults(run=run_build)
 
@@ -134,9 +138,20 @@ def run_build(args: argparse.Namespace) -> None:
     selection = None
     if args.corpora:
         selection = Selection({name.strip(): CorpusFilter() for name in args.corpora.split(",") if name.strip()})
+    recipe = None
+    if args.recipe or args.packs:
+        if not args.materialize:
+            raise CommandError("--recipe and --packs say how to draw examples: they need --materialize")
+        if args.recipe:
+            from ..training.arguments import read_recipe
+
+            try:
+                recipe = _call(read_recipe, args.recipe, ["--output_dir", str(args.output)])[1]
+            except ValueError as error:
+                raise CommandError(str(error)) from None
     with Outputs() as out:
         staged = out.stage(args.json) if args.json else None
-        _call(
+        data = _call(
             build_dataset,
             args.source if len(args.source) > 1 else args.source[0],
             args.output,
@@ -148,6 +163,9 @@ def run_build(args: argparse.Namespace) -> None:
             column=args.column,
             num_proc=args.processes,
             overwrite=args.overwrite,
+            materialize=args.materialize,
+            recipe=recipe,
+            packs=args.packs,
         )
         report = read_report(args.output)
         if staged:
@@ -161,6 +179,11 @@ def run_build(args: argparse.Namespace) -> None:
         print(f"skipped: {named}{problem['message']}", file=sys.stderr)
     if len(skipped) > 5:
         print(f"skipped: {len(skipped) - 5} more, all listed in {args.output / 'skipped.csv'}", file=sys.stderr)
+    if args.materialize:
+        tokens = {
+            split: sum(len(c.flatten()) for c in part.data.table["input_ids"].chunks) for split, part in data.items()
+        }
+        print(f"{args.output / 'examples'}: " + ", ".join(f"{n} tokens of {split}" for split, n in tokens.items()))
     print(f"{args.output}: {report['files']} files, {len(skipped)} skipped")
 
 

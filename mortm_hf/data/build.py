@@ -118,7 +118,7 @@ def add_chords(songs: list[Song]) -> list[Song]:
     return out
 
 
-def _replace_file(path: Path, write) -> None:
+def replace_file(path: Path, write) -> None:
     """Write a file under a name of this process and rename it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -142,9 +142,9 @@ def write_chunk(folder: Path, number: int, entries: list[Entry], options: BuildO
     for split in SPLITS:
         part = [song for song in songs if song.split == split]
         if part:
-            _replace_file(folder / f"{number:06d}-{split}.arrow", lambda path, p=part: _write_arrow(path, table_of(p)))
+            replace_file(folder / f"{number:06d}-{split}.arrow", lambda path, p=part: _write_arrow(path, table_of(p)))
             done["songs"][split] = len(part)
-    _replace_file(folder / f"{number:06d}.json", lambda path: path.write_text(json.dumps(done), encoding="utf-8"))
+    replace_file(folder / f"{number:06d}.json", lambda path: path.write_text(json.dumps(done), encoding="utf-8"))
     return done
 
 
@@ -247,7 +247,7 @@ class _Workers:
             done["skipped"].append({"file": entries[i].row.path, "code": "data.crash", "message": message})
         done["files"] = len(entries)
         path = self.folder / f"{number:06d}.json"
-        _replace_file(path, lambda p: p.write_text(json.dumps(done), encoding="utf-8"))
+        replace_file(path, lambda p: p.write_text(json.dumps(done), encoding="utf-8"))
         return done
 
 
@@ -265,6 +265,9 @@ def build_dataset(
     chunk_files: int = CHUNK_FILES,
     overwrite: bool = False,
     progress: bool | None = None,
+    materialize: bool = False,
+    recipe=None,
+    packs: int | None = None,
 ):
     """Prepare MIDI as a data set of songs and open it.
 
@@ -283,16 +286,25 @@ def build_dataset(
         chunk_files: files of a chunk, the unit of work and of resuming.
         overwrite: replace a finished data set of another source or other options.
         progress: show a bar; by default on a terminal.
+        materialize: also draw examples once and keep their token ids, in `output_dir/examples/SPLIT` (for training
+            that is to read fixed ids; otherwise examples are drawn afresh every epoch).
+        recipe, packs: of these examples: an `ExampleRecipe`, and how many packs of each split (by default as many
+            tokens as the split's notes have).
 
     Returns:
-        `datasets.DatasetDict` with the splits that have songs, memory-mapped.
+        `datasets.DatasetDict` with the splits that have songs, memory-mapped; with `materialize` that of the examples.
 
     Raises:
         DataError: nothing to read, nothing could be used, or `output_dir` holds something else.
     """
     options = BuildOptions(chords, tuple(float(s) for s in shares), int(seed), int(chunk_files))
     sources = open_sources(source, selection=selection, split_from_folders=split_from_folders, column=column)
-    return build_from(sources, output_dir, options, num_proc=num_proc, overwrite=overwrite, progress=progress)
+    data = build_from(sources, output_dir, options, num_proc=num_proc, overwrite=overwrite, progress=progress)
+    if not materialize:
+        return data
+    from .fixed import materialize_splits
+
+    return materialize_splits(data, Path(output_dir) / "examples", recipe, packs, seed, overwrite, progress)
 
 
 def build_from(sources: list, output_dir, options: BuildOptions, *, num_proc=None, overwrite=False, progress=None):
@@ -316,7 +328,7 @@ def build_from(sources: list, output_dir, options: BuildOptions, *, num_proc=Non
         (work / "chunks").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot write {work}: {error.strerror or error}", "data.output") from None
-    _replace_file(work / "plan.json", lambda p: p.write_text(json.dumps(plan, indent=1), encoding="utf-8"))
+    replace_file(work / "plan.json", lambda p: p.write_text(json.dumps(plan, indent=1), encoding="utf-8"))
     total = sum(len(s) for s in sources)
     if num_proc is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,7 +14,7 @@ Knows: songs, the intermediate representation, the prompt builder. Must not know
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,6 +32,45 @@ CHORD_TASKS = ("over_chords", "chords")
 TASKS = ("continue", "infill", "accompany", *CHORD_TASKS, "full", "meta")
 _PITCH_CLASS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _SHARP_ROOTS = "C C# D Eb E F F# G Ab A Bb B".split()  # one spelling for each pitch class after transposition
+
+
+@dataclass
+class ExampleRecipe:
+    """How examples are drawn, where no recipe file says it (`mortm_hf.training.arguments.DataRecipe` has these fields
+    too, with the same meaning).
+
+    Attributes:
+        tasks: share of the documents by task. corpora: `{name: {"weight": share of the tokens}}`; empty: all alike.
+        row_length, rows: tokens of a row, rows of a pack. past_bars, generated_bars: drawn between these.
+        velocity, header_dropout, track_subset: chances of velocities, of leaving out a header field, and of taking
+            only some tracks. transpose: semitones. past_loss: the past of plain continuations counts in the loss.
+    """
+
+    row_length: int = 2048
+    rows: int = 1
+    past_bars: tuple[int, int] = (4, 8)
+    generated_bars: tuple[int, int] = (4, 8)
+    velocity: float = 0.2
+    header_dropout: float = 0.25
+    track_subset: float = 0.3
+    transpose: tuple[int, int] = (-5, 6)
+    past_loss: bool = True
+    tasks: dict[str, float] = field(
+        default_factory=lambda: {
+            "continue": 40.0,
+            "infill": 20.0,
+            "accompany": 10.0,
+            "over_chords": 10.0,
+            "full": 5.0,
+            "chords": 10.0,
+            "meta": 5.0,
+        }
+    )
+    corpora: dict[str, dict] = field(default_factory=dict)
+
+    def weights(self) -> dict[str, float]:
+        """Share of the tokens of each corpus."""
+        return {name: float(rule["weight"]) for name, rule in self.corpora.items()}
 
 
 @dataclass(frozen=True)
@@ -150,7 +189,7 @@ class ExampleSource:
     Args:
         store: songs of one split.
         vocabulary: the token table.
-        recipe: see `mortm_hf.training.arguments.DataRecipe`; only its plain fields are read.
+        recipe: an `ExampleRecipe`, or anything with its fields.
         seed, packs: random numbers and rows for the balancing of corpus shares.
     """
 
