@@ -377,7 +377,7 @@ def report(options) -> int:
                 mine = np.array(results[a][seed]["bits"]["remi" if a == "remi" else name])
                 other = np.array(results[b][seed]["bits"][name])
                 values.append(summarise(mine, windows, resamples=1, against=other)["macro"]["bits_per_note"])
-            content["paired"][f"{a} - {b}"] = {"seeds": seeds, "macro": values, **paired[f"{a} - {b} ({name})"]}
+            content["paired"][f"{a} - {b}"] = {"seeds": seeds, "by_seed": values, **paired[f"{a} - {b} ({name})"]}
             print(f"- {a} - {b}: {_interval(values)} ({', '.join(f'{v:+.3f}' for v in values)})")
     print("\nWindows left out:", json.dumps(first["left_out"]))
     print("\nWhat the streams code:\n\n| | ours | REMI |\n|---|---|---|")

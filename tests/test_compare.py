@@ -128,7 +128,7 @@ def test_the_report_is_printed_from_stored_results(tmp_path, capsys):
     # x: 150 / 30 = 5 and 135 / 30 = 4.5; y: 6 and (65 + 66 + 67) / 3 / 10 = 6.6
     assert content["bits_per_note"]["moe, with header"]["macro"]["bits_per_note"] == pytest.approx(5.5)
     assert content["bits_per_note"]["dense, with header"]["macro"]["bits_per_note"] == pytest.approx(5.55)
-    assert content["paired"]["dense - moe"]["macro"] == pytest.approx([0.0, 0.05, 0.1])
+    assert content["paired"]["dense - moe"]["by_seed"] == pytest.approx([0.0, 0.05, 0.1])
     assert content["paired"]["remi - dense"]["seeds"] == [0, 1, 2]
     assert "dense - moe: +0.050 ± 0.124" in told  # 4.303 * 0.05 / sqrt(3)
     assert "what each stream" not in told and "REMI" in told and "end of the window" in told

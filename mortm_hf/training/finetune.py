@@ -204,6 +204,12 @@ def finetune(
         raise TrainingError(f"{output} exists: give another --output, or --overwrite", "training.output")
     tokenizer, remarks = load_tokenizer(model)
     songs, skipped = read_songs(files)
+    if len(songs) < LEAST_SONGS and skipped:
+        raise TrainingError(
+            f"{len(songs)} of {len(files)} files can be used, fine-tuning needs {LEAST_SONGS} at least; "
+            f"{skipped[0]['file']}: {skipped[0]['reason']}",
+            "training.data",
+        )
     parts = split_songs(songs, held_out, seed)
     work = output.with_name(output.name + ".run")
     _check_songs(work, parts)

@@ -49,7 +49,7 @@ from .validation import BEST, BitsPerNote, Selection, validation_windows
 
 EPOCHS = 1 << 10  # the stream never ends before the run does: its length is max_steps, which may change on resume
 _MAY_CHANGE = {"data", "cache", "long_from_step"}
-_OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "pytorch_model_fsdp_0", "global_step*")
+_OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer-0-of-*.pt", "global_step*")
 
 
 def pack_shape(recipe: DataRecipe, processes: int = 1):
@@ -122,10 +122,12 @@ def _spread(model: MortmForCausalLM, arguments: PretrainArguments) -> MortmForCa
             f"transformers {transformers.__version__} cannot spread a model itself: use accelerate's FSDP "
             "(mortm_hf/training/configs/fsdp2.yaml) or a newer transformers"
         ) from None
-    folder = Path(arguments.output_dir) / ".init"
-    with arguments.main_process_first(desc="writing the first weights"):
-        if is_first_process():
-            model.save_pretrained(folder)
+    folder = None if arguments.fresh else newest_checkpoint(arguments.output_dir)
+    if folder is None:
+        folder = Path(arguments.output_dir) / ".init"
+        with arguments.main_process_first(desc="writing the first weights"):
+            if is_first_process():
+                model.save_pretrained(folder)
     spread = MortmForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=arguments.attention or None, distributed_config=layout
     )

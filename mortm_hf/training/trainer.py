@@ -13,10 +13,16 @@ Knows: transformers' Trainer, the routers' modules by name. Must not know: music
 
 from __future__ import annotations
 
+import os
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from .errors import TrainingError
 from .publish import SafePush
 from .routing import RouterStatistics
 from .runlog import RunLog, read_log
@@ -36,6 +42,18 @@ class SettleBias(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         for router in self.routers:
             router.update_bias()
+
+
+def _like(local: torch.Tensor, parameter: DTensor) -> DTensor:
+    """A process's part of a tensor that lies as `parameter` does."""
+    return DTensor.from_local(
+        local.to(parameter.to_local().device),
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 class PackTrainer(SafePush, Trainer):
@@ -107,10 +125,62 @@ class PackTrainer(SafePush, Trainer):
                 config.use_cache = while_training
 
     @property
+    def _spread(self) -> bool:
+        """Whether transformers spread the weights when it loaded the model."""
+        return getattr(self, "is_distributed_loading_by_transformers", False)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """As transformers', but for a model that was spread when it was loaded: it was loaded from the checkpoint."""
+        if not self._spread:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _shards_file(self, folder: str) -> str:
+        rank, ranks = self.args.process_index, self.args.world_size
+        return os.path.join(folder, f"optimizer-{rank}-of-{ranks}.pt")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As transformers', which keeps one process's part of a spread optimizer: here every process keeps its own."""
+        if not self._spread:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        os.makedirs(output_dir, exist_ok=True)
+        torch.save(
+            tree_map_only(DTensor, lambda t: t.to_local(), self.optimizer.state_dict()), self._shards_file(output_dir)
+        )
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
+        torch.distributed.barrier()  # the checkpoint is whole when the first process writes the Trainer's state
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The counterpart.
+
+        Raises:
+            TrainingError: the checkpoint is of another number of processes.
+        """
+        if checkpoint is None or not self._spread:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        path = self._shards_file(checkpoint)
+        if not os.path.isfile(path):
+            raise TrainingError(
+                f"{checkpoint} was not written by {self.args.world_size} processes with sharding: go on with as many "
+                "as before"
+            )
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, state in content["state"].items():
+            parameter = parameters[index]
+            if isinstance(parameter, DTensor):
+                content["state"][index] = {
+                    name: _like(value, parameter) if torch.is_tensor(value) and value.dim() else value
+                    for name, value in state.items()
+                }
+        self.optimizer.load_state_dict(content)
+        scheduler = torch.load(os.path.join(checkpoint, "scheduler.pt"), map_location="cpu", weights_only=True)
+        self.lr_scheduler.load_state_dict(scheduler)
+
+    @property
     def is_sharded(self) -> bool:
         """Whether the weights are spread over the processes (FSDP, ZeRO-3, expert parallelism)."""
-        by_transformers = getattr(self, "is_distributed_loading_by_transformers", False)
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled or by_transformers)
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled or self._spread)
 
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
         """Bits a note on the validation windows; logged, and handed to the callbacks.
