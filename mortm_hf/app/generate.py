@@ -124,8 +124,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         CommandError, MidiError, VocabularyError, PromptError: bad options, files or requests.
     """
+    from ..data.synthesis import find_soundfont
     from ..models.midi_files import load_score
-    from .rendering import draw_piano_roll, find_soundfont, render_wav, require_matplotlib
+    from .rendering import draw_piano_roll, render_wav, require_matplotlib
 
     if args.infill and args.bars is not None and args.bars != args.infill[1] - args.infill[0]:
         raise CommandError(f"--infill {args.infill[0]}:{args.infill[1]} says how many bars; leave out --bars")

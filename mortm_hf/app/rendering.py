@@ -1,8 +1,7 @@
 """Hearing and seeing music: WAV files and piano-roll pictures.
 
 Design decisions
-- Sound needs no system package: symusic's synthesiser and the General MIDI soundfont inside pretty_midi's package
-  folder (extra `[audio]`), found without importing pretty_midi, or any SF2/SF3 file; retuned first (`soundfont.py`).
+- Sound is made by `data.synthesis`; here it becomes a file.
 - A picture is laid out like sheet music: as many bars a system as fit, drums in a strip of their own below, the
   generated bars shaded. Bar numbers count from 0, as every bar range of the API does.
 - Drawing is columns of arrays: one polygon collection per track and system, no loop over notes.
@@ -14,116 +13,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tempfile
 import wave
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from ..data.synthesis import SAMPLE_RATE, synthesize
 from ..models.metric_grid import TICKS_PER_QUARTER
 from ..models.metric_score import MetricScore
 from ..models.metric_vocabulary import DRUMS, METERS, TEMPO_CENTRES
 from ..models.midi_files import load_score, quantize
 from .files import CommandError, Outputs
 from .names import drum_name, instrument_name, key_name
-from .soundfont import in_tune
 
-
-SAMPLE_RATE = 44_100
-PEAK = 0.89  # -1 dB of full scale: room for the interpolation of players
-MAX_SECONDS = 3600
-RELEASE = 0.12  # seconds; the synthesiser damps a note within 50 ms, drier than any instrument
-TAIL = 0.5  # seconds of silence at the end
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sound
-
-
-def find_soundfont(soundfont: str | os.PathLike | None = None) -> Path:
-    """The given SF2/SF3 file, else the one that ships with pretty_midi.
-
-    Raises:
-        CommandError: if the file is no soundfont, or none is given and pretty_midi is not installed.
-    """
-    if soundfont is None:
-        spec = importlib.util.find_spec("pretty_midi")
-        folders = spec.submodule_search_locations if spec else []
-        found = [path for folder in folders for path in sorted(Path(folder).glob("*.sf2"))]
-        if not found:
-            raise CommandError(
-                "no soundfont: pip install 'mortm_hf[audio]', or name an .sf2 file with --soundfont", "command.missing"
-            )
-        return found[0]
-    path = Path(soundfont)
-    try:
-        with path.open("rb") as file:
-            head = file.read(12)
-    except OSError as error:
-        raise CommandError(f"cannot read the soundfont {path}: {error.strerror}", "command.input") from None
-    # the synthesiser ends the process on a file that is none
-    if head[:4] != b"RIFF" or head[8:] != b"sfbk":
-        raise CommandError(f"{path} is not a soundfont (SF2 or SF3)", "command.input")
-    return path
-
-
-@lru_cache(maxsize=1)
-def _synthesizer(soundfont: str, modified: float):
-    """The synthesiser of a bank; `modified` makes a changed file a new one."""
-    import symusic
-
-    try:
-        bank = in_tune(Path(soundfont).read_bytes())
-    except ValueError as error:
-        raise CommandError(f"cannot use the soundfont {soundfont}: {error}", "command.input") from None
-    with tempfile.TemporaryDirectory() as folder:
-        tuned = Path(folder) / "tuned.sf2"
-        tuned.write_bytes(bank)
-        return symusic.Synthesizer(str(tuned), SAMPLE_RATE)
-
-
-def synthesize(score, soundfont: str | os.PathLike | None = None) -> np.ndarray:
-    """A path, MIDI bytes or `symusic.Score` -> `[samples, 2]` int16 at 44.1 kHz, peaking at -1 dB.
-
-    Raises:
-        MidiError: if the input is no usable MIDI. CommandError: without a soundfont, or for more than an hour.
-    """
-    import symusic
-
-    soundfont = find_soundfont(soundfont)
-    score = load_score(score)
-    seconds = score.to("second").end()
-    if seconds > MAX_SECONDS:
-        raise CommandError(f"the music lasts {seconds:.0f} s, more than the {MAX_SECONDS} s that are rendered")
-    score = score.to("second")
-    _let_ring(score)
-    # The sound stops with the last event: a silent note leaves the last chord its end.
-    silence = symusic.Track("", 0, False, ttype="second")
-    silence.notes.append(symusic.Note(seconds + TAIL, 0.01, 0, 0, ttype="second"))
-    score.tracks.append(silence)
-    sound = np.asarray(_synthesizer(str(soundfont), os.path.getmtime(soundfont)).render(score, stereo=True))
-    sound = sound[:, : int((seconds + TAIL) * SAMPLE_RATE)]  # "silent" notes click
-    peak = float(np.abs(sound).max(initial=0.0))
-    # Scaled by its own peak: quiet music becomes audible, loud music never clips.
-    return np.round(sound.T * (PEAK / peak if peak > 0 else 1.0) * 32767).astype("<i2")
-
-
-def _let_ring(score) -> None:
-    """Notes of a score in seconds last `RELEASE` longer, but not into the next note of their pitch; in place."""
-    import symusic
-
-    for track in score.tracks:
-        notes = track.notes.numpy()
-        if track.is_drum or not len(notes["time"]):
-            continue
-        order = np.lexsort((notes["time"], notes["pitch"]))
-        start, pitch = notes["time"][order], notes["pitch"][order]
-        end = start + notes["duration"][order]
-        following = np.append(np.where(pitch[1:] == pitch[:-1], start[1:], np.inf), np.inf)
-        end = np.maximum(end, np.minimum(end + RELEASE, following))
-        track.notes = symusic.Note.from_numpy(
-            start, (end - start).astype(start.dtype), pitch, notes["velocity"][order], ttype="second"
-        )
 
 
 def render_wav(score, path: str | os.PathLike, soundfont: str | os.PathLike | None = None) -> Path:

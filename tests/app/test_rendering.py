@@ -12,8 +12,11 @@ import symusic
 from mortm_hf.app import rendering
 from mortm_hf.app.files import CommandError
 from mortm_hf.app.names import drum_name, key_name
-from mortm_hf.app.rendering import draw_piano_roll, find_soundfont, render_wav, synthesize
-from mortm_hf.app.soundfont import in_tune
+from mortm_hf.app.rendering import draw_piano_roll, render_wav
+from mortm_hf.data import synthesis
+from mortm_hf.data.soundfont import in_tune
+from mortm_hf.data.synthesis import find_soundfont, synthesize
+from mortm_hf.models.errors_mortm import AudioError
 
 
 def _pixels(path) -> np.ndarray:
@@ -78,22 +81,22 @@ def test_endless_music_is_refused():
     track.notes.append(symusic.Note(0, 480 * 60 * 240, 60, 100))
     score.tracks.append(track)
     score.tempos.append(symusic.Tempo(0, qpm=120))
-    with pytest.raises(CommandError, match="more than the 3600 s"):
+    with pytest.raises(AudioError, match="more than the 3600 s"):
         synthesize(score)
 
 
 def test_soundfonts_are_checked_before_the_synthesiser_sees_them(tmp_path, song, monkeypatch):
     wrong = tmp_path / "wrong.sf2"
     wrong.write_bytes(b"RIFF0000WAVEfmt ")
-    with pytest.raises(CommandError, match="not a soundfont"):
+    with pytest.raises(AudioError, match="not a soundfont"):
         render_wav(song, tmp_path / "x.wav", soundfont=wrong)
-    with pytest.raises(CommandError, match="cannot read the soundfont"):
+    with pytest.raises(AudioError, match="cannot read the soundfont"):
         find_soundfont(tmp_path / "none.sf2")
     wrong.write_bytes(b"RIFF0000sfbk" + bytes(100))
-    with pytest.raises(CommandError, match="not a valid SF2 bank"):
+    with pytest.raises(AudioError, match="not a valid SF2 bank"):
         render_wav(song, tmp_path / "x.wav", soundfont=wrong)
-    monkeypatch.setattr(rendering.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CommandError, match=r"mortm_hf\[audio\]"):
+    monkeypatch.setattr(synthesis.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(AudioError, match=r"mortm_hf\[audio\]"):
         find_soundfont()
     assert [p.name for p in tmp_path.iterdir()] == ["wrong.sf2"]
 
