@@ -1,9 +1,11 @@
-# make music | test | test-slow | lint | bench      (each sets up .venv itself on its first run)
+# make music | test | test-slow | test-oldest | lint | bench      (each sets up .venv itself on its first run)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
 # Small models run fastest on one thread, and a test that reaches for the network must fail.
 ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 PYTEST_ARGS ?=
@@ -13,7 +15,7 @@ ROBUSTNESS ?= ../shared/robustness/robustness-shared.tar.xz
 DATA_BENCHMARKS := roundtrip tokenizer key_estimation starter_eval
 OTHER_BENCHMARKS := grammar model long_context support_matrix
 
-.PHONY: music test test-slow lint format bench clean
+.PHONY: music test test-slow test-oldest lint format bench clean
 
 # torch first: the rest then finds it installed and does not resolve another build of it.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
@@ -26,6 +28,13 @@ $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install -q -e ".[bench]" -c constraints.txt
 	touch $@
 
+# The oldest versions that the package promises to work with (torch 2.11, transformers 5.17, trl 1.12.0).
+$(OLDEST_STAMP): setup.cfg pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install -q torch==2.11.0 -c constraints-oldest.txt
+	$(OLDEST)/bin/python -m pip install -q -e ".[dev,rlmf]" -c constraints-oldest.txt
+	touch $@
+
 # Eight new bars for a song that the model has not heard, from where its first eight end.
 music: $(STAMP)
 	mkdir -p build/music
@@ -36,8 +45,13 @@ music: $(STAMP)
 test: $(STAMP)
 	$(ENV) $(BIN)/python -m pytest -q -m "not slow and not gpu" $(PYTEST_ARGS)
 
+# The slow tests, then the fast ones once more on the oldest versions.
 test-slow: $(STAMP)
 	$(ENV) $(BIN)/python -m pytest -q -m "slow and not gpu" $(PYTEST_ARGS)
+	$(MAKE) test-oldest
+
+test-oldest: $(OLDEST_STAMP)
+	$(ENV) $(OLDEST)/bin/python -m pytest -q -m "not slow and not gpu" $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -66,4 +80,4 @@ $(addprefix bench-,$(OTHER_BENCHMARKS)): bench-%: $(BENCH_STAMP)
 	$(ENV) $(BIN)/python benchmarks/$*.py --json build/bench/$*.json
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(OLDEST) build

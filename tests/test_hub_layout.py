@@ -35,8 +35,8 @@ SIZES = dict(
     max_position_embeddings=1024,
 )
 
-# Runs in an interpreter that does not see the package; argv: folder, song, output folder.
-FRESH = r"""
+# An interpreter that does not see the package.
+FRESH_HIDING = r"""
 import json, sys
 def hide(name, path=None, target=None):
     if name.split(".")[0] == "mortm_hf":
@@ -44,6 +44,11 @@ def hide(name, path=None, target=None):
 import torch
 torch.set_num_threads(1)
 sys.meta_path.insert(0, type("Hidden", (), {"find_spec": staticmethod(hide)}))
+"""
+# argv: folder, song, output folder
+FRESH = (
+    FRESH_HIDING
+    + r"""
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers import AutoTokenizer, pipeline
 folder, song, out = sys.argv[1:]
@@ -74,6 +79,7 @@ json.dump(
     open(out + "/found.json", "w"),
 )
 """
+)
 
 
 def code_of(folder):

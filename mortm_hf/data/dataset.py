@@ -19,8 +19,11 @@ from .schema import FORMAT_VERSION, LABELS, SongRows
 from .sources import SPLITS, is_saved_dataset
 
 
-def open_dataset(source):
+def open_dataset(source, revision: str | None = None):
     """A data set of songs as `datasets.DatasetDict`: a folder that `build_dataset` made, or `owner/name` on the Hub.
+
+    Args:
+        revision: branch, tag or commit on the Hub; a commit pins the data. By default the newest.
 
     Raises:
         DataError: not there, or no data set of songs of this version.
@@ -37,7 +40,7 @@ def open_dataset(source):
             _check_version(path)
             found = load_from_disk(str(path))
         elif isinstance(source, str) and source.count("/") == 1 and not os.path.isabs(source):
-            found = _from_hub(source)
+            found = _from_hub(source, revision)
         else:
             raise DataError(f"{source} is not there: give a prepared folder or a data set of the Hub (owner/name)")
     if isinstance(found, Dataset):
@@ -66,17 +69,18 @@ def _only_split(data) -> str:
     return names.pop() if len(names) == 1 else "train"
 
 
-def _from_hub(name: str):
+def _from_hub(name: str, revision: str | None):
     from datasets import load_dataset
 
     try:
-        return load_dataset(name)
+        return load_dataset(name, revision=revision)
     except Exception as error:  # not found, no network, not allowed: a dozen kinds
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"cannot load the data set {name} from the Hub: {reason}", "data.network") from None
+        at = f" at revision {revision}" if revision else ""
+        raise DataError(f"cannot load the data set {name}{at} from the Hub: {reason}", "data.network") from None
 
 
-def song_rows(source, split: str | None = None) -> SongRows:
+def song_rows(source, split: str | None = None, revision: str | None = None) -> SongRows:
     """The songs of one split (of all, in order, without one) as a sequence of `Song`.
 
     Raises:
@@ -84,7 +88,7 @@ def song_rows(source, split: str | None = None) -> SongRows:
     """
     from datasets import concatenate_datasets
 
-    data = open_dataset(source)
+    data = open_dataset(source, revision)
     if split is None:
         return SongRows(concatenate_datasets([data[s] for s in dict.fromkeys((*SPLITS, *data)) if s in data]))
     if split not in data:

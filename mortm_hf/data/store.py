@@ -96,7 +96,11 @@ class ScoreStore:
 
 
 def load_songs(
-    source, split: str | None = None, selection: Selection | None = None, estimated_chords: bool = True
+    source,
+    split: str | None = None,
+    selection: Selection | None = None,
+    estimated_chords: bool = True,
+    revision: str | None = None,
 ) -> ScoreStore:
     """The songs of a prepared data set.
 
@@ -105,6 +109,7 @@ def load_songs(
         split: "train", "validation" or "test"; by default all songs.
         selection: only these corpora, variants and licences (its splits do not matter); all where it names none.
         estimated_chords: keep the chords that are a guess of the recogniser.
+        revision: branch, tag or commit of a data set on the Hub.
 
     Returns:
         `ScoreStore`: `store[i].score` holds notes, bars, chords and key of song `i`.
@@ -112,7 +117,7 @@ def load_songs(
     Raises:
         DataError: no such data set or split.
     """
-    rows = song_rows(source, split)
+    rows = song_rows(source, split, revision)
     if selection is not None and selection.corpora:
         labels = [rows.labels(name) for name in ("corpus", "variant", "licence")]
         kept = [i for i, one in enumerate(zip(*labels)) if selection.takes(*one)]

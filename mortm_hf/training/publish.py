@@ -25,6 +25,13 @@ from .errors import TrainingError
 SHIPPED = ("*.safetensors", "*.json", "*.py", "README.md", "LICENSE*")
 # of one run, and with paths of the machine it ran on
 _PRIVATE = ("trainer_state.json",)
+# The Hub knows the tasks of transformers only, not those that a folder brings along.
+_HUB_TASKS = {
+    "ForCausalLM": "text-generation",
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+}
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "diffusion_pytorch_model*.safetensors")
 
 
@@ -76,9 +83,9 @@ def _card(folder: Path, repo_id: str, token, tags: Sequence[str], base_model, li
     config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     data = card.data
     data.library_name = data.library_name or "transformers"
-    tasks = list(config.get("custom_pipelines") or ())
-    if data.pipeline_tag is None and tasks:
-        data.pipeline_tag = tasks[0]
+    kind = (config.get("architectures") or [""])[0]
+    if data.pipeline_tag is None:
+        data.pipeline_tag = next((tag for ending, tag in _HUB_TASKS.items() if kind.endswith(ending)), None)
     wanted = [*(data.tags or ()), *tags, *([config["model_type"]] if "model_type" in config else ()), "symbolic-music"]
     data.tags = list(dict.fromkeys(wanted))
     data.base_model = base_model or data.base_model

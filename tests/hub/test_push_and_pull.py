@@ -12,7 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import DatasetCard, ModelCard
 from local_hub import LocalHub
 
 import mortm_hf
@@ -236,24 +236,55 @@ def test_the_hub_itself_refuses(hub, path, body, status):
     assert refused.value.code == status
 
 
+# MIDI bytes as a plain data set; then as songs of ours, there and back; each at two revisions.
 DATASET = (
     BEGIN
     + r"""
 from pathlib import Path
 import datasets
 import mortm_hf
+from huggingface_hub import HfApi
 tokenizer = mortm_hf.MortmTokenizer()
-rows = [{"name": Path(song).name, "midi": Path(song).read_bytes(), "input_ids": tokenizer.encode_midi(song)}]
-pushed = datasets.Dataset.from_list(rows).push_to_hub("me/songs")
-again = datasets.load_dataset("me/songs", revision=pushed.oid, split="train")
-assert again[0] == rows[0] and list(tokenizer(midi=list(again["midi"]))["input_ids"][0]) == rows[0]["input_ids"]
+midi = Path(song).read_bytes()
+other = bytes(tokenizer.decode_midi(tokenizer.encode_midi(song, bars=(0, 4))).dumps_midi())
+ids = tokenizer.encode_midi(song)
+rows = [{"name": "song", "midi": midi, "input_ids": ids}, {"name": "part", "midi": other, "input_ids": ids[:9]}]
+first = datasets.Dataset.from_list(rows[:1]).push_to_hub("me/songs")
+second = datasets.Dataset.from_list(rows).push_to_hub("me/songs", commit_message="One more")
+found = {}
+for oid, want in ((first.oid, rows[:1]), (second.oid, rows), ("main", rows)):
+    again = datasets.load_dataset("me/songs", revision=oid, split="train")
+    assert again.to_list() == want
+    assert tokenizer(midi=list(again["midi"]))["input_ids"][0] == ids
+
+built = mortm_hf.build_dataset("me/songs", out + "/built", chords="annotated", progress=False)
+assert sum(len(part) for part in built.values()) == 2
+mortm_hf.push_dataset(out + "/built", "me/prepared", title="Two songs")
+HfApi().create_tag("me/prepared", tag="v1", repo_type="dataset")
+mortm_hf.push_dataset(datasets.DatasetDict({"train": next(iter(built.values())).select([0])}), "me/prepared")
+assert len(mortm_hf.load_songs("me/prepared", revision="v1")) == 2
+newest = mortm_hf.load_songs("me/prepared")
+assert len(newest) == 1
+for here, there in zip(mortm_hf.load_songs(out + "/built"), mortm_hf.load_songs("me/prepared", revision="v1")):
+    assert here.path == there.path
+    assert (here.score.onset == there.score.onset).all() and (here.score.pitch == there.score.pitch).all()
+try:
+    mortm_hf.load_songs("me/prepared", revision="v9")
+except mortm_hf.DataError as error:
+    assert error.code == "data.network" and "v9" in str(error), error
+else:
+    raise AssertionError("a revision that is not there was loaded")
 """
 )
 
 
 @pytest.mark.slow
-def test_a_dataset_of_midi_bytes_and_ids(hub, out):
+def test_datasets_of_midi_bytes_and_of_songs(hub, out):
     client(DATASET, hub, out / "datasets", out)
-    repository = hub.repository("me/songs", "datasets")
-    files = repository.find("main").files
-    assert {Path(path).suffix for path in files if path != ".gitattributes"} == {".parquet", ".md"}
+    for name, endings in (("me/songs", {".parquet", ".md"}), ("me/prepared", {".parquet", ".md", ".json", ".csv"})):
+        for commit in hub.repository(name, "datasets").commits.values():
+            assert {Path(path).suffix for path in commit.files if path != ".gitattributes"} <= endings
+    files = hub.repository("me/prepared", "datasets").find("v1").files
+    card = DatasetCard(files["README.md"].decode())
+    assert {"midi", "symbolic-music", "mortm"} <= set(card.data.tags) and "Two songs" in card.text
+    assert card.data.to_dict()["configs"][0]["data_files"]  # what `datasets` needs is still in the head
