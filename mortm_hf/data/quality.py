@@ -70,9 +70,9 @@ class Sizes:
 
 
 SIZES = {
-    "train": Sizes(3000, 1500, 300, 400),
-    "validation": Sizes(200, 99, 33, 100),
-    "test": Sizes(400, 402, 134, 400),
+    "train": Sizes(2400, 960, 160, 300),
+    "validation": Sizes(150, 48, 32, 60),
+    "test": Sizes(400, 288, 96, 300),
 }
 
 
