@@ -1,7 +1,8 @@
 """Style and genre: macro-F1 by song against majority and bags of features, with intervals over clusters.
 
     python benchmarks/bertm_style.py --data PACK [--cache FOLDER] [--sets folk genre drums]
-        [--model "genre:pre-trained=FOLDER" --model "genre:from scratch=FOLDER"] [--pictures FOLDER] [--json FILE]
+        [--model "genre:pre-trained=FOLDER" --model "genre:from scratch=FOLDER"] [--leave-out folk]
+        [--pictures FOLDER] [--json FILE]
 
 Sets are those of `mortm_hf.data.labels`: fixed splits, one form of window for every class. A song's prediction is the
 mean over its windows. Baselines are always fitted anew: the commonest class, the meter alone, durations alone, and all
@@ -77,8 +78,10 @@ def report_set(name: str, options, result: dict) -> None:
         plot_confusion,
         song_scores,
     )
+    from mortm_hf.training.classify import without
 
     data = labels.load(name, data=options.data, cache=options.cache or None)
+    data = without(data, [x for x in options.leave_out if x in data.names])
     train, validation, test = (data.split(s) for s in ("train", "validation", "test"))
     support = test.support()
     claimed = [test.names.index(c) for c in test.claimed()]
@@ -180,6 +183,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--cache", default="", help="folder for prepared stores")
     parser.add_argument("--sets", nargs="+", default=["folk", "genre", "drums"], choices=sorted(TITLES))
     parser.add_argument("--model", action="append", default=[], help='"SET:NAME=FOLDER", as often as there are models')
+    parser.add_argument("--leave-out", nargs="*", default=[], help="labels that take no part (the bundled head: folk)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pictures", default="", help="folder for confusion matrices")
