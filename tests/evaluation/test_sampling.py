@@ -89,12 +89,12 @@ def test_a_run_that_was_cut_off_goes_on(model, tokenizer, asks, tmp_path, monkey
 
 
 def test_the_cache_is_of_one_model_prompt_seed_and_sampling(asks, tmp_path):
-    def path(identity="m", asks=asks, sampling=Sampling(), seed=0):
-        return AnswerCache(tmp_path, "set", identity, asks, sampling, seed).path
+    def path(identity="m", asks=asks, top_p=1.0, seed=0):
+        return AnswerCache(tmp_path, "set", identity, asks, Sampling(top_p=top_p), seed).path
 
     longer = [*asks[:2], Ask(asks[2].ids, asks[2].plan, 61)]
     assert path() == path()
-    others = [path("n"), path(asks=asks[:2]), path(asks=longer), path(sampling=Sampling(top_p=0.9)), path(seed=1)]
+    others = [path("n"), path(asks=asks[:2]), path(asks=longer), path(top_p=0.9), path(seed=1)]
     assert len({path(), *others}) == 6
     assert AnswerCache(None, "set", "m", asks, Sampling(), 0).path is None
 

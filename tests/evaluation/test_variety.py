@@ -30,8 +30,7 @@ def test_repeated_and_copied_bars_by_hand():
     found = variety([(answer, past)])
     assert found["distinct_bars"] == 0.75 and found["copied_bars"] == 0.25
     assert found["notes_per_bar"] == 3.0
-    shares = np.array([2, 2, 2, 2, 2, 2]) / 12  # C D E F, twice each; Bb C twice: C 4
-    shares = np.array([4, 2, 2, 2, 2]) / 12
+    shares = np.array([4, 2, 2, 2, 2]) / 12  # C, D, E, F, Bb
     assert found["pitch_class_entropy"] == pytest.approx(-(shares * np.log2(shares)).sum())
     assert variety([(answer, None)])["copied_bars"] == 0.0
 
