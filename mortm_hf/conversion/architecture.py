@@ -74,6 +74,7 @@ def make_configs(anatomy: Anatomy, options: Options, special: dict[str, int | No
     try:
         if anatomy.kind == "bertm":
             labels = dict(id2label={0: "AI"}, label2id={"AI": 0}, problem_type="multi_label_classification")
+            labels["negative_label"] = "human"
             config = BertmConfig(
                 **fields,
                 **labels,

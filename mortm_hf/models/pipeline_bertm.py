@@ -87,6 +87,8 @@ class MidiReadingPipeline(Pipeline):
     def preprocess(self, inputs, bars=None, tracks=None, window=None):
         if inputs is None:
             raise PromptError(f"{self.task} needs a MIDI file, but the input is None", "prompt.material")
+        if self.tokenizer.dialect != "metric":
+            return {"song": self._whole_file(inputs, bars=bars, tracks=tracks, window=window)}
         song = self.tokenizer.read_midi(inputs)
         first = 0
         if bars is not None:
@@ -107,6 +109,15 @@ class MidiReadingPipeline(Pipeline):
         limit = getattr(config, "max_position_embeddings", None) or max(map(len, ids))
         places = [(start + first, stop + first) for (start, stop), _ in found]
         return {"song": SongWindows([row[:limit] for row in ids], places, first, song.n_bars)}
+
+    def _whole_file(self, inputs, **chosen) -> SongWindows:
+        """A file as upstream's checkpoints hear it: all of it, in their own tokens."""
+        given = [name for name, value in chosen.items() if value is not None]
+        if given:
+            raise PromptError(
+                f"a checkpoint of the mortm dialect hears whole files: leave out {', '.join(given)}", "prompt.bars"
+            )
+        return SongWindows([np.asarray(self.tokenizer.encode_midi(inputs))], [(0, 1)], 0, 1)
 
     def _form(self) -> str:
         return getattr(self.model.config, "window_form", "tracks")
@@ -217,6 +228,13 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
 
     _rest = 0.0
     _running = ("layer",)
+
+    def _whole_file(self, inputs, **chosen):
+        raise PromptError(
+            "bars cannot be told apart in the mortm dialect: `mortm convert FOLDER --extend-vocab -o NEW` and some "
+            "training on the metric one come first",
+            "prompt.dialect",
+        )
 
     def _answers(self, ids, mask, layer=-1):
         model = getattr(self.model, self.model.base_model_prefix, self.model)

@@ -194,6 +194,8 @@ class BertmReward(nn.Module):
             return [ids]
         if self.tokenizer is None:
             raise ValueError("rating MIDI needs a tokenizer: BertmReward(models, tokenizer)")
+        if self.tokenizer.dialect != "metric":  # upstream's checkpoints hear whole files in their own tokens
+            return [np.asarray(self.tokenizer.encode_midi(piece))]
         song = self.tokenizer.read_midi(piece)
         config = self.config
         found = song_windows(song, config.window_bars, config.window_form)

@@ -1,10 +1,12 @@
 """The reward: modes, ensembles, what it may depend on, music as input, and the adapter's questions."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from mortm_hf import BertmReward
+from mortm_hf import BertmReward, convert_checkpoint, pipeline
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.midi_codec import read_midi
 from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
@@ -185,6 +187,25 @@ def test_loading(tmp_path, pieces):
     assert both.rate(SONG) == pytest.approx(BertmReward(both.models, TOKENIZER, "logit", "min").rate(SONG))
     with pytest.raises(ValueError, match="checkpoint"):
         BertmReward.from_pretrained()
+
+
+def test_a_converted_checkpoint_hears_files_as_upstream_does(tmp_path):
+    fixtures = Path(__file__).parents[1] / "fixtures"
+    convert_checkpoint(fixtures / "upstream_heads" / "bertm_alibi_moe_tanh" / "model.pth", tmp_path / "judge")
+    song = next((fixtures / "upstream_tokenizer" / "piano_and_sax_8bars").glob("*.mid"))
+    reward = BertmReward.from_pretrained(tmp_path / "judge")
+    ids = reward.tokenizer.encode_midi(str(song))
+    with torch.no_grad():
+        machine = torch.sigmoid(reward.models[0](torch.tensor([ids])).logits[0, 0])
+    assert reward.tokenizer.dialect == "mortm" and len(ids) > 50
+    assert reward.rate(str(song)) == pytest.approx(float(1 - machine), abs=1e-5)
+    pipe = pipeline("midi-classification", model=tmp_path / "judge", device="cpu")
+    found = {e["label"]: e["score"] for e in pipe(str(song))}
+    assert found == pytest.approx({"AI": float(machine), "human": 1 - float(machine)}, abs=1e-5)
+    with pytest.raises(ValueError, match="whole files"):
+        pipe(str(song), bars=(0, 2))
+    with pytest.raises(ValueError, match="mortm dialect"):
+        pipeline("midi-feature-extraction", model=tmp_path / "judge")(str(song))
 
 
 def test_faults_are_named(pieces):
