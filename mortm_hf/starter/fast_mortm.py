@@ -21,6 +21,8 @@ grammar.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -103,15 +105,12 @@ def unsupported_arguments(generation_config, arguments: dict) -> list[str]:
 class _Matrix:
     """`x @ weight.T + bias` in fp32, the weight stored [in, out]."""
 
+    dtype = torch.float32  # of its inputs
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
         self.weight = weight.float().t().contiguous()
         self.bias = None if bias is None else bias.float().clone()
         self.out_features = weight.shape[0]
-
-    @staticmethod
-    def prepare(x: torch.Tensor) -> torch.Tensor:
-        """The form in which an input is given, made once for all matrices that read it."""
-        return x
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor) -> None:
         torch.mm(x, self.weight, out=out)
@@ -128,6 +127,8 @@ class _Matrix:
 class _Int8Matrix:
     """`_Matrix` with int8 weights [out, in] and one scale a row."""
 
+    dtype = torch.bfloat16
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
         if weight.shape[1] % 16:  # the kernel reads past the end of other rows
             raise PromptError(
@@ -140,10 +141,6 @@ class _Int8Matrix:
         self.weight = (weight / self.scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
         self.bias = None if bias is None else bias.float().clone()
         self.out_features = weight.shape[0]
-
-    @staticmethod
-    def prepare(x: torch.Tensor) -> torch.Tensor:
-        return x.to(torch.bfloat16)
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(torch._weight_int8pack_mm(x, self.weight, self.scale))
@@ -173,15 +170,16 @@ class _Norm:
         self.weight = module.weight.float().clone()
         self.bias = module.bias.float().clone() if self.kind != "rmsnorm" else None
         self.alpha = float(module.alpha) if self.kind == "dynamic_tanh" else None
+        self.shape = (self.size,)
         if self.kind == "rmsnorm":
-            self.weight = torch.cat([self.weight, self.weight])
+            self.weight, self.shape = torch.cat([self.weight, self.weight]), (2 * self.size,)
 
     def __call__(self, doubled: torch.Tensor, x: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
         if self.kind == "rmsnorm":
             torch.neg(x, out=negative)
-            return F.layer_norm(doubled, (2 * self.size,), self.weight, None, self.eps)[:, : self.size]
+            return F.layer_norm(doubled, self.shape, self.weight, None, self.eps).narrow(1, 0, self.size)
         if self.kind == "layernorm":
-            return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
+            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
         return torch.tanh(x * self.alpha).mul_(self.weight).add_(self.bias)
 
 
@@ -196,15 +194,35 @@ class _MLP:
 
     def buffers(self, rows: int):
         inner = torch.empty(rows, self.up.out_features)
-        return inner, inner[:, : self.width], inner[:, self.width :]
+        return (
+            inner,
+            inner[:, : self.width],
+            inner[:, self.width :],
+            torch.empty(rows, self.width, dtype=self.up.dtype),
+        )
 
     def __call__(self, x: torch.Tensor, h: torch.Tensor, buffers) -> None:
-        inner, gate, up = buffers
+        inner, gate, up, acted = buffers
         self.up(h, inner)
-        inner = self.act(gate)
         if self.gated:
-            inner = inner.mul_(up)
-        self.down.add(x, self.down.prepare(inner))
+            torch.mul(self.act(gate), up, out=acted)
+        else:
+            acted.copy_(self.act(gate))
+        self.down.add(x, acted)
+
+
+class _SparseBuffers(NamedTuple):
+    """Of `rows` states with k experts each; the last `rows` rows of the joint ones are the shared expert's."""
+
+    logits: torch.Tensor  # [rows, E]
+    inner: torch.Tensor  # [rows * k (+ rows), 2 I], its halves `gate` and `up`
+    gate: torch.Tensor
+    up: torch.Tensor
+    acted: torch.Tensor  # [rows * k (+ rows), I]
+    each: list[tuple[torch.Tensor, torch.Tensor]]  # the routed rows of `inner` and `acted` one by one
+    shared: tuple[torch.Tensor, torch.Tensor]
+    own: tuple | None
+    out: torch.Tensor  # [rows * k, H]
 
 
 class _SparseMLP:
@@ -217,8 +235,11 @@ class _SparseMLP:
         self.router = gate.weight.float().t().contiguous()
         used = gate.has_bias and config.router_bias_in_eval
         self.correction = gate.e_score_correction_bias.float().clone() if used else None
-        # without groups and bias the best scores are the best logits
-        self.plain = config.scoring_func == "softmax" and config.n_group == 1 and self.correction is None
+        # read once: attributes of a configuration are slow
+        self.softmax, self.normalised = config.scoring_func == "softmax", config.norm_topk_prob
+        self.epsilon, self.factor = config.norm_topk_eps, config.routed_scaling_factor
+        # without groups and bias the best scores are the best logits, and normalised they are those logits' softmax
+        self.plain = self.softmax and self.normalised and config.n_group == 1 and self.correction is None
         biased = module.expert_biases
         self.up = [
             kind(experts.gate_up_proj[e], experts.gate_up_proj_bias[e] if biased else None)
@@ -233,75 +254,78 @@ class _SparseMLP:
         # one activation for routed and shared rows where they are as wide
         self.joint = self.shared is not None and self.shared.width == self.width
 
-    def buffers(self, rows: int):
+    def buffers(self, rows: int) -> _SparseBuffers:
         routed = rows * self.k
-        inner = torch.empty(routed + (rows if self.joint else 0), 2 * self.width)
-        return {
-            "logits": torch.empty(rows, self.router.shape[1]),
-            "each": list(inner.split(1)),
-            "routed": inner[:routed],
-            "shared": inner[routed:],
-            "gate": inner[:, : self.width],
-            "up": inner[:, self.width :],
-            "own": None if self.shared is None or self.joint else self.shared.buffers(rows),
-            "out": torch.empty(routed, self.hidden),
-        }
+        joint = routed + (rows if self.joint else 0)
+        inner = torch.empty(joint, 2 * self.width)
+        acted = torch.empty(joint, self.width, dtype=self.up[0].dtype)
+        return _SparseBuffers(
+            logits=torch.empty(rows, self.router.shape[1]),
+            inner=inner,
+            gate=inner[:, : self.width],
+            up=inner[:, self.width :],
+            acted=acted,
+            each=[*zip(inner[:routed].split(1), acted[:routed].split(1))],
+            shared=(inner[routed:], acted[routed:]),
+            own=None if self.shared is None or self.joint else self.shared.buffers(rows),
+            out=torch.empty(routed, self.hidden),
+        )
 
     def route(self, h: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """States [rows, H] -> (weights, indices) [rows, k], as `MortmTopKRouter`."""
-        config = self.config
         torch.mm(h, self.router, out=logits)
-        if self.plain and config.norm_topk_prob:
+        if self.plain:
             best, indices = logits.topk(self.k, dim=-1, sorted=False)
             weights = best.softmax(-1)
         else:
-            scores = logits.softmax(-1) if config.scoring_func == "softmax" else logits.sigmoid()
-            indices = self.choose(scores if self.correction is None else scores + self.correction, config)
+            scores = logits.softmax(-1) if self.softmax else logits.sigmoid()
+            indices = self.choose(scores if self.correction is None else scores + self.correction, self.config)
             weights = scores.gather(-1, indices)
-            if config.norm_topk_prob:
-                weights = weights / (weights.sum(-1, keepdim=True) + config.norm_topk_eps)
-        if config.routed_scaling_factor != 1.0:
-            weights = weights * config.routed_scaling_factor
+            if self.normalised:
+                weights = weights / (weights.sum(-1, keepdim=True) + self.epsilon)
+        if self.factor != 1.0:
+            weights = weights * self.factor
         return weights, indices
 
-    def __call__(self, x: torch.Tensor, h: torch.Tensor, hp: torch.Tensor, b: dict) -> None:
-        weights, indices = self.route(h, b["logits"])
-        rows, up, down = len(x), self.up, self.down
-        if rows == 1:
-            chosen, counts = indices[0].tolist(), None
-            for e, out in zip(chosen, b["each"]):
-                up[e](hp, out)
+    def __call__(self, x: torch.Tensor, h: torch.Tensor, hp: torch.Tensor, b: _SparseBuffers) -> None:
+        """x += the layer's output for the states h, which are given as fp32 and in the matrices' type."""
+        weights, indices = self.route(h, b.logits)
+        if len(x) == 1:
+            self._one(x, hp, weights, indices, b)
         else:
-            flat = indices.view(-1).numpy()
-            order = flat.argsort(kind="stable")
-            counts = np.bincount(flat, minlength=len(up)).tolist()
-            tokens = torch.from_numpy(order // self.k)
-            for e, part, out in zip(
-                range(len(up)), hp.index_select(0, tokens).split(counts), b["routed"].split(counts)
-            ):
-                if counts[e]:
-                    up[e](part, out)
+            self._many(x, hp, weights, indices, b)
         if self.joint:
-            self.shared.up(hp, b["shared"])
-        inner = self.act(b["gate"]).mul_(b["up"])
-        if counts is None:
-            inner = down[0].prepare(inner)
-            for e, weight, part in zip(chosen, weights[0].tolist(), inner.split(1)):
-                down[e].add(x, part, weight)
-            if self.joint:
-                self.shared.down.add(x, inner[self.k :])
-        else:
-            routed = len(order)
-            inner = down[0].prepare(inner)
-            for e, part, out in zip(range(len(up)), inner[:routed].split(counts), b["out"].split(counts)):
-                if counts[e]:
-                    down[e](part, out)
-            factors = weights.view(-1)[torch.from_numpy(order)]
-            x.index_add_(0, tokens, b["out"].mul_(factors.unsqueeze(1)))
-            if self.joint:
-                self.shared.down.add(x, inner[routed:])
-        if b["own"] is not None:
-            self.shared(x, hp, b["own"])
+            self.shared.down.add(x, b.shared[1])
+        elif self.shared is not None:
+            self.shared(x, hp, b.own)
+
+    def _one(self, x, hp, weights, indices, b: _SparseBuffers) -> None:
+        """The chosen experts of one row, one after the other: nothing is gathered."""
+        chosen = indices.tolist()[0]
+        for e, (inner, _) in zip(chosen, b.each):
+            self.up[e](hp, inner)
+        if self.joint:
+            self.shared.up(hp, b.shared[0])
+        torch.mul(self.act(b.gate), b.up, out=b.acted)
+        for e, weight, (_, acted) in zip(chosen, weights.tolist()[0], b.each):
+            self.down[e].add(x, acted, weight)
+
+    def _many(self, x, hp, weights, indices, b: _SparseBuffers) -> None:
+        """Rows sorted by expert, one product for each expert that was chosen."""
+        flat = indices.view(-1).numpy()
+        order = flat.argsort(kind="stable")
+        counts = np.bincount(flat, minlength=len(self.up)).tolist()
+        chosen, sizes = [e for e, n in enumerate(counts) if n], [n for n in counts if n]
+        tokens, order = torch.from_numpy(order // self.k), torch.from_numpy(order)
+        routed = len(order)
+        for e, part, inner in zip(chosen, hp.index_select(0, tokens).split(sizes), b.inner[:routed].split(sizes)):
+            self.up[e](part, inner)
+        if self.joint:
+            self.shared.up(hp, b.shared[0])
+        torch.mul(self.act(b.gate), b.up, out=b.acted)
+        for e, part, out in zip(chosen, b.acted[:routed].split(sizes), b.out.split(sizes)):
+            self.down[e](part, out)
+        x.index_add_(0, tokens, b.out.mul_(weights.view(-1)[order].unsqueeze(1)))
 
 
 def _activation(config):
@@ -450,14 +474,16 @@ class DecodingState:
         room = length + max_new_tokens
         hidden, heads, kv, dim = d.config.hidden_size, d.heads, d.kv_heads, d.head_dim
         self.length, self.room = length, room
+        self.shape, self.heard_as = (rows, d.head.out_features), (rows, heads * dim)
         # untouched pages of a buffer take no memory, so room is cheap
-        self.keys, self.values = torch.empty(2, len(d.layers), rows, kv, room, dim).unbind(0)
+        self.cache = torch.empty(len(d.layers), rows, 2, kv, room, dim)
+        self.keys, self.values = self.cache.unbind(2)
         self.doubled = torch.zeros(rows, 2 * hidden)
         self.x, self.negative = self.doubled[:, :hidden], self.doubled[:, hidden:]
         qkv = self.qkv = torch.empty(rows, (heads + 2 * kv) * dim)
         self.turned = torch.view_as_complex(qkv.view(rows, heads + 2 * kv, -1, 2)[:, : heads + kv]) if d.rope else None
         self.query = qkv[:, : heads * dim].view(rows, kv, heads // kv, dim)
-        self.new_key, self.new_value = qkv[:, heads * dim :].view(rows, 2, kv, dim).unbind(1)
+        self.fresh = qkv[:, heads * dim :].view(rows, 2, kv, dim)  # the new key and value
         self.inner = [layer.mlp.buffers(rows) for layer in d.layers]
         self.logits = self._read(input_ids, attention_mask)
 
@@ -523,30 +549,29 @@ class DecodingState:
         if at >= self.room:
             raise PromptError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
         n = self.length = at + 1
-        doubled, x, negative, qkv = self.doubled, self.x, self.negative, self.qkv
-        query, turned = self.query, self.turned
-        prepare = d.matrix.prepare
-        rows = len(x)
-        x.copy_(F.embedding(tokens, d.embedding))
+        doubled, x, negative, qkv, fresh = self.doubled, self.x, self.negative, self.qkv, self.fresh
+        query, turned, heard_as = self.query, self.turned, self.heard_as
+        half, bias = d.matrix.dtype != torch.float32, self._bias(n)
         turn = None if turned is None else self.turns[at]
-        bias = self._bias(n)
+        x.copy_(F.embedding(tokens, d.embedding))
         keys, values = self.keys.narrow(3, 0, n).unbind(0), self.values.narrow(3, 0, n).unbind(0)
-        for layer, key, value, inner in zip(d.layers, keys, values, self.inner):
-            layer.qkv(prepare(layer.norm_1(doubled, x, negative)), qkv)
+        places = self.cache.select(4, at).unbind(0)
+        for layer, key, value, place, inner in zip(d.layers, keys, values, places, self.inner):
+            h = layer.norm_1(doubled, x, negative)
+            layer.qkv(h.bfloat16() if half else h, qkv)
             if turn is not None:
                 turned.mul_(turn)
-            key.select(2, at).copy_(self.new_key)
-            value.select(2, at).copy_(self.new_value)
+            place.copy_(fresh)
             # the heads that share a key are the queries of one product
-            heard = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-            layer.out.add(x, prepare(heard.reshape(rows, -1)))
+            heard = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).reshape(heard_as)
+            layer.out.add(x, heard.bfloat16() if half else heard)
             h = layer.norm_2(doubled, x, negative)
-            hp = prepare(h)
+            hp = h.bfloat16() if half else h
             if layer.sparse:
                 layer.mlp(x, h, hp, inner)
             else:
                 layer.mlp(x, hp, inner)
-        self.logits = torch.empty(rows, d.head.out_features)
+        self.logits = torch.empty(self.shape)
         d.head(d.norm(doubled, x, negative), self.logits)
         return self.logits
 
