@@ -203,6 +203,8 @@ class LabelledBatches(Dataset):
         whole = bool(rng.random() < 0.5) if whole is None else whole
         shift = int(rng.integers(-5, 7)) if self.recipe.augment else 0
         ids = example.full() if whole else example.ids
+        if len(ids) > self.recipe.max_length:  # rather without its prompt than without its end
+            ids = example.ids
         return labelled.transpose_ids(self.data.vocabulary, ids, shift) if shift else ids
 
 
