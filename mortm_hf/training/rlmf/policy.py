@@ -36,13 +36,14 @@ _NO_DROPOUT = {"hidden_dropout": 0.0, "activation_dropout": 0.0, "attention_drop
 
 
 class _LearnsInEval:
-    """Always in eval mode (but for the layers' own checkpointing), and saved as the plain class."""
+    """All its parts are in eval mode always (but for the layers' own checkpointing); saved as the plain class."""
 
     plain_class: type
     autocast: torch.dtype | None = None  # precision of `forward`, alike in sampling and learning
 
     def train(self, mode: bool = True):
         super().train(False)
+        self.training = mode  # TRL's group trainers ask it whether this is training; nothing below it does
         if mode and any(getattr(m, "gradient_checkpointing", False) for m in self.modules()):
             for module in self.modules():  # a layer recomputes in training mode only; without dropout it is the same
                 if isinstance(module, GradientCheckpointingLayer):

@@ -147,6 +147,12 @@ class Recipe:
         """Everything, for a record beside the results."""
         return dataclasses.asdict(self)
 
+    @classmethod
+    def restated(cls, stated: dict) -> Recipe:
+        """The recipe that `stated` (of a run's `recipe.json`) came from."""
+        kinds = {"model": ModelSection, "data": DataSection, "run": RunSection, "reward": RewardSection}
+        return cls(**{**stated, **{name: kind(**stated[name]) for name, kind in kinds.items()}})
+
     def arguments(self, output_dir: str | Path):
         """TRL's `PPOConfig`.
 

@@ -48,14 +48,21 @@ def output_of(recipe: Recipe) -> Path:
     return Path(folder)
 
 
+def _data_of(recipe: Recipe) -> str:
+    if not recipe.data.data:
+        raise RlmfError("no data: give the folder of a training pack with --data", "rlmf.data")
+    if not Path(recipe.data.data).exists():
+        raise RlmfError(f"there is no {recipe.data.data}: give the folder of a training pack with --data", "rlmf.data")
+    return recipe.data.data
+
+
 def read_songs(recipe: Recipe, output_dir: str | Path, split: str | None = None) -> ScoreStore:
     """The songs of a recipe's corpora.
 
     Raises:
-        RlmfError: no data named. FileNotFoundError: it is not there.
+        RlmfError: no data named, or not there.
     """
-    if not recipe.data.data:
-        raise RlmfError("no data: give the folder of a training pack with --data", "rlmf.data")
+    _data_of(recipe)
     cache = recipe.data.cache or str(Path(output_dir) / "stores")
     return build_store(recipe.data.data, recipe.selection(), split or recipe.data.split, cache)
 
@@ -115,12 +122,14 @@ def train(
     folder = Path(output_dir)
     if (folder / "final").exists():
         raise RlmfError(f"{folder} holds a finished run: give another --output_dir")
+    if prompts is None and songs is None:
+        _data_of(recipe)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     args = recipe.arguments(folder)
     transformers.set_seed(args.seed)
-    source = recipe.model.resume or recipe.model.policy or _starter()
-    origin = recipe.model.reference or recipe.model.policy or _starter()
+    source = recipe.model.resume or recipe.model.policy or starter_folder()
+    origin = recipe.model.reference or recipe.model.policy or starter_folder()
     tokenizer = load_tokenizer(source)
     reward = build_reward(recipe.reward.terms, tokenizer)
     policy = load_policy(source, recipe.model.experts, recipe.model.attention)
@@ -182,7 +191,8 @@ def train(
     return trainer
 
 
-def _starter() -> str:
+def starter_folder() -> str:
+    """The bundled checkpoint."""
     from mortm_hf import STARTER
 
     return str(STARTER)

@@ -70,7 +70,7 @@ def test_prompt_plans_do_not_depend_on_padding(masked_policy, prompt_ids):
 
 def test_gradients_flow_through_legal_tokens_only_and_dropout_is_off(masked_policy, tokenizer, prompts):
     policy = masked_policy.train()
-    assert not any(m.training for m in policy.modules())
+    assert policy.training and not any(m.training for m in policy.modules() if m is not policy)
     ids, mask, width, _ = rollout(policy, tokenizer, prompts[:4])
     inputs = {"input_ids": ids, "attention_mask": mask}
     assert torch.equal(policy(**inputs).logits, policy(**inputs).logits), "dropout in the configuration is not used"

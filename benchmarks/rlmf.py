@@ -1,0 +1,238 @@
+"""What reinforcement learning changed: reward, independent judges, KL, diversity, distances, copying; by kl_coef.
+
+    mortm rlmf rlmf_quality --data PACK --output_dir RUNS/kl0.1-s0 --seed 0          (and other seeds, other --kl_coef)
+    python benchmarks/rlmf.py --data PACK --runs RUNS/* --judge FOLDER [--count 128] [--seeds 0 1 2] [--best-of 4]
+    python benchmarks/rlmf.py --runs RUNS/* --reprint
+
+Every run folder gets `comparison.json`, and `--reprint` prints the tables from these files alone. The prompts are the
+first bars of `--count` songs of the test split, cut as the runs' recipe says; every arm answers them under the same
+row seeds. "frozen" is the policy before, "best of N" its best of N samples by the runs' reward. Intervals: 95 %, by
+song. A run is better if its reward rose by two standard errors; it is not inferior if its diversity fell by no more
+than 5 % (with two standard errors over the seeds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+DIVERSITY = ("pairwise_distance", "vendi_share", "distance_within_prompt")
+
+
+def load_run(folder: Path):
+    """(recipe, policy folder) of a finished run."""
+    from mortm_hf.training.rlmf.recipe import Recipe
+
+    if not (folder / "final" / "config.json").is_file():
+        raise SystemExit(f"{folder} holds no finished run (no final/config.json)")
+    return Recipe.restated(json.loads((folder / "recipe.json").read_text(encoding="utf-8"))), folder / "final"
+
+
+def measure(options) -> None:
+    """Sample, rate and write `comparison.json` into every run folder."""
+    import torch
+
+    from mortm_hf.evaluation.sampling import fingerprint
+    from mortm_hf.training.rlmf import comparison as c
+    from mortm_hf.training.rlmf.policy import load_policy
+    from mortm_hf.training.rlmf.prompts import first_bar_prompts
+    from mortm_hf.training.rlmf.rewards import build_reward
+    from mortm_hf.training.rlmf.run import load_tokenizer, read_songs, starter_folder
+
+    torch.set_num_threads(options.threads)
+    runs = {folder.name: (folder, *load_run(folder)) for folder in options.runs}
+    recipe = next(iter(runs.values()))[1]
+    for name, (_, other, _) in runs.items():
+        if other.prompts() != recipe.prompts() or other.reward != recipe.reward:
+            raise SystemExit(f"{name} was trained on other prompts or another reward: compare runs of one recipe")
+    recipe.data.data, recipe.data.cache = str(options.data), str(options.cache / "stores")
+    budget = recipe.prompts().response_length
+    origin = recipe.model.reference or recipe.model.policy or starter_folder()
+    tokenizer = load_tokenizer(origin)
+    songs = read_songs(recipe, options.cache, options.split)
+    prompts, _ = first_bar_prompts(songs, tokenizer, recipe.prompts(), options.count)
+    train = [song.score for song in read_songs(recipe, options.cache, "train").songs]
+    print(f"{len(prompts)} prompts of {len(songs)} songs ({options.split}), {len(train)} training songs", flush=True)
+    reward = build_reward(recipe.reward.terms, tokenizer)
+    judges = build_reward(
+        [{"kind": "judge", "name": f"judge {Path(j).name}", "model": j, "mode": "logit"} for j in options.judge]
+        + [{"kind": kind, "name": f"rule {kind}"} for kind in ("scale", "bar_pattern", "repetition_guard")],
+        tokenizer,
+    )
+
+    def rated(arm: c.Arm) -> c.Arm:
+        for answers in arm.answers:
+            values = c.rate(reward, prompts, answers, tokenizer.pad_token_id)
+            own = {"reward": values.pop("reward")} | {f"term {k}": v for k, v in values.items()}
+            others = c.rate(judges, prompts, answers, tokenizer.pad_token_id)
+            others.pop("reward")
+            for name, value in (own | others).items():
+                arm.rewards.setdefault(name, []).append(value)
+        arm.rewards = {name: np.stack(values) for name, values in arm.rewards.items()}
+        return arm
+
+    def answers_of(folder, seeds):
+        model = load_policy(folder)
+        kept = options.cache / "answers"
+        return c.answer_prompts(model, tokenizer, prompts, budget, seeds, kept, fingerprint(folder), options.batch)
+
+    frozen = load_policy(origin)
+    frozen.set_grammar(tokenizer, budget)
+    seeds, many = options.seeds, options.best_of
+    spare = [1000 + many * s + k for s in seeds for k in range(many)]
+    pool = answers_of(origin, spare)
+    print(f"frozen: {len(spare)} samples a prompt", flush=True)
+    by_reward = np.stack([c.rate(reward, prompts, a, tokenizer.pad_token_id)["reward"] for a in pool])
+    best = [
+        c.best_of(pool[many * k : many * (k + 1)], by_reward[many * k : many * (k + 1)]) for k in range(len(seeds))
+    ]
+    arms = [rated(c.Arm("frozen", answers_of(origin, seeds))), rated(c.Arm(f"best of {many}", best))]
+    arms[0].kl = np.zeros((len(seeds), len(prompts)))
+    described = [c.describe(arm, tokenizer, prompts, train) for arm in arms]
+    # the KL of best-of-N to what it draws from is known (Stiennon et al. 2020): log N - (N - 1) / N
+    described[1]["kl"] = {"value": float(np.log(many) - (many - 1) / many), "low": None, "high": None, "n": 0}
+    for name, (folder, stated, final) in runs.items():
+        arm = rated(c.Arm(name, answers_of(final, seeds)))
+        policy = load_policy(final)
+        policy.set_grammar(tokenizer, budget)
+        arm.kl = np.stack([c.divergence(policy, frozen, prompts, a, tokenizer.pad_token_id) for a in arm.answers])
+        figures = [*described, c.describe(arm, tokenizer, prompts, train)]
+        report = {
+            "run": name,
+            "kl_coef": float(stated.training["kl_coef"]),
+            "seed": int(stated.training.get("seed", 42)),
+            "algorithm": stated.run.algorithm,
+            "setting": {"prompts": len(prompts), "split": options.split, "seeds": seeds, "judges": options.judge},
+            "arms": {a.name: f for a, f in zip((*arms, arm), figures)},
+            "gains": {
+                key: {a.name: c.paired(arms[0], a, prompts, key) for a in (arms[1], arm)} for key in arm.rewards
+            },
+            "diversity": {
+                key: {a.name: c.non_inferior(figures[0], f, key) for a, f in zip((arms[1], arm), figures[1:])}
+                for key in DIVERSITY
+                if key in figures[0]["figures"]
+            },
+        }
+        partial = folder / "comparison.json.partial"
+        partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        partial.replace(folder / "comparison.json")
+        print(f"{name}: written to {folder / 'comparison.json'}", flush=True)
+
+
+def span(value: dict, digits: int = 3) -> str:
+    """`0.123 [0.100, 0.150]`."""
+    if value.get("value") is None:
+        return "-"
+    text = f"{value['value']:.{digits}f}"
+    return text if value.get("low") is None else f"{text} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows (the first one the head) as Markdown."""
+    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+
+
+def tables(reports: list[dict]) -> str:
+    """The tables of all runs."""
+    first = reports[0]
+    rivals = [name for name in first["arms"] if name != first["run"]]
+    arms = [(name, first["arms"][name], first) for name in rivals]
+    arms += [(r["run"], r["arms"][r["run"]], r) for r in reports]
+    setting = first["setting"]
+    text = [
+        f"{setting['prompts']} prompts ({setting['split']} split), {len(setting['seeds'])} samples of each; "
+        f"judges that took no part: {', '.join(map(str, setting['judges'])) or 'none given (rules only)'}"
+    ]
+    names = list(first["arms"][rivals[0]]["rewards"])
+    text.append(table([["arm", *names, "KL, nats"]] + [
+        [name, *(span(f["rewards"][n]) for n in names), span(f["kl"], 2) if "kl" in f else "-"] for name, f, _ in arms
+    ]))  # fmt: skip
+    gains = [["arm", *(f"{n}: gain (z)" for n in names)]]
+    for name, _, report in arms[1:]:
+        found = [report["gains"][n][name] for n in names]
+        gains.append([name, *(f"{span(g)} ({g['z']:.1f})" for g in found)])
+    text.append(table(gains))
+    columns = list(first["arms"][rivals[0]]["figures"])
+    text.append(table([["arm", *columns]] + [
+        [name, *(f"{f['figures'][c]['value']:.3f} ± {f['figures'][c]['std']:.3f}" for c in columns)]
+        for name, f, _ in arms
+    ]))  # fmt: skip
+    kept = list(first["diversity"])
+    rows = [["arm", *(f"{k}: share kept" for k in kept)]]
+    for name, _, report in arms[1:]:
+        found = [report["diversity"][k][name] for k in kept]
+        rows.append(
+            [name, *(f"{d['ratio']:.3f} ± {d['error']:.3f}{'' if d['met'] else ' (inferior)'}" for d in found)]
+        )
+    text.append(table(rows))
+    copied = list(first["arms"][rivals[0]].get("copied", {}))
+    if copied:
+        text.append(table([["arm", *copied]] + [
+            [name, *(f"{f['copied'][c]:.3g}" if f["copied"].get(c) is not None else "-" for c in copied)]
+            for name, f, _ in arms
+        ]))  # fmt: skip
+    text.append(trade_off(reports, names))
+    return "\n\n".join(text)
+
+
+def trade_off(reports: list[dict], names: list[str]) -> str:
+    """One row a kl_coef: means over training seeds, with their standard deviation."""
+    groups: dict[tuple[str, float], list[dict]] = {}
+    for report in reports:
+        groups.setdefault((report["algorithm"], report["kl_coef"]), []).append(report)
+    rows = [["algorithm", "kl_coef", "runs", *(f"{n}: gain" for n in names), "KL, nats", *DIVERSITY]]
+    for (algorithm, coefficient), found in sorted(groups.items()):
+
+        def spread(values) -> str:
+            return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+
+        gains = [spread([r["gains"][n][r["run"]]["value"] for r in found]) for n in names]
+        kl = spread([r["arms"][r["run"]]["kl"]["value"] for r in found])
+        kept = [
+            spread([r["diversity"][d][r["run"]]["ratio"] for r in found]) if d in found[0]["diversity"] else "-"
+            for d in DIVERSITY
+        ]
+        rows.append([algorithm, f"{coefficient:g}", str(len(found)), *gains, kl, *kept])
+    return table(rows)
+
+
+def main() -> None:
+    """Measure or reprint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished runs of one recipe")
+    parser.add_argument("--reprint", action="store_true", help="print the tables from the runs' comparison.json")
+    parser.add_argument("--data", type=Path, help="training pack")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "rlmf", help="folder for songs and samples")
+    parser.add_argument("--judge", nargs="*", default=[], help="folders of classifiers that took no part")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--count", type=int, default=128, help="prompts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="samples of each prompt")
+    parser.add_argument("--best-of", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write all reports to one file")
+    options = parser.parse_args()
+    if not options.reprint:
+        if options.data is None:
+            parser.error("--data is needed, or --reprint")
+        measure(options)
+    missing = [str(f) for f in options.runs if not (f / "comparison.json").is_file()]
+    if missing:
+        raise SystemExit(f"no comparison.json in {', '.join(missing)}: run without --reprint first")
+    reports = [json.loads((f / "comparison.json").read_text(encoding="utf-8")) for f in options.runs]
+    print(tables(reports))
+    if options.json:
+        options.json.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
