@@ -123,6 +123,7 @@ class MortmLivePreTrainedModel(MortmPreTrainedModel):
     config_class = MortmLiveConfig
     config: MortmLiveConfig
     main_input_name = "rolls"
+    accepts_loss_kwargs = False  # means over a batch, not sums over tokens
     input_modalities = ("audio",)
 
     @classmethod

@@ -102,6 +102,7 @@ class VMortmPreTrainedModel(MortmPreTrainedModel):
     config_class = VMortmConfig
     config: VMortmConfig
     main_input_name = "input_features"
+    accepts_loss_kwargs = False  # means over a batch, not sums over tokens
     input_modalities = ("audio",)
 
     @classmethod

@@ -1,0 +1,107 @@
+"""Training of MORTM Live on piano rolls: `python -m mortm_hf.training.live RECIPE.yaml [--field value ...]`.
+
+Design decisions
+- The recipe's `roll` section says which tracks go to which slot and how long a window is.
+- The loss's terms are the model's: pitch and velocity of the next chunk in the slots that the model plays, the next
+  latent, reconstruction and KL (SPEC 6; their target is turned the right way, D-L2).
+
+Knows: recipes, the data package, the Trainer. Must not know: how a loss comes about, clocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+
+from ..data.rolls import RollWindows
+from ..data.store import build_store
+from ..models.configuration_mortm_live import MortmLiveConfig
+from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
+from ..models.processing_mortm_live import MortmLiveProcessor
+from .arguments import DataRecipe, PretrainArguments, read_recipe
+from .audio import read_section
+from .errors import TrainingError
+from .mlm import same_run
+from .trainer import PackTrainer
+from .windows import run_windows
+
+
+@dataclass
+class RollRecipe:
+    """`slots`: a rule for each slot (see `data.rolls.assign`); windows of `chunks` chunks, `batch` of them a step."""
+
+    slots: list[dict] = field(default_factory=list)
+    chunks: int = 48
+    batch: int = 4
+
+
+def processor_of(config: MortmLiveConfig) -> MortmLiveProcessor:
+    """The processor of a model."""
+    return MortmLiveProcessor(config.instruments, config.chunk_ticks, config.ticks_per_measure, config.velocity)
+
+
+def train_live(
+    section: dict, roll: RollRecipe, recipe: DataRecipe, arguments: PretrainArguments, stores: dict | None = None
+) -> PackTrainer:
+    """Train (or resume) and return the trainer.
+
+    Args:
+        section: keyword arguments of `MortmLiveConfig`.
+        stores: `{"train": ScoreStore}` to use instead of reading the pack.
+
+    Raises:
+        TrainingError: the run folder belongs to another recipe; nothing to train on; slots without rules.
+    """
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    folder = Path(arguments.output_dir)
+    stated = {
+        "task": "live",
+        "model": section,
+        "roll": dataclasses.asdict(roll),
+        "corpora": recipe.corpora,
+        "transpose": recipe.transpose,
+        "seed": arguments.seed,
+    }
+    same_run(folder, stated, arguments.fresh)
+    config = MortmLiveConfig(**section)
+    if len(roll.slots) != config.num_slots:
+        raise TrainingError(f"roll.slots has {len(roll.slots)} rules for {config.num_slots} instruments of the model")
+    if stores is None:
+        if not recipe.data:
+            raise TrainingError("no data: give the folder of a training pack with --data")
+        stores = {"train": build_store(recipe.data, recipe.selection(), "train", recipe.cache or folder / "stores")}
+    processor = processor_of(config)
+    items = arguments.max_steps * arguments.gradient_accumulation_steps * max(1, arguments.world_size)
+    dataset = RollWindows(
+        stores["train"], processor, roll.slots, roll.chunks, roll.batch, items, arguments.seed, recipe.transpose
+    )
+    transformers.set_seed(arguments.seed)
+    model = MortmLiveForCausalGeneration(config)
+    if arguments.experts_implementation:
+        model.set_experts_implementation(arguments.experts_implementation)
+    return run_windows(model, dataset, processor, arguments, roll.chunks * roll.batch)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Command line: a recipe file and `--field value` words."""
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0].startswith("-"):
+        print(__doc__.splitlines()[0])
+        return 0 if words and words[0] in ("-h", "--help") else 2
+    try:
+        section, recipe, arguments = read_recipe(words[0], words[1:], others=("roll",))
+        train_live(section, read_section(words[0], "roll", RollRecipe, "live"), recipe, arguments)
+    except (ValueError, OSError) as error:
+        print(f"live: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
