@@ -217,7 +217,8 @@ class RunLog(TrainerCallback):
         if not logs or not state.is_world_process_zero:
             return
         line = {k: v for k, v in logs.items() if k in _NUMBERS or k.startswith("eval_")}
-        self.write(step=state.global_step, tokens=self.tokens(state.global_step), **line)
+        if line:
+            self.write(step=state.global_step, tokens=self.tokens(state.global_step), **line)
 
     def on_train_end(self, args, state, control, **kwargs):
         self.write(event="end", step=state.global_step, tokens=self.tokens(state.global_step))
