@@ -12,6 +12,7 @@ Knows: argparse, the training package's entry points. Must not know: how trainin
 from __future__ import annotations
 
 import argparse
+import importlib
 from pathlib import Path
 
 from .files import CommandError, Outputs, find_midi, write_json
@@ -23,6 +24,8 @@ TRAIN_EXAMPLES = """examples:
   mortm train my.yaml --data pack --output_dir runs/mine --max_steps 500    any field of a recipe is an option
   mortm train my.yaml --output_dir runs/mine                                again: goes on where it stopped
   mortm train starter --data pack --output_dir runs/mine --fields           lists all fields with their defaults
+  mortm train bertm_small --data pack --output_dir runs/encoder             an encoder, on hidden notes
+  mortm train bertm_genre --data pack --output_dir runs/genre               a classifier from the bundled encoder
 
 A run ends with a checkpoint when it is interrupted (Ctrl-C). Curves: tensorboard --logdir runs/mine/runs
 Several processes: accelerate launch -m mortm_hf.training.pretrain my.yaml ... (mortm_hf/training/configs)."""
@@ -99,15 +102,16 @@ def run_train(args: argparse.Namespace) -> None:
         TrainingError: the recipe cannot be trained. CommandError: files that are not there.
     """
     try:
-        from ..training.arguments import describe_fields
-        from ..training.pretrain import run
+        from ..training.arguments import describe_fields, task_of
     except ImportError as error:
         raise _missing(error) from None
     if args.fields or "--fields" in args.words:
         print(describe_fields())
         return
     try:
-        run(args.recipe, args.words)
+        # a recipe names its task, which is the module of `training` that carries it out
+        task = importlib.import_module(f"mortm_hf.training.{task_of(args.recipe)}")
+        task.run(args.recipe, args.words)
     except FileNotFoundError as error:
         raise CommandError(str(error), "command.input") from None
 

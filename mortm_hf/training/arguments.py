@@ -119,6 +119,26 @@ def find_recipe(path: str | Path) -> Path:
     raise TrainingError(f"no recipe {path}: give a YAML file, or one of {known}")
 
 
+TASKS = ("pretrain", "mlm", "classify")
+
+
+def task_of(path: str | Path) -> str:
+    """What a recipe trains: one of `TASKS`, "pretrain" where it does not say.
+
+    Raises:
+        TrainingError: no such recipe, no YAML, or an unknown task.
+    """
+    path = find_recipe(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TrainingError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from None
+    task = content.get("task", "pretrain") if isinstance(content, dict) else "pretrain"
+    if task not in TASKS:
+        raise TrainingError(f"{path}: unknown task {task!r}; there are {', '.join(TASKS)}")
+    return task
+
+
 def read_recipe(
     path: str | Path, overrides: list[str] = (), others: tuple[str, ...] = ()
 ) -> tuple[dict, DataRecipe, PretrainArguments]:

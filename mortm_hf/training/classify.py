@@ -446,6 +446,15 @@ def _bundled_encoder() -> str:
     return BERTM
 
 
+def run(recipe: str | Path, words: list[str]) -> ClassifyTrainer:
+    """Train as a recipe file states, with words of a command line; prints what validation says of the best model."""
+    trainer = classify(*read_classify_recipe(recipe, words))
+    best = Path(trainer.args.output_dir) / "best" / "validation.json"
+    if best.is_file():
+        print(best.read_text(encoding="utf-8").strip())
+    return trainer
+
+
 def main(words: list[str] | None = None) -> int:
     """Command line: a recipe file and `--field value` words."""
     words = list(sys.argv[1:] if words is None else words)
@@ -453,13 +462,10 @@ def main(words: list[str] | None = None) -> int:
         print(__doc__.splitlines()[0])
         return 0 if words and words[0] in ("-h", "--help") else 2
     try:
-        trainer = classify(*read_classify_recipe(words[0], words[1:]))
+        run(words[0], words[1:])
     except (ValueError, OSError) as error:
         print(f"classify: {error}", file=sys.stderr)
         return 2
-    best = Path(trainer.args.output_dir) / "best" / "validation.json"
-    if best.is_file():
-        print(best.read_text(encoding="utf-8").strip())
     return 0
 
 

@@ -176,6 +176,11 @@ def pretrain_mlm(
     return trainer
 
 
+def run(recipe: str | Path, words: list[str]) -> PackTrainer:
+    """Train as a recipe file states, with words of a command line."""
+    return pretrain_mlm(*read_mlm_recipe(recipe, words))
+
+
 def main(words: list[str] | None = None) -> int:
     """Command line: a recipe file and `--field value` words."""
     words = list(sys.argv[1:] if words is None else words)
@@ -183,7 +188,7 @@ def main(words: list[str] | None = None) -> int:
         print(__doc__.splitlines()[0])
         return 0 if words and words[0] in ("-h", "--help") else 2
     try:
-        pretrain_mlm(*read_mlm_recipe(words[0], words[1:]))
+        run(words[0], words[1:])
     except (ValueError, OSError) as error:
         print(f"mlm: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training import attention
+from mortm_hf.training.arguments import task_of
 from mortm_hf.training.mlm import main, pretrain_mlm, read_mlm_recipe
 from mortm_hf.training.trainer import RunLog
 from tests.sample_songs import store
@@ -139,3 +140,18 @@ def test_a_run_without_data_says_so(recipe, tmp_path, capsys):
     assert "nowhere" in capsys.readouterr().err
     assert main([str(Path("no") / "such.yaml")]) == 2
     assert "such.yaml" in capsys.readouterr().err
+
+
+def test_a_recipe_names_its_task(recipe, tmp_path, monkeypatch):
+    """`mortm train` does what the recipe says."""
+    from mortm_hf.app.cli import main as mortm
+
+    assert [task_of(name) for name in ("starter", "bertm_small", "bertm_genre", "bertm_quality")] == [
+        *("pretrain", "mlm", "classify", "classify")
+    ]
+    done = []
+    monkeypatch.setattr("mortm_hf.training.mlm.run", lambda *given: done.append(given))
+    assert mortm(["train", str(recipe), "--output_dir", str(tmp_path / "run")]) == 0
+    assert done == [(str(recipe), ["--output_dir", str(tmp_path / "run")])]
+    recipe.write_text("task: sing")
+    assert mortm(["train", str(recipe)]) == 2
