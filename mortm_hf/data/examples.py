@@ -224,6 +224,8 @@ class ExampleSource:
         correcting, from random numbers of their own.
         """
         wanted = weights / weights.sum()
+        if len(wanted) == 1:
+            return np.ones(1)
         chances = wanted.copy()
         for turn in range(rounds):
             self.corpus_chances = np.cumsum(chances / chances.sum())

@@ -186,10 +186,8 @@ def test_pack_keeps_its_labels(tmp_path):
 def test_splits_follow_the_notes():
     """Two files with the same music never come into different splits; another file moves none."""
     score = read_midi(SONGS["set0/song0.mid"])
-    louder = score.__class__(**{**vars(score), "velocity": score.velocity * 0 + 99, "duration": score.duration + 1})
-    higher = score.__class__(
-        **{**vars(score), "pitch": score.pitch + np.where(score.programs[score.track] == 128, 0, 3)}
-    )
+    louder = replace(score, velocity=score.velocity * 0 + 99, duration=score.duration + 1)
+    higher = replace(score, pitch=score.pitch + np.where(score.programs[score.track] == 128, 0, 3))
     assert fingerprint(score) == fingerprint(louder) == fingerprint(higher)
     assert fingerprint(score) != fingerprint(read_midi(SONGS["set1/song1.mid"]))
     drawn = [hashed_split(str(i), (0.2, 0.1)) for i in range(3000)]
