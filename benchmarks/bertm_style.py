@@ -68,6 +68,22 @@ def baseline_scores(train, validation, test, seed: int) -> tuple[dict[str, np.nd
     return scores, chosen
 
 
+def by_corpus(test, joined) -> list[str]:
+    """Where a label comes from several corpora: how many songs of each are recognised. A classifier that hears the
+    corpus instead of the music fails on the smaller one."""
+    corpus_of = {e.song: e.kind for e in test.examples}
+    lines = []
+    for number, label in enumerate(test.names):
+        corpora = sorted({e.kind for e in test.examples if e.label == number})
+        for corpus in corpora if len(corpora) > 1 else ():
+            counts = []
+            for key, value in joined.items():
+                rows = (value.label == number) & np.array([corpus_of[s] == corpus for s in value.songs])
+                counts.append(f"{key} {int((value.predicted[rows] == number).sum())}")
+            lines.append(f"{label} from {corpus}, right of {int(rows.sum())} songs: " + ", ".join(counts))
+    return lines
+
+
 def report_set(name: str, options, result: dict) -> None:
     """Fit, score and print one set."""
     from mortm_hf.data import labels
@@ -117,6 +133,9 @@ def report_set(name: str, options, result: dict) -> None:
             "f1": dict(zip(test.names, np.nan_to_num(single, nan=-1).round(4).tolist())),
             "confusion": matrix.tolist(),
         }
+    origins = by_corpus(test, joined)
+    for text in origins:
+        print(text)
     differences = {}
     first = next(iter(joined))
     if trained:
@@ -131,7 +150,13 @@ def report_set(name: str, options, result: dict) -> None:
         Path(options.pictures).mkdir(parents=True, exist_ok=True)
         picked = {key: matrices[key] for key in [*trained, "bag of features"]}
         plot_confusion(Path(options.pictures) / f"bertm_{name}_confusion.png", picked, test.names, TITLES[name])
-    result[name] = {"support": support, "chosen": chosen, "scores": rows, "differences": differences}
+    result[name] = {
+        "support": support,
+        "chosen": chosen,
+        "scores": rows,
+        "differences": differences,
+        "by corpus": origins,
+    }
 
 
 def report_folds(options, result: dict, folds: int = 5) -> None:
