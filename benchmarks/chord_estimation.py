@@ -50,7 +50,8 @@ def choose(model, tokenizer, songs, identity, cache, batch, progress) -> tuple[l
     for reading in readings():
         began = time.process_time()
         options = {"batch": batch, "cache_folder": cache, "identity": identity}
-        found = estimate_chords(model, tokenizer, inputs, reading, progress=str(reading) if progress else None, **options)
+        options["progress"] = str(reading) if progress else None
+        found = estimate_chords(model, tokenizer, inputs, reading, **options)
         seconds = time.process_time() - began
         scores = [compare(s.score.chords, g, s.score.bars.end) for s, g in zip(songs, found)]
         row = {"reading": str(reading), "seconds": round(seconds, 1)}

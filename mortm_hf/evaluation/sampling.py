@@ -4,6 +4,7 @@ Design decisions
 - The noise of a row is a pure function of its seed (`sampling_mortm.SeededChoice`), so an answer does not depend on
   what else was in its batch, and a run that was cut off goes on where it was.
 - Rows of one length run together; every finished batch is written to the cache (temporary name, then rename).
+- On a CPU the fast decoder runs where it serves the model (`fast_mortm`): the same greedy choice in less time.
 - The grammar is a switch: with it every answer is legal by construction; without it what the model itself has learnt
   shows.
 
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
+from ..models.fast_mortm import FastDecoder, refusal
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
 from ..models.sampling_mortm import FiniteLogits, SeededChoice, sampling_filters
 
@@ -73,11 +75,13 @@ def batches(sizes: Sequence[int], rows: int, tokens: int) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def answer(model, tokenizer, asks: Sequence[Ask], sampling: Sampling, seeds: Sequence[int]) -> list[np.ndarray]:
+def answer(
+    model, tokenizer, asks: Sequence[Ask], sampling: Sampling, seeds: Sequence[int], decoder: FastDecoder | None = None
+) -> list[np.ndarray]:
     """Answers of one batch, each up to and including its end token (missing where the room ran out).
 
     Args:
-        seeds: one a row.
+        seeds: one a row. decoder: of the model, used instead of its `generate` where there are no beams.
     """
     width = max(len(a.ids) for a in asks)
     ids = np.full((len(asks), width), tokenizer.pad_token_id, dtype=np.int64)
@@ -93,18 +97,20 @@ def answer(model, tokenizer, asks: Sequence[Ask], sampling: Sampling, seeds: Seq
     if sampling.do_sample:
         processors += [*sampling_filters(asdict(sampling)), SeededChoice(list(seeds), 0, width)]
     device = next(model.parameters()).device
-    out = model.generate(
+    beams = 1 if sampling.do_sample else sampling.num_beams
+    options = {"do_sample": False, "num_beams": beams, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+    if decoder is not None and beams == 1:
+        generate, options = decoder.generate, {}
+    else:
+        generate = model.generate
+    out = generate(
         input_ids=torch.from_numpy(ids).to(device),
         attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
-        logits_processor=LogitsProcessorList(processors),
-        do_sample=False,  # the processors sample
-        num_beams=1 if sampling.do_sample else sampling.num_beams,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        max_length=length,
+        logits_processor=LogitsProcessorList(processors),  # which sample, too
+        max_new_tokens=length - width,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        **options,
     )
     rows = out[:, width:].cpu().numpy()
     return [_until(row[: ask.room], tokenizer.eos_token_id) for row, ask in zip(rows, asks)]
@@ -175,9 +181,11 @@ def answer_all(
     plan = batches([len(asks[i].ids) + asks[i].room for i in left], batch, tokens_per_batch)
     bar = tqdm(total=len(asks), initial=len(asks) - len(left), desc=progress, unit="answer", disable=progress is None)
     found = dict(done)
+    decoder = FastDecoder(model) if plan and refusal(model) is None else None
     for group in plan:
         rows = [left[i] for i in group]
-        answers = answer(model, tokenizer, [asks[i] for i in rows], sampling, [seed * 1000003 + i for i in rows])
+        seeds = [seed * 1000003 + i for i in rows]
+        answers = answer(model, tokenizer, [asks[i] for i in rows], sampling, seeds, decoder)
         found |= dict(zip(rows, answers))
         if cache is not None:
             cache.add(rows, answers)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from mortm_hf.evaluation.sampling import AnswerCache, Ask, Sampling, answer_all, batches, fingerprint
+from mortm_hf.evaluation import sampling as sampling_module
+from mortm_hf.evaluation.sampling import AnswerCache, Ask, Sampling, answer, answer_all, batches, fingerprint
 from mortm_hf.evaluation.validity import violations
+from mortm_hf.models.fast_mortm import FastDecoder
 from mortm_hf.models.metric_grammar import infer_plan
 from mortm_hf.models.metric_prompt import MetricPrompt, build_prompt
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
@@ -44,6 +46,14 @@ def test_an_answer_does_not_depend_on_its_batch(model, tokenizer, asks):
     assert all(a[-1] == tokenizer.eos_token_id and len(a) <= 60 for a in together)
 
 
+def test_the_fast_decoder_draws_what_the_model_draws(model, tokenizer, asks):
+    sampling = Sampling(temperature=0.9, top_p=0.95)
+    model.eval()
+    slow = answer(model, tokenizer, asks, sampling, [7, 8, 9])
+    fast = answer(model, tokenizer, asks, sampling, [7, 8, 9], FastDecoder(model))
+    assert [a.tolist() for a in slow] == [a.tolist() for a in fast]
+
+
 def test_without_the_grammar_a_random_model_breaks_it(model, tokenizer, asks):
     free = answer_all(model, tokenizer, asks, Sampling(grammar=False))
     assert violations(tokenizer, [a.ids for a in asks], free)["broken"]["value"] == 1.0
@@ -65,15 +75,14 @@ def test_a_run_that_was_cut_off_goes_on(model, tokenizer, asks, tmp_path, monkey
     sampling = Sampling()
     whole = answer_all(model, tokenizer, asks, sampling, seed=5)
     calls = []
-    generate = type(model).generate
 
-    def dies_at_the_second(self, *args, **kwargs):
+    def dies_at_the_second(*args):
         calls.append(1)
         if len(calls) == 2:
             raise Stops
-        return generate(self, *args, **kwargs)
+        return answer(*args)
 
-    monkeypatch.setattr(type(model), "generate", dies_at_the_second)
+    monkeypatch.setattr(sampling_module, "answer", dies_at_the_second)
 
     def cache():
         return AnswerCache(tmp_path, "set", "model", asks, sampling, 5)
