@@ -132,7 +132,7 @@ def fresh(folder, tmp_path_factory):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert run.returncode == 0, run.stderr[-4000:]
     return out, json.loads((out / "found.json").read_text()), torch.load(out / "found.pt")

@@ -134,7 +134,7 @@ def test_a_fresh_interpreter_computes_the_same(runs, family, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert run.returncode == 0, run.stderr[-4000:]
     found = torch.load(tmp_path / "found.pt")
@@ -246,7 +246,7 @@ def pushed(tmp_path_factory):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=900,
         )
         assert run.returncode == 0, run.stderr[-4000:]
     return hub, json.loads((folder / "found.json").read_text())
