@@ -18,10 +18,10 @@ import sys
 import threading
 
 from .._version import __version__
-from . import convert, data, eval, generate, info, rlmf, tokenize, train
+from . import convert, data, eval, generate, info, live, rlmf, tokenize, train
 
 
-COMMANDS = (generate, tokenize, info, convert, train, data, eval, rlmf)
+COMMANDS = (generate, tokenize, info, convert, train, data, eval, rlmf, live)
 
 
 class _Parser(argparse.ArgumentParser):

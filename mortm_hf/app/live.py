@@ -1,0 +1,276 @@
+"""`mortm live`: playing with a MORTM Live checkpoint, on MIDI ports in real time, or along a MIDI file.
+
+Design decisions
+- Ports come from mido (with python-rtmidi); both are only looked for when a port is asked for.
+- In real time one thread decides and another sends: what is decided early is sent on its own time. The first listens
+  on the port between two cuts, so no note waits for the model.
+- A file is played in simulated time: the same session, faster, and the answer is a file.
+
+Knows: argparse, ports, the session. Must not know: rolls, models' layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import threading
+import time
+from pathlib import Path
+
+from .files import Outputs, write_json
+from .options import number
+
+
+EXAMPLES = """examples:
+  mortm live song.mid -o both.mid --model my-live --play 1        the model answers a file in slot 1
+  mortm live --ports                                              the MIDI ports of this machine
+  mortm live --input "Keystation" --output "FluidSynth" --model my-live --play 1 --bpm 96 --follow
+
+Slots count from 0; `--play` names those of the model, the others are heard. Ctrl-C ends all notes and prints what
+happened."""
+
+
+def add_command(commands) -> None:
+    """Adds `live` to the parser's commands."""
+    parser = commands.add_parser(
+        "live",
+        help="play with a MORTM Live checkpoint",
+        description="Hears some instruments and plays the others, in real time or along a MIDI file.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", nargs="?", type=Path, help="MIDI file to play along")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="MIDI file to write: all that was heard and played"
+    )
+    parser.add_argument("--model", type=Path, help="folder of a MORTM Live checkpoint")
+    parser.add_argument(
+        "--play", type=int, nargs="+", default=[1], metavar="SLOT", help="slots of the model (default 1)"
+    )
+    parser.add_argument("--bpm", type=number(20, 400), help="quarters a minute (default 120, or the file's)")
+    parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="cells above it sound (default 0.5)")
+    parser.add_argument("--lead", type=number(0, 2), default=0.08, help="seconds a chunk is cut early (default 0.08)")
+    parser.add_argument("--follow", action="store_true", help="follow the tempo of what is heard")
+    parser.add_argument("--input", metavar="PORT", help="MIDI port to hear")
+    parser.add_argument("--output", metavar="PORT", help="MIDI port to play on")
+    parser.add_argument("--seconds", type=number(0), help="end after so many seconds (default: Ctrl-C)")
+    parser.add_argument("--ports", action="store_true", help="list the MIDI ports, and stop")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what happened (chunks, misses, latencies)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Plays.
+
+    Raises:
+        LiveError: no model, no port, slots that are not there. MidiError: the file cannot be used.
+    """
+    from .live_session import LiveError
+
+    if args.ports:
+        ports = _mido()
+        for title, names in (("input", ports.get_input_names()), ("output", ports.get_output_names())):
+            print(f"{title}:", *(f"  {name}" for name in names or ["(none)"]), sep="\n")
+        return
+    if args.model is None:
+        raise LiveError("no checkpoint: name a folder with --model (train one: mortm train live_small --data ...)")
+    if (args.file is None) == (args.input is None and args.output is None):
+        raise LiveError("give a MIDI file with -o FILE, or ports with --input and --output")
+    if args.file is not None and args.out is None:
+        raise LiveError("a file to play along needs a file to write: -o FILE")
+    session = load_session(
+        args.model, play=args.play, bpm=args.bpm or 120.0, lead=args.lead, threshold=args.threshold, follow=args.follow
+    )
+    with Outputs([args.file] if args.file else []) as out:
+        staged = out.stage(args.json) if args.json else None
+        if args.file is not None:
+            _along(session, args, out.stage(args.out))
+        else:
+            _in_real_time(session, args)
+        if staged:
+            write_json(staged, session.statistics.summary())
+    happened = session.statistics.summary()
+    print(
+        ", ".join(
+            f"{name} {value:.1f}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in happened.items()
+        )
+    )
+
+
+def load_session(folder, **options):
+    """A session with the model and processor of a folder.
+
+    Raises:
+        LiveError: the folder holds no MORTM Live checkpoint.
+    """
+    import torch
+    from transformers.utils import logging
+
+    from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
+    from ..models.processing_mortm_live import MortmLiveProcessor
+    from .live_session import LiveError, LiveSession
+
+    if not (Path(folder) / "preprocessor_config.json").is_file():
+        raise LiveError(f"{folder} holds no MORTM Live checkpoint (no preprocessor_config.json)")
+    torch.set_num_threads(1)  # one small step at a time: more threads only wait for each other
+    logging.disable_progress_bar()  # of loading
+    try:
+        model = MortmLiveForCausalGeneration.from_pretrained(folder, dtype=torch.float32)
+    finally:
+        logging.enable_progress_bar()
+    return LiveSession(model, MortmLiveProcessor.from_pretrained(folder), **options)
+
+
+def _along(session, args: argparse.Namespace, staged: Path) -> None:
+    from tqdm.auto import tqdm
+
+    from ..models.midi_files import load_score
+    from .live_session import play_along
+
+    score = load_score(args.file)
+    if args.bpm is None and len(score.tempos):
+        session.set_tempo(min(400.0, max(20.0, float(score.tempos[0].qpm))))
+    bpm = session.bpm
+    with tqdm(total=0, desc="playing", unit="chunk") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        notes = play_along(session, args.file, on_chunk=show)
+    processor = session.processor
+    roll = processor.notes_to_roll(notes.slot, notes.onset, notes.pitch, notes.duration, notes.velocity)
+    processor.roll_to_score(roll, bpm).dump_midi(str(staged))
+
+
+def _mido():
+    from .live_session import LiveError
+
+    try:
+        import mido
+
+        mido.get_output_names()  # the backend is loaded here
+        return mido
+    except (ImportError, OSError, AttributeError) as error:
+        raise LiveError(
+            f"MIDI ports need mido and python-rtmidi ({error}): pip install mido python-rtmidi", "live.missing"
+        ) from None
+
+
+def _open(open_port, name: str | None, names: list[str]):
+    from .live_session import LiveError
+
+    if name is None:
+        return None
+    fits = [known for known in names if name.lower() in known.lower()]
+    if not fits:
+        raise LiveError(f"no MIDI port {name!r}; there are: {', '.join(names) or 'none'}", "live.port")
+    return open_port(fits[0])
+
+
+class Sender:
+    """Sends events at their time, in a thread of its own.
+
+    Args:
+        send: called with each event. clock: seconds, as the events' times.
+    """
+
+    def __init__(self, send, clock=time.monotonic):
+        self.send, self.clock = send, clock
+        self._waiting: list[tuple[float, int, object]] = []
+        self._count = 0
+        self._change = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, events) -> None:
+        """Events to be sent; those in the past are sent at once."""
+        with self._change:
+            for event in events:
+                self._count += 1  # keeps the order of events of one time
+                heapq.heappush(self._waiting, (event.time, self._count, event))
+            self._change.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                while not self._closed and (not self._waiting or self._waiting[0][0] > self.clock()):
+                    self._change.wait(max(0.0, self._waiting[0][0] - self.clock()) if self._waiting else None)
+                if self._closed:
+                    return
+                event = heapq.heappop(self._waiting)[2]
+            self.send(event)
+
+    def close(self) -> None:
+        """What was not sent yet never is."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join(timeout=2)
+
+
+def play_live(session, poll, send, seconds: float | None = None, clock=time.monotonic, sleep=time.sleep) -> None:
+    """A session in real time, until the seconds are over or it is interrupted; all notes end then.
+
+    Args:
+        poll: gives the (slot, pitch, velocity) that came in since the last call.
+        send: called with each event of the model at its time.
+    """
+    from .live_session import LiveEvent
+
+    sounding: dict[tuple[int, int], None] = {}  # what was sent, which is not yet all that was decided
+
+    def pass_on(event) -> None:
+        if event.velocity:
+            sounding[event.slot, event.pitch] = None
+        else:
+            sounding.pop((event.slot, event.pitch), None)
+        send(event)
+
+    sender = Sender(pass_on, clock)
+    session.start(clock())
+    started = clock()
+    try:
+        while seconds is None or clock() - started < seconds:
+            now = clock()
+            for slot, pitch, velocity in poll():
+                session.push(now, slot, pitch, velocity)
+            if now >= session.next_cut():
+                sender.put(session.advance(now, finished=clock))
+            else:
+                sleep(min(0.001, max(0.0, session.next_cut() - now)))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sender.close()
+        session.panic(clock())
+        for slot, pitch in list(sounding):
+            pass_on(LiveEvent(clock(), slot, pitch, 0))
+
+
+def _in_real_time(session, args: argparse.Namespace) -> None:
+    mido = _mido()
+    heard = _open(mido.open_input, args.input, mido.get_input_names())
+    played = _open(mido.open_output, args.output, mido.get_output_names())
+    slot = session.others[0] if session.others else None
+    channels = {number: n for n, number in enumerate(session.play)}
+
+    def poll():
+        found = []
+        for message in heard.iter_pending() if heard is not None and slot is not None else ():
+            if message.type in ("note_on", "note_off"):
+                found.append((slot, message.note, message.velocity if message.type == "note_on" else 0))
+            elif message.type == "control_change" and message.control in (120, 123):
+                for event in session.panic(time.monotonic()):
+                    send(event)
+        return found
+
+    def send(event) -> None:
+        if played is not None:
+            kind = "note_on" if event.velocity else "note_off"
+            played.send(mido.Message(kind, channel=channels[event.slot], note=event.pitch, velocity=event.velocity))
+
+    print(f"hearing {args.input or 'nothing'}, playing on {args.output or 'nothing'}; Ctrl-C ends")
+    play_live(session, poll, send, args.seconds)
