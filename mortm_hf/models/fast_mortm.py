@@ -36,6 +36,7 @@ from .errors_mortm import PromptError
 PRECISIONS = ("fp32", "int8")
 # rotary tables that do not change with the length of the sequence
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_OWN = {"experts": "MortmExperts", "gate": "MortmTopKRouter"}
 # arguments of `generate` that greedy decoding obeys, or that the caller's processors carry out
 _OBEYED = {
     *("max_new_tokens", "max_length", "pad_token_id", "eos_token_id", "bos_token_id", "use_cache", "do_sample"),
@@ -79,11 +80,12 @@ def refusal(model) -> str | None:
         if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
             return f"fast decoding needs plain weights, but {name} is sharded or quantised"
     for name, module in model.named_modules():
-        kind = type(module).__name__
-        expected = {"experts": "MortmExperts", "gate": "MortmTopKRouter", "lm_head": "Linear"}
-        last = name.rpartition(".")[2]
-        if kind != expected.get(last, "Linear" if last.endswith("_proj") else kind):
-            return f"fast decoding knows no {kind} ({name}): merge adapters first (merge_and_unload)"
+        last, kind = name.rpartition(".")[2], type(module)
+        linear = last == "lm_head" or last.endswith("_proj")
+        # adapters of PEFT are called Linear too; ours are told by name, for folders are module trees of their own
+        known = kind is nn.Linear if linear else kind.__name__ == _OWN.get(last, kind.__name__)
+        if not known:
+            return f"fast decoding knows no {kind.__module__}.{kind.__name__} ({name}): merge it (merge_and_unload)"
     return None
 
 
