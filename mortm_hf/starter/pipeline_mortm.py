@@ -554,7 +554,8 @@ class ChordEstimationPipeline(MidiPipeline):
             future=None,
             tracks=tracks,
             task="chords",
-            fields={} if key is None else {"key": key},
+            # velocities say nothing of chords, and most windows that models are trained on have none
+            fields={"velocity": False} if key is None else {"velocity": False, "key": key},
         )
         return {"request": request}
 
