@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   mortm rlmf rlmf_rules --data ../shared/data --output_dir runs/rules      a recipe of the package
   mortm rlmf rlmf_quality --data pack --output_dir runs/q --kl_coef 0.1    any plain field of a recipe is an option
   mortm rlmf my.yaml --data pack --output_dir runs/q2 --resume runs/q/final    goes on from policy and critic
-  accelerate launch --num_processes 2 -m mortm_hf.training.rlmf.run my.yaml --data pack --output_dir runs/two
+  accelerate launch --config_file mortm_hf/training/configs/ddp.yaml -m mortm_hf.training.rlmf.run my.yaml ...
 
 Curves: tensorboard --logdir RUN, or RUN/log.jsonl. Samples: RUN/samples. The result: RUN/final, a model folder for
 mortm generate --model. Before and after: benchmarks/rlmf.py."""

@@ -120,7 +120,8 @@ def group_trainer(
     check_before_training(args, tokenizer, policy, None, reference, [p.ids for p in prompts], policy.grammar)
     if args.gradient_checkpointing:
         policy.gradient_checkpointing_enable()
-    policy.autocast = reference.autocast = torch.bfloat16 if args.bf16 else None
+    asked = args.bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+    policy.autocast = reference.autocast = torch.bfloat16 if asked else None
     trainer = (GRPOTrainer if algorithm == "grpo" else RLOOTrainer)(
         model=policy,
         reward_funcs=GroupReward(adapter, tokenizer.pad_token_id),
@@ -164,7 +165,11 @@ def train_group(
     trainer.train()
     if trainer.accelerator.is_main_process:
         partial = folder / f"final.partial-{os.getpid()}"
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(partial)
+        result = trainer.accelerator.unwrap_model(trainer.model)
+        if hasattr(result, "merge_and_unload"):
+            result.save_pretrained(partial / "adapter")
+            result = result.merge_and_unload()
+        result.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         if (folder / "final").exists():
             shutil.rmtree(folder / "final")

@@ -143,7 +143,10 @@ def train(
         else:
             critic = make_critic(policy, recipe.model.critic_hidden or None, recipe.model.critic_layers)
     if prompts is None:
-        prompts = make_prompts(recipe, read_songs(recipe, folder) if songs is None else songs, tokenizer, folder)
+        if songs is None:
+            with args.main_process_first(local=False, desc="reading songs"):  # one process writes the store
+                songs = read_songs(recipe, folder)
+        prompts = make_prompts(recipe, songs, tokenizer, folder)
     if is_main():
         _write(folder / "recipe.json", recipe.stated())
     shaping = Shaping(recipe.reward.whiten, tuple(recipe.reward.clip) if recipe.reward.clip else None)
@@ -187,7 +190,7 @@ def train(
         peft_config=peft_config,
     )
     trainer.train()
-    trainer.save_model(str(folder / "final"))
+    trainer.save_final(folder / "final")
     return trainer
 
 

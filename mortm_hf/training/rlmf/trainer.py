@@ -91,7 +91,7 @@ def check_before_training(
         )
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise RlmfError("DeepSpeed and FSDP are not supported here: launch with plain data parallelism", "rlmf.device")
-    if args.fp16:
+    if args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
         raise RlmfError("fp16 is not supported: use bf16 or fp32", "rlmf.device")
     if args.gradient_accumulation_steps != 1:
         raise RlmfError(
@@ -164,7 +164,9 @@ class MusicPPOTrainer(PPOTrainer):
         if args.gradient_checkpointing:  # PPOTrainer reads the flag and does nothing
             model.gradient_checkpointing_enable()
             value_model.gradient_checkpointing_enable()
-        precision = torch.bfloat16 if args.bf16 else None
+        # `accelerate launch --mixed_precision bf16` would only reach the update: sampling must follow it
+        asked = args.bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+        precision = torch.bfloat16 if asked else None
         model.autocast = ref_model.autocast = value_model.autocast = precision
         self.critic_learning_rate = critic_learning_rate
         self.adaptive_kl, self.grad_norms = adaptive_kl, []
@@ -257,6 +259,21 @@ class MusicPPOTrainer(PPOTrainer):
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
+
+    def save_final(self, folder: str | Path) -> None:
+        """The result, which is a whole model: adapters are merged into the policy, and kept in `adapter/` beside it.
+        There is no more training after this."""
+        pair = self.accelerator.unwrap_model(self.model)
+        adapter = None
+        if hasattr(pair.policy, "merge_and_unload"):
+            adapter = Path(f"{folder}.adapter")
+            if self.accelerator.is_main_process:
+                pair.policy.save_pretrained(adapter)
+            pair.policy = pair.policy.merge_and_unload()
+        self.save_model(str(folder))
+        if adapter is not None and self.accelerator.is_main_process:
+            adapter.rename(Path(folder) / "adapter")
+        self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model, trial) -> None:
         """A saved pair; the optimizer's state is not kept, since PPOTrainer cannot resume (trl#2657)."""

@@ -126,6 +126,21 @@ def test_gradient_checkpointing_gives_the_same_gradients(masked_policy, tokenize
     torch.testing.assert_close(gradient(), plain)
 
 
+def test_autocast_acts_alike_in_sampling_and_learning(masked_policy, tokenizer, prompts):
+    masked_policy.autocast = torch.bfloat16
+    ids, mask, width, scores = rollout(masked_policy, tokenizer, prompts[:4])
+    learnt = masked_policy(input_ids=ids, attention_mask=mask).logits
+    assert learnt.dtype == torch.float32 and scores.dtype == torch.float32
+    chosen = ids[:, width:, None]
+    sampled = scores.log_softmax(-1).gather(-1, chosen)[..., 0]
+    again = learnt[:, width - 1 : -1].log_softmax(-1).gather(-1, chosen)[..., 0]
+    real = mask[:, width:]
+    assert (sampled - again).abs()[real].mean() < 0.05, "the same precision: a difference of rounding only"
+    masked_policy.autocast = None
+    plain = masked_policy(input_ids=ids, attention_mask=mask).logits
+    assert not torch.equal(plain[:, width - 1 : -1][real], learnt[:, width - 1 : -1][real])
+
+
 def test_saving_hides_the_subclasses(masked_policy, tokenizer, tmp_path):
     critic = make_critic(masked_policy, hidden=8, layers=1)
     save_pair(masked_policy, critic, tokenizer, tmp_path / "pair")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.training.rlmf.small_runs import BUDGET, MARKER, parts, recipe_of
 
 
 pytest.importorskip("trl")
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_first_ratio_is_one_and_a_run_saves_a_pair_that_goes_on(tmp_path, policy_folder, tokenizer, prompts):
@@ -209,7 +211,7 @@ def test_other_releases_of_trl_are_refused_before_anything_is_read(tmp_path, pol
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [0, 4])
 def test_two_processes_train_and_save(tmp_path, policy_folder, tokenizer, lora):
-    """`accelerate launch` with gloo: both processes learn the same, the first one saves."""
+    """Two processes over gloo: both learn the same, the first one saves."""
     import subprocess
     import sys
 
@@ -240,14 +242,17 @@ assert both.shape[0] == 2 and torch.equal(both[0], both[1]), "the processes have
     recipe_of(tmp_path, policy_folder)
     words = {"per_device_train_batch_size": 4, "num_mini_batches": 1, "total_episodes": 16, "response_length": BUDGET}
     words |= {"learning_rate": 1e-3, "report_to": "none", "lora_rank": lora, "sample_every": 1}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command += ["--mixed_precision", "no", "--main_process_port", "0", str(script)]
-    command += [x for name, value in words.items() for x in (f"--{name}", str(value))]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    port = str(29650 + (lora > 0))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    command += [str(script), *(x for name, value in words.items() for x in (f"--{name}", str(value)))]
+    settings = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=os.environ | settings)
     assert done.returncode == 0, done.stderr[-3000:]
     final = tmp_path / "run" / "final"
-    assert (final / ("adapter_model.safetensors" if lora else "model.safetensors")).is_file()
+    assert (final / "model.safetensors").is_file(), "adapters are merged"
+    assert (final / "adapter" / "adapter_model.safetensors").is_file() == bool(lora)
+    before, after = load_policy(policy_folder).state_dict(), load_policy(final).state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("_proj" in name for name in moved) == bool(lora)
     assert (final / VALUE_FOLDER / "model.safetensors").is_file()
     assert load_critic(final).config.num_labels == 1
