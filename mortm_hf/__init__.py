@@ -97,6 +97,8 @@ def pipeline(task: str = "midi-generation", model=None, **kwargs):
         from .models.errors_mortm import MortmError
 
         raise MortmError(f"there is no bundled checkpoint in {model}: give model=, a folder or a Hub repository")
+    if kwargs.get("fast") and kwargs.get("device") is None and kwargs.get("device_map") is None:
+        kwargs["device"] = "cpu"  # what fast decoding is for; transformers would choose an accelerator
     if task in _registration.PIPELINE_CLASSES:
         kwargs.setdefault("pipeline_class", __getattr__(_registration.PIPELINE_CLASSES[task][1]))
     return transformers.pipeline(task, model=model, **kwargs)

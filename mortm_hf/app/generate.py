@@ -33,7 +33,7 @@ Bars and tracks count from 0. Instruments are General MIDI names, families or nu
 # the options that are words of the pipeline's call
 REQUEST = ("bars", "start", "infill", "instruments", "key", "chords", "meter", "tempo", "genre", "density", "past")
 REQUEST += ("future", "tracks", "velocity", "pitch_range", "scale", "window", "new_bars_only")
-REQUEST += ("seed", "temperature", "top_p", "top_k")
+REQUEST += ("seed", "temperature", "top_p", "top_k", "fast")
 
 
 def add_command(commands) -> None:
@@ -83,6 +83,11 @@ def add_command(commands) -> None:
         "--top-p", type=number(0, 1), help="draw from tokens of this total probability (default: 0.95)"
     )
     drawing.add_argument("--top-k", type=at_least(1), help="draw from this many likeliest tokens")
+    drawing.add_argument(
+        "--fast",
+        choices=("fp32", "int8"),
+        help="decode on the CPU in less time: fp32 gives the same music, int8 rounds the weights and takes least",
+    )
     drawing.add_argument("--model", help="folder or repository of a checkpoint (default: the bundled starter)")
 
     more = parser.add_argument_group("further outputs, beside OUTPUT")
@@ -100,15 +105,15 @@ def output_paths(output: Path, number_of: int) -> list[Path]:
     return [output.with_stem(f"{output.stem}-{index + 1}") for index in range(number_of)]
 
 
-def load_pipeline(model: str | None):
-    """The generation pipeline of a checkpoint on the installed code."""
+def load_pipeline(model: str | None, device: str | None = None):
+    """The generation pipeline of a checkpoint on the installed code; by default on an accelerator if there is one."""
     import transformers
 
     from mortm_hf import pipeline
 
     transformers.utils.logging.disable_progress_bar()  # of loading; generating has one of its own
     try:
-        return pipeline("midi-generation", model=model)
+        return pipeline("midi-generation", model=model, **({} if device is None else {"device": device}))
     except (OSError, ValueError) as error:
         if isinstance(getattr(error, "code", None), str):
             raise
@@ -149,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
         request = {word: getattr(args, word) for word in REQUEST if getattr(args, word) is not None}
         if args.tracks:
             request["tracks"] = [int(name) if name.isdigit() else name for name in args.tracks]
-        pipe = load_pipeline(args.model)
+        pipe = load_pipeline(args.model, "cpu" if args.fast else None)
         progress = {"progress": sys.stderr.isatty()}
         began = time.perf_counter()
         results = pipe(str(args.input) if args.input else None, num_return_sequences=args.num, **progress, **request)

@@ -258,6 +258,14 @@ def test_same_seed_same_bytes_and_several_versions(capsys, tmp_path, tiny_model)
     assert abs(score.tempos[0].qpm - 96) < 4  # the nearest tempo token
 
 
+def test_fast_decoding_writes_the_same(capsys, tmp_path, tiny_model):
+    args = ["--model", tiny_model, "--bars", 1, "--instruments", "piano", "--seed", 5]
+    for name, more in (("a", []), ("b", ["--fast", "fp32"]), ("c", ["--fast", "int8"])):
+        assert run(capsys, "generate", "-o", tmp_path / f"{name}.mid", *args, *more)[0] == 0
+    assert (tmp_path / "a.mid").read_bytes() == (tmp_path / "b.mid").read_bytes()
+    assert symusic.Score.from_midi((tmp_path / "c.mid").read_bytes()).note_num() > 0
+
+
 def test_only_the_new_bars(capsys, tmp_path, band, tiny_model):
     output = tmp_path / "new.mid"
     args = ["--start", 4, "--bars", 2, "--instruments", "piano", "--scale", "C major", "--pitch-range", "60:72"]
