@@ -88,6 +88,8 @@ def read_entries(entries: list[Entry], options: BuildOptions) -> tuple[list[Song
 
 def _read_with_annotation(entry: Entry, skipped: list[dict[str, str]]) -> Song:
     """The song; a chord annotation that cannot be read is left out (and listed), not the song."""
+    if entry.content is None:
+        raise DataError(f"{entry.row.path} is not in its archive {entry.row.archive}", "data.missing")
     content = entry.content if isinstance(entry.content, Path) else bytes(entry.content)
     if entry.chords is not None:
         try:

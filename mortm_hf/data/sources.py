@@ -55,10 +55,11 @@ _NAME_COLUMNS = ("file_name", "filename", "path", "name", "title", "md5", "id")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file to read: its labels, its bytes (or the path to read them from) and the text of its chord annotation."""
+    """One file to read: its labels, its bytes (or the path to read them from; `None` where it is missing) and the text
+    of its chord annotation."""
 
     row: SongFile
-    content: bytes | Path
+    content: bytes | Path | None
     chords: str | None = None
 
 
@@ -352,14 +353,19 @@ class PackSource:
             return [Entry(row, self.root / row.path, self._loose_chords(row)) for row in rows]
         if self._open is None or self._open[0] != archive:
             wanted = {n for row in self.rows if row.archive == archive for n in (row.path, *chord_files(row))}
+            content: dict[str, bytes] = {}
             try:
-                self._open = archive, dict(read_archive(self.root / archive, wanted))
+                for name, data in read_archive(self.root / archive, wanted):
+                    content[name] = data
+            except KeyError:
+                pass  # a member that is not there is one skipped file, not the end of a preparation
             except FileNotFoundError:
                 raise
             except BROKEN as error:
                 raise DataError(f"cannot read the archive {self.root / archive}: {error}") from None
+            self._open = archive, content
         content = self._open[1]
-        return [Entry(row, content[row.path], _chord_text(row, content)) for row in rows]
+        return [Entry(row, content.get(row.path), _chord_text(row, content)) for row in rows]
 
     def _loose_chords(self, row: SongFile) -> str | None:
         for name in chord_files(row):
@@ -482,6 +488,8 @@ def open_sources(
     sources = [f for f in found if not isinstance(f, Path)]
     if files:
         sources.append(FilesSource(files, split_from_folders))
+    if selection is not None and selection.corpora and not any(isinstance(s, PackSource) for s in sources):
+        raise DataError(f"{source} is no training pack (manifest.csv): its corpora cannot be chosen", "data.option")
     if not sum(len(s) for s in sources):
         raise DataError(f"no MIDI file in {source}: expected {', '.join(MIDI_SUFFIXES)}")
     return sources

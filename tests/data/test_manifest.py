@@ -2,7 +2,7 @@
 
 import pytest
 
-from mortm_hf.data import CorpusFilter, Selection, read_archive, read_manifest
+from mortm_hf.data import CorpusFilter, Selection, build_store, read_archive, read_manifest
 from mortm_hf.data.sources import PackSource
 from tests.sample_songs import midi, write_pack
 
@@ -63,6 +63,14 @@ def test_archives_are_walked_once(pack):
         list(read_archive(pack / "a.tar.xz", ["1.mid", "9.mid"]))
     with pytest.raises(FileNotFoundError, match=r"c\.tar\.xz"):
         list(read_archive(pack / "c.tar.xz", ["1.mid"]))
+
+
+def test_a_missing_member_is_one_skipped_file(pack, tmp_path):
+    """The manifest names a chord file and a MIDI file that the archive does not hold: the rest is read."""
+    write_pack(pack, [*ROWS, row("9.mid")], {})
+    found = build_store(pack, Selection({"pop": CorpusFilter()}), "train")
+    assert [s.path for s in found.songs] == ["1.mid", "2.mid", "3.mid"] and found.songs[0].score.chords is None
+    assert found.skipped == [("9.mid", "9.mid is not in its archive a.tar.xz")]
 
 
 def test_chunks_never_mix_archives(pack):
