@@ -7,6 +7,8 @@ Design decisions
   binary profile of every chord by the cosine; chords of four notes pay, the pitch class of the lowest sounding notes
   may count for the root, and changing the chord may cost something (Viterbi). Length of the stretch and the three
   weights are chosen on the validation split for the mean of root and root + quality, so that it is no straw man.
+- *Templates with a hint*: the same, told another estimate (a model's): its chord may count for something, and changing
+  where it changes may cost less. With both weights 0 it is the template matcher, so what it gains is the hint's.
 
 Knows: quantised music, chord tables. Must not know: models, tokens.
 """
@@ -118,12 +120,17 @@ class Templates:
     Attributes:
         stretch: "beat" (a quarter), "half" (half a bar) or "bar".
         extra: price of every chord tone beyond three. bass: weight of the lowest notes. change: price of a change.
+        hint_root, hint_chord: worth of the hint's root, and of its whole chord. hint_change: share of the price that
+            a change saves where the hint changes.
     """
 
     stretch: str = "bar"
     extra: float = 0.05
     bass: float = 0.0
     change: float = 0.0
+    hint_root: float = 0.0
+    hint_chord: float = 0.0
+    hint_change: float = 0.0
 
     def edges(self, song: MetricScore) -> np.ndarray:
         """Ticks where stretches begin, and the end."""
@@ -136,13 +143,15 @@ class Templates:
         beats = np.concatenate([np.arange(a, b, 24) for a, b in zip(start[:-1].tolist(), start[1:].tolist())])
         return np.append(beats, start[-1])
 
-    def estimate(self, song: MetricScore) -> ChordTable:
-        """The chords of a song."""
+    def estimate(self, song: MetricScore, hint: ChordTable | None = None) -> ChordTable:
+        """The chords of a song; `hint`: another estimate of them."""
         edges = self.edges(song)
         profile, bass = profiles(song, edges)
-        return self._decode(edges, profile, bass)
+        return self._decode(edges, profile, bass, hint)
 
-    def _decode(self, edges: np.ndarray, profile: np.ndarray, bass: np.ndarray) -> ChordTable:
+    def _decode(
+        self, edges: np.ndarray, profile: np.ndarray, bass: np.ndarray, hint: ChordTable | None = None
+    ) -> ChordTable:
         root, quality, shape, size = _templates()
         norm = np.linalg.norm(profile, axis=1, keepdims=True)
         fit = (profile / np.maximum(norm, 1e-9)) @ shape.T
@@ -151,7 +160,14 @@ class Templates:
         heard = np.flatnonzero(norm[:, 0] > 0)
         if not len(heard):
             return _constant(*NO_CHORD[:2])
-        path = _viterbi(fit[heard], self.change) if self.change else fit[heard].argmax(axis=1)
+        price = np.full(len(heard), self.change)
+        if hint is not None and len(hint):
+            told = np.searchsorted(hint.onset, edges[:-1][heard], side="right") - 1
+            same = (ROOT_PITCH[hint.root[told]][:, None] == root) & (told >= 0)[:, None]
+            fit[heard] += self.hint_root * same + self.hint_chord * (same & (hint.quality[told][:, None] == quality))
+            turns = np.append(True, told[1:] != told[:-1])
+            price = price * np.where(turns, 1 - self.hint_change, 1.0)
+        path = _viterbi(fit[heard], price) if self.change else fit[heard].argmax(axis=1)
         last = np.searchsorted(heard, np.arange(len(fit)), side="right") - 1  # silence holds what was
         path, sounds = path[np.maximum(last, 0)], last >= 0
         chord_root, chord_quality = PITCH_ROOT[root[path]], quality[path]
@@ -160,11 +176,20 @@ class Templates:
         return merge_repeats(ChordTable(edges[:-1], chord_root, chord_quality, np.full(len(path), NO_CHORD[2])))
 
     @classmethod
-    def tune(cls, songs: Sequence[MetricScore], references: Sequence[ChordTable]) -> Templates:
+    def tune(
+        cls,
+        songs: Sequence[MetricScore],
+        references: Sequence[ChordTable],
+        hints: Sequence[ChordTable | None] | None = None,
+    ) -> Templates:
         """The best settings on these songs (mean of root and root + quality over all their quarters), found one
-        setting at a time, twice round."""
+        setting at a time, twice round; those of the hint where there are hints."""
         grid = {"stretch": ("bar", "half", "beat"), "bass": (0.0, 0.1, 0.2, 0.4)}
         grid |= {"change": (0.0, 0.05, 0.1, 0.25, 0.5), "extra": (0.0, 0.03, 0.06, 0.1)}
+        if hints is not None:
+            grid |= {"hint_root": (0.0, 0.05, 0.1, 0.2), "hint_chord": (0.0, 0.03, 0.06, 0.12)}
+            grid |= {"hint_change": (0.0, 0.4, 0.7, 1.0)}
+        hints = [None] * len(songs) if hints is None else hints
         seen = {}
         for stretch in grid["stretch"]:
             edges = [cls(stretch).edges(song) for song in songs]
@@ -172,8 +197,8 @@ class Templates:
 
         def value(rule: Templates) -> float:
             scores = [
-                compare(reference, rule._decode(*parts), int(parts[0][-1]))
-                for parts, reference in zip(seen[rule.stretch], references)
+                compare(reference, rule._decode(*parts, hint), int(parts[0][-1]))
+                for parts, reference, hint in zip(seen[rule.stretch], references, hints)
             ]
             return sum(sum(s[m][0] for s in scores) / sum(s[m][1] for s in scores) for m in list(METRICS)[:2])
 
@@ -204,16 +229,16 @@ def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return np.array(root), np.array(quality), table / np.sqrt(size)[:, None], size
 
 
-def _viterbi(fit: np.ndarray, change: float) -> np.ndarray:
-    """`[n, chords]` fits -> the path with the greatest sum, every change costing `change`."""
+def _viterbi(fit: np.ndarray, price: np.ndarray) -> np.ndarray:
+    """`[n, chords]` fits -> the path with the greatest sum, where a change into row i costs `price[i]`."""
     back = np.zeros(fit.shape, dtype=np.int32)
     total = fit[0]
     stay = np.arange(fit.shape[1])
     for step in range(1, len(fit)):
         leap = int(total.argmax())
-        moves = total[leap] - change > total
+        moves = total[leap] - price[step] > total
         back[step] = np.where(moves, leap, stay)
-        total = np.where(moves, total[leap] - change, total) + fit[step]
+        total = np.where(moves, total[leap] - price[step], total) + fit[step]
     path = np.zeros(len(fit), dtype=np.int64)
     path[-1] = int(total.argmax())
     for step in range(len(fit) - 1, 0, -1):

@@ -7,7 +7,7 @@ import pytest
 
 from mortm_hf.evaluation.chord_baselines import Majority, Templates, _viterbi, profiles
 from mortm_hf.evaluation.chords import compare
-from mortm_hf.models.metric_harmony import QUALITY_NAMES, ROOT_NAMES
+from mortm_hf.models.metric_harmony import QUALITY_NAMES, ROOT_NAMES, chord_table
 from mortm_hf.models.metric_vocabulary import DRUMS
 from tests.evaluation.small_scores import melody, passage
 
@@ -110,11 +110,26 @@ def test_tuning_never_loses():
 
 def test_viterbi_equals_trying_every_path():
     rng = np.random.default_rng(2)
-    fit = rng.random((5, 3))
+    fit, price = rng.random((5, 3)), np.array([9.0, 0.3, 0.1, 0.5, 0.2])
 
     def value(path):
-        changes = sum(a != b for a, b in zip(path, path[1:]))
-        return sum(fit[i, p] for i, p in enumerate(path)) - 0.3 * changes
+        changes = sum(price[i + 1] for i in range(4) if path[i] != path[i + 1])
+        return sum(fit[i, p] for i, p in enumerate(path)) - changes
 
     best = max(product(range(3), repeat=5), key=value)
-    assert _viterbi(fit, 0.3).tolist() == list(best)
+    assert _viterbi(fit, price).tolist() == list(best)
+
+
+def test_a_hint_counts_for_what_it_is_worth():
+    # A C E G: Am7 and C6 are alike; the hint tips it, and only if it has weight
+    song = passage((0, [(0, p, 192) for p in (57, 60, 64, 67)]), bars=2)
+    hints = {"Am7": chord_table([0], ["Am7"]), "C6": chord_table([0], ["C6"])}
+    for name, hint in hints.items():
+        assert names(Templates("bar", extra=0.0, hint_chord=0.1).estimate(song, hint)) == [name]
+    assert len({tuple(names(Templates("bar", extra=0.0).estimate(song, h))) for h in hints.values()}) == 1
+    # changing is dear except where the hint changes
+    two = lead("C", "Am")
+    dear = Templates("half", change=9.0, hint_change=1.0)
+    assert dear.estimate(two).onset.tolist() == [0]
+    told = dear.estimate(two, chord_table([0, 96], ["G", "D"]))
+    assert told.onset.tolist() == [0, 96] and names(told) == ["C", "Am"]

@@ -140,7 +140,7 @@ def test_windows_and_transpositions_come_back_to_their_place(songs, semitones):
     tokenizer = MortmTokenizer()
     windows = [(0, 8), (8, 16), (16, songs[0].n_bars)]
     oracle = Oracle(tokenizer, songs, windows, semitones)
-    reading = ChordReading(key="none", semitones=semitones)
+    reading = ChordReading(8, 8, key="none", semitones=semitones)
     found = estimate_chords(oracle, tokenizer, [heard(s) for s in songs], reading)
     assert oracle.asked == len(songs) * len(windows) * len(semitones)
     for song, table in zip(songs, found):
@@ -153,11 +153,11 @@ def test_overlapping_windows(songs):
     last = songs[0].n_bars
     windows = sorted({*((a, a + 8) for a in range(0, last - 7, 4)), (last - 8, last)})
     oracle = Oracle(tokenizer, songs[:1], windows, (0,))
-    found = estimate_chords(oracle, tokenizer, [heard(songs[0])], ChordReading(stride=4, key="none"))
+    found = estimate_chords(oracle, tokenizer, [heard(songs[0])], ChordReading(8, 4, key="none"))
     assert oracle.asked == len(windows)
     right, total = compare(songs[0].chords, found[0], songs[0].bars.end)["root"]
     assert right == total
 
 
 def test_a_reading_says_what_it_is():
-    assert str(ChordReading(stride=4, beams=4, key="none")) == "8 bars every 4, no key, 4 beams"
+    assert str(ChordReading(8, 4, beams=4, key="none")) == "8 bars every 4, no key, 4 beams"
