@@ -40,6 +40,7 @@ from .window_mortm import PAST_BARS, SongRequest, SongRow, spread_chords
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
 WINDOW_BARS = 8  # generated at a time
+CHORD_BARS = 4  # read at a time to estimate chords (`benchmarks/chord_estimation.py --choose`)
 DEFAULT_BARS = 8
 SAMPLING_DEFAULTS = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 _SAMPLING_LIMITS = {
@@ -502,8 +503,7 @@ class MidiGenerationPipeline(MidiPipeline):
 
     def _result(self, row: SongRow, new_bars_only: bool) -> dict:
         request, music = row.request, row.song
-        first, last = int(music.bars.start[request.start]), int(music.bars.start[request.stop])
-        table = row.chord_table()
+        (first, last), table = row.span, row.chord_table()
         if new_bars_only:
             score = to_midi_score(music.window(request.start, request.stop).take_tracks(sorted(row.targets)))
         elif request.original is None or not any(s >= 0 for s in row.source):
@@ -523,7 +523,7 @@ class ChordEstimationPipeline(MidiPipeline):
     Args (of a call):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
         bars: (first, last) range of bars; by default all. tracks: tracks to listen to; by default all.
-        window: bars read at a time (8). do_sample: False by default (the likeliest chords). seed, progress, callback,
+        window: bars read at a time (4). do_sample: False by default (the likeliest chords). seed, progress, callback,
         num_return_sequences, fast and further arguments: as in `MidiGenerationPipeline`.
 
     Returns:
@@ -539,7 +539,7 @@ class ChordEstimationPipeline(MidiPipeline):
         # a model's generation config says how to make music; an estimate is the likeliest answer by default
         return super()._parameters({"do_sample": False, **given})
 
-    def preprocess(self, inputs, bars=None, tracks=True, window=WINDOW_BARS, key=None, past=None):
+    def preprocess(self, inputs, bars=None, tracks=True, window=CHORD_BARS, key=None, past=None):
         if inputs is None:
             raise PromptError("chord estimation needs a MIDI file, but the input is None", "prompt.material")
         song = self.tokenizer.read_midi(inputs)
@@ -572,8 +572,7 @@ class ChordEstimationPipeline(MidiPipeline):
             {"bar": int(bar), "beat": round(float(beat), 4), "symbol": chord_symbol(int(r), int(q), int(b))}
             for bar, beat, r, q, b in zip(at, beats, table.root, table.quality, table.bass)
         ]
-        ends = int(bars.start[request.start]), int(bars.start[request.stop])
-        return {"chords": chords, **_answer(row, write_chords(request.original, table, *ends))}
+        return {"chords": chords, **_answer(row, write_chords(request.original, table, *row.span))}
 
 
 def _answer(row: SongRow, score, **report) -> dict:
