@@ -214,7 +214,7 @@ def main(words: list[str] | None = None) -> int:
             for column in range(4):
                 total[way][batch, column] = np.bincount(notes.piece, weights=counts[:, column], minlength=len(batch))
 
-    result = {"windows": n, "seed": options.seed, "model": str(options.model or "bertm-small"), "accuracy": {}}
+    result = {"windows": n, "seed": options.seed, "model": Path(folder).name, "limit": options.limit, "accuracy": {}}
     for way in WAYS:
         print(f"\nhidden: {way}\n| | " + " | ".join(names) + " |\n|---|" + "---|" * 4)
         for name in MODELS:

@@ -13,6 +13,7 @@ Knows: the model, the tokenizer. Must not know: data, recipes.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 import sys
@@ -50,6 +51,9 @@ def export(source: str | Path, target: str | Path, size_limit: int = 20_000_000)
     bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if bad:
         raise ValueError(f"{source}: weights are not finite: {', '.join(bad[:3])}")
+    # what the folder offers is what the code of today offers, which may be more than when the run began
+    model.config.auto_map = dict(model.config._auto_classes)
+    model.config.custom_pipelines = copy.deepcopy(model.config._pipelines)
     if model.can_generate():
         model.config.use_cache = True  # the Trainer turns it off
         for name, value in SAMPLING.items():
