@@ -1,20 +1,24 @@
 """What reinforcement learning changed: reward, independent judges, KL, diversity, distances, copying; by kl_coef.
 
-    mortm rlmf rlmf_quality --data PACK --output_dir RUNS/kl0.1-s0 --seed 0          (and other seeds, other --kl_coef)
+    python benchmarks/rlmf.py --train rlmf_quality --data PACK --out RUNS --judge FOLDER     five runs, then the tables
     python benchmarks/rlmf.py --data PACK --runs RUNS/* --judge FOLDER [--count 128] [--seeds 0 1 2] [--best-of 4]
-    python benchmarks/rlmf.py --runs RUNS/* --reprint
+    python benchmarks/rlmf.py --runs RUNS/* --reprint [--png curves.png]
 
-Every run folder gets `comparison.json`, and `--reprint` prints the tables from these files alone. The prompts are the
-first bars of `--count` songs of the test split, cut as the runs' recipe says; every arm answers them under the same
-row seeds. "frozen" is the policy before, "best of N" its best of N samples by the runs' reward. Intervals: 95 %, by
-song. A run is better if its reward rose by two standard errors; it is not inferior if its diversity fell by no more
-than 5 % (with two standard errors over the seeds).
+`--train` runs a recipe with three seeds at its own kl_coef and one seed each at a quarter and four times of it (`--kl`
+names others, the main one first); runs that are finished are not repeated. Every run folder gets `comparison.json`,
+and `--reprint` prints the tables from these files alone. The prompts are the first bars of `--count` songs of the test
+split, cut as the runs' recipe says; every arm answers them under the same row seeds. "frozen" is the policy before,
+"best of N" its best of N samples by the runs' reward. Intervals: 95 %, by song. A run is better if its reward rose by
+two standard errors; it is not inferior if its diversity fell by no more than 5 % (with two standard errors over the
+seeds).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -34,6 +38,37 @@ def load_run(folder: Path):
     if not (folder / "final" / "config.json").is_file():
         raise SystemExit(f"{folder} holds no finished run (no final/config.json)")
     return Recipe.restated(json.loads((folder / "recipe.json").read_text(encoding="utf-8"))), folder / "final"
+
+
+def sweep(options) -> list[Path]:
+    """Train what is not trained yet; the run folders. Each run is a process of its own."""
+    from mortm_hf.training.rlmf.recipe import read_recipe
+
+    own = float(read_recipe(options.train).training["kl_coef"])
+    main, *others = options.kl or [own, own / 4, own * 4]
+    plan = [(main, seed) for seed in options.train_seeds] + [(kl, options.train_seeds[0]) for kl in others]
+    folders = []
+    for kl, seed in plan:
+        folder = options.out / f"kl{kl:g}-s{seed}"
+        folders.append(folder)
+        if (folder / "final").is_dir():
+            print(f"{folder}: finished", flush=True)
+            continue
+        if (folder / "recipe.json").is_file():
+            shutil.rmtree(folder)  # a run that was cut off begins anew
+        words = {"data": options.data, "cache": options.cache / "stores", "output_dir": folder}
+        words |= {"kl_coef": kl, "seed": seed, "threads": options.threads}
+        command = [sys.executable, "-m", "mortm_hf.training.rlmf.run", options.train]
+        command += [str(x) for name, value in words.items() for x in (f"--{name}", value)] + options.fields
+        print(f"{folder}: training", flush=True)
+        subprocess.run(command, check=True, cwd=ROOT)
+    return folders
+
+
+def training_log(folder: Path) -> list[dict]:
+    """The lines of a run's updates."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if "reward/reward" in line]
 
 
 def measure(options) -> None:
@@ -121,6 +156,16 @@ def measure(options) -> None:
                 if key in figures[0]["figures"]
             },
         }
+        log = training_log(folder)
+        if log:  # the group trainers log other words
+            values, kl = ([line[k] for line in log] for k in ("reward/reward", "objective/kl"))
+            report["log"] = {
+                "updates": len(log),
+                "minutes": sum(line["time/update"] for line in log) / 60,
+                "first": float(np.mean(values[:5])),
+                "last": float(np.mean(values[-5:])),
+                "kl": float(np.mean(kl[-5:])),
+            }
         partial = folder / "comparison.json.partial"
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         partial.replace(folder / "comparison.json")
@@ -181,6 +226,10 @@ def tables(reports: list[dict]) -> str:
             for name, f, _ in arms
         ]))  # fmt: skip
     text.append(trade_off(reports, names))
+    text.append(table([["run", "updates", "minutes", "reward, first 5 updates", "last 5", "KL, last 5"]] + [
+        [r["run"], str(r["log"]["updates"]), f"{r['log']['minutes']:.1f}", *(f"{r['log'][k]:.3f}" for k in (
+            "first", "last", "kl"))] for r in reports if "log" in r
+    ]))  # fmt: skip
     return "\n\n".join(text)
 
 
@@ -205,10 +254,36 @@ def trade_off(reports: list[dict], names: list[str]) -> str:
     return table(rows)
 
 
+def draw_curves(folders: list[Path], path: Path) -> None:
+    """Reward and KL of every update, one line a run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6))
+    for folder in folders:
+        log = training_log(folder)
+        for ax, key in zip(axes, ("reward/reward", "objective/kl")):
+            ax.plot([line["step"] for line in log], [line[key] for line in log], label=folder.name, linewidth=1.3)
+    for ax, title in zip(axes, ("reward", "KL to the frozen policy, nats an answer")):
+        ax.set_title(title)
+        ax.set_xlabel("update")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
 def main() -> None:
-    """Measure or reprint."""
+    """Train, measure or reprint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished runs of one recipe")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="folders of finished runs of one recipe")
+    parser.add_argument("--train", metavar="RECIPE", help="train the runs first")
+    parser.add_argument("--out", type=Path, help="folder for the runs that are trained")
+    parser.add_argument("--kl", type=float, nargs="+", help="kl_coef of the runs, the main one first")
+    parser.add_argument("--train-seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds at the main kl_coef")
+    parser.add_argument("--fields", nargs=argparse.REMAINDER, default=[], help="further fields of the recipe (last)")
+    parser.add_argument("--png", type=Path, help="draw the learning curves")
     parser.add_argument("--reprint", action="store_true", help="print the tables from the runs' comparison.json")
     parser.add_argument("--data", type=Path, help="training pack")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "rlmf", help="folder for songs and samples")
@@ -221,15 +296,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write all reports to one file")
     options = parser.parse_args()
+    if not options.runs and not options.train:
+        parser.error("name --runs, or --train a recipe")
     if not options.reprint:
         if options.data is None:
             parser.error("--data is needed, or --reprint")
+        if options.train:
+            if options.out is None:
+                parser.error("--train needs --out")
+            options.runs = sweep(options)
         measure(options)
     missing = [str(f) for f in options.runs if not (f / "comparison.json").is_file()]
     if missing:
         raise SystemExit(f"no comparison.json in {', '.join(missing)}: run without --reprint first")
     reports = [json.loads((f / "comparison.json").read_text(encoding="utf-8")) for f in options.runs]
     print(tables(reports))
+    if options.png:
+        draw_curves(options.runs, options.png)
     if options.json:
         options.json.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
 

@@ -28,7 +28,8 @@ def test_the_first_ratio_is_one_and_a_run_saves_a_pair_that_goes_on(tmp_path, po
         path.write_bytes(b"picture")
 
     folder = tmp_path / "run"
-    train(recipe_of(tmp_path, policy_folder), folder, prompts=prompts, draw=draw)
+    train(recipe_of(tmp_path, policy_folder, "--report_to", "tensorboard"), folder, prompts=prompts, draw=draw)
+    assert list(folder.rglob("events.out.tfevents.*")), "TensorBoard's events"
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     updates = [line for line in log if "objective/kl" in line]
     assert len(updates) == 2
