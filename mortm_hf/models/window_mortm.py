@@ -242,6 +242,12 @@ class SongRow:
                 self.chords.append(replace(built.chords, onset=built.chords.onset + first))
         self.made += self.count
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """First and last tick of the generated bars in the song so far."""
+        start = self.song.bars.start
+        return int(start[self.request.start]), int(start[self.request.stop])
+
     def chord_table(self) -> ChordTable:
         """The chords of the generated bars, asked for or estimated, in ticks of the song."""
         columns = [[getattr(table, name) for table in self.chords] for name in ("onset", "root", "quality", "bass")]
