@@ -40,6 +40,7 @@ from mortm_hf.models.sampling_mortm import FiniteLogits, SeededChoice, sampling_
 
 
 SONG = next((ROOT / "mortm_hf" / "app" / "demo").glob("*.mid"))
+LARGER = "d512 L8"
 BASELINES = ("grouped_mm", "eager")
 GOALS = {"fp32": 1.5, "int8": 3.0}
 
@@ -88,9 +89,9 @@ def processors(tokenizer, prompts, rows, length, new_tokens):
     return [FiniteLogits(), grammar, *filters, SeededChoice(range(rows), 0, length)], grammar
 
 
-def speed(name, model, tokenizer, batch, mode, new_tokens, rounds) -> dict:
-    """CPU milliseconds a step of every method, and their ratios to the baseline."""
-    prompt = tokenizer.prompt(song=tokenizer.read_midi(str(SONG)), start=8, bars=8, past=8)
+def speed(name, model, tokenizer, batch, mode, new_tokens, past, rounds) -> dict:
+    """CPU milliseconds a step of every method, and their ratios to the baseline, after a prompt of `past` bars."""
+    prompt = tokenizer.prompt(song=tokenizer.read_midi(str(SONG)), start=8, bars=8, past=past)
     ids = torch.tensor([tokenizer.encode_prompt(prompt)] * batch)
     mask, length = torch.ones_like(ids), ids.shape[1]
     decoders = {precision: FastDecoder(model, precision) for precision in GOALS}
@@ -203,7 +204,11 @@ def main() -> int:
     parser.add_argument("--data", help="folder of the training pack; without it no bits a note")
     parser.add_argument("--model", default=STARTER, help="folder of the starter")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--past", type=int, default=8, help="bars of the prompt")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--models", nargs="+", choices=("starter", LARGER), default=["starter", LARGER])
+    parser.add_argument("--modes", nargs="+", choices=("bare", "music"), default=["bare", "music"])
     parser.add_argument("--windows", type=int, default=6, help="test windows of each corpus")
     parser.add_argument("--no-speed", action="store_true", help="bits a note only")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -213,19 +218,22 @@ def main() -> int:
     starter = MortmForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     figures: dict = {"torch": torch.__version__, "cpu": torch.backends.cpu.get_cpu_capability(), "speed": []}
     if not args.no_speed:
-        large = larger_model()
+        models = {"starter": starter}
+        if LARGER in args.models:
+            models[LARGER] = larger_model()
         for batch in args.batches:
-            for name, model in (("starter", starter), ("d512 L8", large)):
-                for mode in ("bare", "music"):
-                    new_tokens = 64 if batch == 1 else 24
-                    figures["speed"].append(speed(name, model, tokenizer, batch, mode, new_tokens, args.rounds))
-        del large
+            for name in args.models:
+                model = models[name]
+                for mode in args.modes:
+                    options = (batch, mode, args.new_tokens, args.past, args.rounds)
+                    figures["speed"].append(speed(name, model, tokenizer, *options))
+        models.pop(LARGER, None)
     if args.data:
         figures["bits_per_note"] = quality(starter, tokenizer, args.data, args.windows)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1))
     for row in figures["speed"]:
-        if row["batch"] == 1 and row["mode"] == "bare" and row["model"] != "starter":
+        if row["batch"] == 1 and row["mode"] == "bare" and row["model"] == LARGER:
             return int(any(row["speed_up"][name] < goal for name, goal in GOALS.items()))
     return 0
 

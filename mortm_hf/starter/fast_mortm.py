@@ -379,8 +379,8 @@ class FastDecoder:
         reason = refusal(model)
         if reason is not None:
             raise PromptError(reason, "prompt.argument")
-        self.model, self.precision, config = model, precision, model.config
-        self.config, self.fingerprint = config, weights_of(model)
+        config = model.config
+        self.model, self.precision, self.config, self.fingerprint = model, precision, config, weights_of(model)
         self.matrix = _Int8Matrix if precision == "int8" else _Matrix
         self.heads, self.kv_heads, self.head_dim = (
             config.num_attention_heads,
@@ -492,19 +492,21 @@ class DecodingState:
     def _read(self, input_ids, attention_mask) -> torch.Tensor:
         """The prompts through the model; its cache is copied into ours."""
         d, model, length = self.decoder, self.decoder.model, self.length
+        attention_mask = None if attention_mask is None else attention_mask.long()
         padded = attention_mask is not None and not bool(attention_mask.all())
         if padded and not bool((attention_mask[:, -1] == 1).all() and (attention_mask.diff(dim=1) >= 0).all()):
             raise PromptError(
                 "fast decoding takes prompts that are padded on the left (padding_side='left')", "prompt.argument"
             )
-        positions = None
-        if padded:
-            positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
+        # versions of one song have one prompt: it is read once
+        mask = attention_mask if padded else torch.ones_like(input_ids)
+        rows, place = torch.cat([input_ids, mask], dim=1).unique(dim=0, return_inverse=True)
+        ids, mask = rows.chunk(2, dim=1)
         cache = DynamicCache(config=d.config)
         logits = model(
-            input_ids,
-            attention_mask=attention_mask if padded else None,
-            position_ids=positions,
+            ids,
+            attention_mask=mask if padded else None,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0) if padded else None,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -512,11 +514,11 @@ class DecodingState:
         pairs = None if d.order is None else torch.arange(d.head_dim).view(2, -1).t().reshape(-1)
         for i in range(len(d.layers)):
             key, value = cache.layers[i].keys, cache.layers[i].values
-            self.keys[i, :, :, :length] = key if pairs is None else key[..., pairs]
-            self.values[i, :, :, :length] = value
+            self.keys[i, :, :, :length] = (key if pairs is None else key[..., pairs])[place]
+            self.values[i, :, :, :length] = value[place]
         # what depends on the place only, for all steps
         self.turns = self.bias = None
-        first = torch.zeros(len(input_ids), dtype=torch.long)
+        first = torch.zeros(1, dtype=torch.long)
         if padded:
             first = (attention_mask == 0).sum(1)
             self.bias = torch.zeros(len(input_ids), 1, 1, self.room)
@@ -524,13 +526,11 @@ class DecodingState:
         if d.rope:
             table = d.rotations(self.room)
             self.turns = table[(torch.arange(self.room)[:, None] - first).clamp_min(0)].unsqueeze(2)
-            if not padded:
-                self.turns = self.turns[:, :1]
         else:
             # -slope * (distance to the last key), read from the end: exact at any length
             slopes = model.model.alibi.slopes.float().view(d.kv_heads, -1, 1)
             self.penalty = slopes * torch.arange(1 - self.room, 1)
-        return logits.float()
+        return logits[place].float()
 
     def _bias(self, n: int) -> torch.Tensor | None:
         """What is added to the scores of `n` keys."""
@@ -580,7 +580,9 @@ class DecodingState:
 
 def weights_of(model) -> tuple:
     """Changes whenever a weight of the model is replaced or written to."""
-    return tuple((p.data_ptr(), p._version) for p in model.parameters())
+    tensors = (*model.parameters(), *model.buffers())
+    # tensors made in inference mode count no versions, and cannot be written to outside it
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
 __all__ = ["DecodingState", "FastDecoder", "parse_precision", "refusal", "unsupported_arguments", "weights_of"]
