@@ -64,6 +64,8 @@ def test_auc_and_its_interval():
     positive = rng.random(300) < 0.4
     scores = rng.normal(size=300) + positive
     assert c.auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+    tied = np.round(scores)
+    assert c.auc(tied, positive) == pytest.approx(roc_auc_score(positive, tied))
     assert np.isnan(c.auc(scores, np.ones(300, bool)))
     clusters = np.arange(300) // 3
     found = c.auc_interval(scores, positive, clusters, resamples=200)
