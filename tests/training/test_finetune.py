@@ -164,3 +164,35 @@ def test_before_and_after_are_of_the_same_windows(folder, tiny, tmp_path):
     )
     assert np.isclose(report.difference["bits_per_note"], 0, atol=1e-4)
     assert report.before["songs"] == report.after["songs"] == 1
+
+
+@pytest.mark.slow
+def test_a_run_with_adapters_is_resumed(tiny, tmp_path, monkeypatch):
+    from mortm_hf.training.pretrain import pretrain
+    from mortm_hf.training.runlog import RunLog, read_log
+    from tests.training.tiny_run import TINY, read_recipe, stores
+
+    (tmp_path / "r.yaml").write_text("data:" + TINY.partition("data:")[2])
+    words = ["--init", str(tiny), "--lora_rank", "4", "--max_steps", "4", "--decay_steps", "0"]
+
+    def run(name):
+        section, data, arguments = read_recipe(tmp_path / "r.yaml", [*words, "--output_dir", str(tmp_path / name)])
+        return pretrain(section, data, arguments, stores())
+
+    run("whole")
+    end = RunLog.on_step_end
+
+    def stop_at_two(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            self.stop_soon()
+        return end(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(RunLog, "on_step_end", stop_at_two)
+    assert run("parts").state.global_step == 2
+    monkeypatch.undo()
+    run("parts")
+    folders = (tmp_path / "whole", tmp_path / "parts")
+    a, b = ({line["step"]: line["loss"] for line in read_log(folder) if "loss" in line} for folder in folders)
+    assert a == b and len(a) == 4
+    one, other = (MortmForCausalLM.from_pretrained(folder / "final") for folder in folders)
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters()))
