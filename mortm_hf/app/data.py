@@ -11,12 +11,13 @@ Knows: the functions of `mortm_hf.data`. Must not know: how any of them works.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 from pathlib import Path
 
 from .files import CommandError, Outputs, write_json
-from .options import at_least, number
+from .options import at_least, names, number
 
 
 BUILD_EXAMPLES = """examples:
@@ -88,7 +89,7 @@ def _add_build(inner) -> None:
         "--test", type=number(-1e-9, 0.9), default=0.05, metavar="SHARE", help="of songs without a split (0.05)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
-    parser.add_argument("--corpora", help="only these corpora of a training pack, e.g. pop909,lieder")
+    parser.add_argument("--corpora", type=names, help="only these corpora of a training pack, e.g. pop909,lieder")
     parser.add_argument("--column", help="column of the MIDI bytes in a data set (default: found by name)")
     parser.add_argument("--processes", type=at_least(1), help="default: one, or one a core from 2000 files on")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made of something else")
@@ -132,12 +133,10 @@ def _add_push(inner) -> None:
 
 def run_build(args: argparse.Namespace) -> None:
     """Prepares; prints a summary, and the first skipped files on stderr."""
-    from ..data import CorpusFilter, Selection, build_dataset
-    from ..data.dataset import read_report
-
+    data, dataset = _module(""), _module("dataset")
     selection = None
     if args.corpora:
-        selection = Selection({name.strip(): CorpusFilter() for name in args.corpora.split(",") if name.strip()})
+        selection = data.Selection({name: data.CorpusFilter() for name in args.corpora})
     recipe = None
     if args.recipe or args.packs:
         if not args.materialize:
@@ -151,8 +150,8 @@ def run_build(args: argparse.Namespace) -> None:
                 raise CommandError(str(error)) from None
     with Outputs() as out:
         staged = out.stage(args.json) if args.json else None
-        data = _call(
-            build_dataset,
+        made = _call(
+            data.build_dataset,
             args.source if len(args.source) > 1 else args.source[0],
             args.output,
             chords=args.chords,
@@ -167,7 +166,7 @@ def run_build(args: argparse.Namespace) -> None:
             recipe=recipe,
             packs=args.packs,
         )
-        report = read_report(args.output)
+        report = dataset.read_report(args.output)
         if staged:
             write_json(staged, {k: report[k] for k in ("files", "splits", "skipped")})
     for name, part in report["splits"].items():
@@ -180,53 +179,52 @@ def run_build(args: argparse.Namespace) -> None:
     if len(skipped) > 5:
         print(f"skipped: {len(skipped) - 5} more, all listed in {args.output / 'skipped.csv'}", file=sys.stderr)
     if args.materialize:
-        tokens = {
-            split: sum(len(c.flatten()) for c in part.data.table["input_ids"].chunks) for split, part in data.items()
-        }
-        print(f"{args.output / 'examples'}: " + ", ".join(f"{n} tokens of {split}" for split, n in tokens.items()))
+        for split, part in made.items():
+            tokens = sum(len(chunk.flatten()) for chunk in part.data.table["input_ids"].chunks)
+            print(f"{args.output / 'examples' / split}: {part.num_rows} rows, {tokens} tokens")
     print(f"{args.output}: {report['files']} files, {len(skipped)} skipped")
 
 
 def run_stats(args: argparse.Namespace) -> None:
     """Counts; prints the Markdown report, writes report and plots with `-o`."""
-    from ..data.dataset import read_report
-    from ..data.sources import is_saved_dataset
-    from ..data.stats import dataset_stats, markdown, write_stats
-    from ..data.store import build_dataset, load_songs
-
+    data, dataset, sources, stats = (_module(name) for name in ("", "dataset", "sources", "stats"))
     with Outputs() as out, tempfile.TemporaryDirectory() as temporary:
         staged = out.stage(args.json) if args.json else None
         folder, label = Path(args.source), args.source
-        if not is_saved_dataset(folder):
+        if not sources.is_saved_dataset(folder):
             folder = Path(temporary) / "songs"
-            _call(build_dataset, args.source, folder, chords="annotated")
-        store = _call(load_songs, folder, args.split)
-        figures = dataset_stats(store, windows=args.windows, skipped=read_report(folder).get("skipped", []))
+            _call(data.build_dataset, args.source, folder, chords="annotated")
+        store = _call(data.load_songs, folder, args.split)
+        skipped = dataset.read_report(folder).get("skipped", [])
+        figures = stats.dataset_stats(store, windows=args.windows, skipped=skipped)
         if staged:
             write_json(staged, figures)
         if args.output:
-            files = _call(write_stats, figures, args.output, label)
+            files = _call(stats.write_stats, figures, args.output, label)
             print(f"{args.output}: {', '.join(file.name for file in files)}")
         else:
-            print(markdown(figures, label))
+            print(stats.markdown(figures, label))
 
 
 def run_push(args: argparse.Namespace) -> None:
     """Pushes; prints the URL."""
-    from ..data import push_dataset
+    print(_call(_module("").push_dataset, args.folder, args.repo, private=args.private, title=args.title))
 
-    print(_call(push_dataset, args.folder, args.repo, private=args.private, title=args.title))
+
+def _module(name: str):
+    """A module of the data package; what it needs may not be installed."""
+    _call(importlib.import_module, "datasets")
+    return _call(importlib.import_module, f"mortm_hf.data.{name}".rstrip("."))
 
 
 def _call(function, *args, **kwargs):
-    """A function whose missing files are the user's to mend."""
+    """A function whose missing files and packages are the user's to mend."""
     try:
         return function(*args, **kwargs)
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
-        raise CommandError(
-            f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), "command.input"
-        ) from None
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise CommandError(what, "command.input") from None
     except ImportError as error:
         raise CommandError(
-            f"{error}: this command needs the extra packages, pip install 'mortm_hf[train,app]'", "command.missing"
+            f"{error}: `mortm data` needs more packages, pip install 'mortm_hf[train,app]'", "command.missing"
         ) from None

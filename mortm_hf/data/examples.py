@@ -23,6 +23,7 @@ from ..models.metric_prompt import training_example
 from ..models.metric_vocabulary import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES, MetricVocabulary, TokenKind
 from ..models.midi_codec import ChordTable, MetricScore
 from .annotations import transpose_key
+from .errors import DataError
 from .packing import Document, fill_row, generator
 from .store import ScoreStore
 
@@ -206,12 +207,20 @@ class ExampleSource:
         tasks = recipe.tasks or {"continue": 1.0}
         unknown = set(tasks) - set(TASKS)
         if unknown:
-            raise ValueError(
-                f"unknown tasks in the recipe: {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}"
+            raise DataError(
+                f"unknown tasks in the recipe: {', '.join(sorted(unknown))}; there are {', '.join(TASKS)}",
+                "data.option",
             )
         self.tasks = list(tasks)
         self.task_chances = np.cumsum(np.array(list(tasks.values()), dtype=np.float64) / sum(tasks.values()))
         weights = recipe.weights() if recipe.corpora else dict.fromkeys(self.names, 1.0)
+        strange = [name for name in self.names if name not in weights]
+        if strange:
+            raise DataError(
+                f"the recipe gives no weight to the corpora {', '.join(strange[:5])}: name them under `corpora`, or "
+                "leave `corpora` out to take everything alike",
+                "data.option",
+            )
         self.corpus_of = np.zeros(len(store), dtype=np.int64)
         for number, rows in enumerate(self.members):
             self.corpus_of[rows] = number

@@ -28,7 +28,6 @@ from tqdm.auto import tqdm
 from .build import replace_file, save_splits
 from .errors import DataError
 from .packing import Document, PackDataset, pack_rows
-from .schema import SongRows
 
 
 FORMAT = "mortm-examples-1"
@@ -178,14 +177,19 @@ def materialize_splits(
 
     from ..models.metric_vocabulary import MetricVocabulary, TokenKind, default_tokens
     from .examples import ExampleRecipe, ExampleSource
-    from .store import ScoreStore
+    from .manifest import CorpusFilter, Selection
+    from .store import ScoreStore, load_songs
 
     recipe = recipe or ExampleRecipe()
     vocabulary = MetricVocabulary({token: i for i, token in enumerate(default_tokens())})
     stated = {name: value for name, value in vars(recipe).items() if name not in ("data", "cache")}
     found = {}
     for split, part in data.items():
-        songs = SongRows(part)
+        chosen = Selection({name: CorpusFilter() for name in recipe.corpora})
+        songs = load_songs(DatasetDict({split: part}), split, chosen).songs
+        if not len(songs):
+            held = ", ".join(sorted(set(part["corpus"]))[:5])
+            raise DataError(f"the recipe's corpora hold no song of the split {split}: there are {held}", "data.option")
         source = ExampleSource(ScoreStore(songs), vocabulary, recipe, seed=seed)
         tokens = TOKENS_A_NOTE * int(songs.lengths("note_pitch").sum())
         count = packs or max(1, round(tokens / (recipe.rows * recipe.row_length)))

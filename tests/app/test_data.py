@@ -6,6 +6,7 @@ import pytest
 
 from mortm_hf import load_songs
 from mortm_hf.app.cli import main
+from mortm_hf.data import FixedPacks
 from tests.sample_songs import midi
 
 
@@ -60,6 +61,17 @@ def test_stats_of_a_folder_keep_nothing(folder, tmp_path, capsys):
     assert code == 0 and out.startswith(f"# {folder}") and "4 songs" in out
     assert json.loads((tmp_path / "f.json").read_text())["skipped"] == {"midi.unreadable": 1}
     assert sorted(folder.iterdir()) == before
+
+
+def test_fixed_examples(folder, tmp_path, capsys):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("data: {row_length: 600, rows: 1, tasks: {infill: 1.0}}\n")
+    words = ("--chords", "none", "--validation", 0, "--test", 0, "--materialize", "--packs", 2, "--recipe", recipe)
+    code, out, err = run(capsys, "data", "build", folder, "-o", tmp_path / "songs", *words)
+    assert code == 0 and "examples/train: 2 rows, " in out, err
+    assert len(FixedPacks(tmp_path / "songs" / "examples" / "train")) == 2
+    recipe.write_text("data: {rows_length: 600}\n")
+    assert_refused(run(capsys, "data", "build", folder, "-o", tmp_path / "two", *words), "rows_length")
 
 
 def test_refusals(folder, tmp_path, capsys):

@@ -167,6 +167,11 @@ def test_transposition_moves_all_but_drums():
     assert lead.pitch.min() + low == 0 and lead.pitch.max() + high == 127
 
 
+def test_a_corpus_without_weight_is_refused():
+    with pytest.raises(ValueError, match="no weight to the corpora lead"):
+        ExampleSource(store(2, 4), VOCABULARY, DataRecipe(corpora={"band": {"weight": 1}}))
+
+
 def test_unknown_task_is_refused():
     with pytest.raises(ValueError, match="hum"):
         ExampleSource(store(2, 4), VOCABULARY, DataRecipe(tasks={"hum": 1.0}))

@@ -7,8 +7,17 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from mortm_hf.data import DataError, Document, ExampleRecipe, ExampleSource, FixedPacks, PackDataset, build_dataset
-from mortm_hf.data.fixed import materialize
+from mortm_hf.data import (
+    DataError,
+    Document,
+    ExampleRecipe,
+    ExampleSource,
+    FixedPacks,
+    PackDataset,
+    build_dataset,
+    open_dataset,
+)
+from mortm_hf.data.fixed import materialize, materialize_splits
 from mortm_hf.models.metric_vocabulary import MetricVocabulary, default_tokens
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import midi, store
@@ -113,6 +122,16 @@ def test_preparation_can_keep_examples(tmp_path):
 
 
 RECIPE_ALL = ExampleRecipe(row_length=700, tasks={"continue": 1.0, "meta": 1.0})
+
+
+def test_a_recipe_takes_only_its_corpora(tmp_path):
+    store(4, 16).save(tmp_path / "songs")
+    data = open_dataset(tmp_path / "songs")
+    lead = ExampleRecipe(row_length=700, corpora={"lead": {"weight": 2}}, tasks={"chords": 1.0})
+    made = materialize_splits(data, tmp_path / "out", lead, packs=2, progress=False)
+    assert {t for row in made["train"]["task"] for t in row} == {"chords"}
+    with pytest.raises(DataError, match="hold no song of the split train: there are band, lead"):
+        materialize_splits(data, tmp_path / "no", ExampleRecipe(corpora={"jazz": {"weight": 1}}), packs=1)
 
 
 def test_defaults_agree_with_recipe_files():
