@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resamples", type=int, default=500)
+    parser.add_argument("--limit", type=int, default=0, help="test windows of each kind, the first ones (0: all)")
     parser.add_argument("--pictures", default="", help="folder for the calibration curve")
     parser.add_argument("--json", default="", help="write all figures here")
     options = parser.parse_args(words)
@@ -67,6 +70,10 @@ def main(words: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     test = data.split("test")
+    if options.limit:
+        left = Counter()
+        chosen_rows = [e for e in test.examples if (left.update([e.kind]) or left[e.kind]) <= options.limit]
+        test = replace(test, examples=chosen_rows)
     kind, cluster = test.column("kind"), test.column("cluster")
     positive = test.labels() == 1
     bag, chosen = bag_logits(data, options.seed)
@@ -97,10 +104,9 @@ def main(words: list[str] | None = None) -> int:
         }
         print(f"| {name} | {int(positive[rows].sum())} | " + " | ".join(map(str, figures.values())) + " |")
         result["auc"][name] = {key: figure.as_dict() for key, figure in figures.items()}
-    curves = {key: calibration(sigmoid(value), positive) for key, value in scores.items()}
+    curves = {key: calibration(sigmoid(value), positive, balanced=True) for key, value in scores.items()}
     print(
-        "\nCalibration on all test windows, "
-        f"{positive.mean():.0%} of them machine: "
+        "\nCalibration on all test windows, human and machine weighed as halves: "
         + "; ".join(f"{key}: ECE {c.ece:.3f}, Brier {c.brier:.3f}" for key, c in curves.items())
     )
     result["calibration"] = {key: {"ece": c.ece, "brier": c.brier} for key, c in curves.items()}

@@ -193,7 +193,7 @@ class Calibration:
     """Reliability of a probability.
 
     Attributes:
-        predicted, observed, count: `[bins in use]` mean probability, share of positives, windows of each bin.
+        predicted, observed, count: `[bins in use]` mean probability, share of positives, weight of each bin.
         ece: expected calibration error, the mean distance weighted by windows. brier: mean squared error.
     """
 
@@ -204,11 +204,12 @@ class Calibration:
     brier: float
 
 
-def calibration(probability, positive, bins: int = 10) -> Calibration:
+def calibration(probability, positive, bins: int = 10, balanced: bool = False) -> Calibration:
     """Calibration in bins of equal width (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
     Args:
         probability: `[n]` of being positive; positive: `[n]` bool.
+        balanced: weigh positives and negatives so that each are half, whatever their numbers.
 
     Raises:
         ValueError: something outside 0..1 is no probability.
@@ -216,13 +217,17 @@ def calibration(probability, positive, bins: int = 10) -> Calibration:
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(positive, dtype=np.float64)
     if len(p) and not (p.min() >= 0 and p.max() <= 1):
         raise ValueError("probabilities must lie between 0 and 1: give sigmoid(logit)")
+    weight = np.ones(len(p))
+    if balanced:
+        weight = np.where(y > 0, 0.5 / max(y.sum(), 1), 0.5 / max((1 - y).sum(), 1)) * len(p)
     index = np.minimum((p * bins).astype(int), bins - 1)
-    count = np.bincount(index, minlength=bins)
+    count = np.bincount(index, weight, minlength=bins)
     used = count > 0
-    mean = np.bincount(index, p, minlength=bins)[used] / count[used]
-    share = np.bincount(index, y, minlength=bins)[used] / count[used]
-    ece = float((np.abs(mean - share) * count[used]).sum() / max(len(p), 1))
-    return Calibration(mean, share, count[used], ece, float(((p - y) ** 2).mean()) if len(p) else float("nan"))
+    mean = np.bincount(index, weight * p, minlength=bins)[used] / count[used]
+    share = np.bincount(index, weight * y, minlength=bins)[used] / count[used]
+    total = max(weight.sum(), 1e-12)
+    ece = float((np.abs(mean - share) * count[used]).sum() / total)
+    return Calibration(mean, share, count[used], ece, float((weight * (p - y) ** 2).sum() / total))
 
 
 def sigmoid(logit) -> np.ndarray:

@@ -77,11 +77,14 @@ def test_auc_and_its_interval():
 def test_calibration():
     rng = np.random.default_rng(3)
     p = rng.random(20000)
-    good = c.calibration(p, rng.random(20000) < p)
+    y = rng.random(20000) < p
+    good = c.calibration(p, y)
     assert good.ece < 0.02 and len(good.count) == 10 and good.count.sum() == 20000
     sure = c.calibration(np.where(p > 0.5, 0.99, 0.01), rng.random(20000) < p)
     assert sure.ece == pytest.approx(0.24, abs=0.02)  # says 0.99 where three quarters are positive
     assert sure.brier > good.brier
+    few = np.concatenate([np.flatnonzero(y), np.flatnonzero(~y)[:4000]])  # most negatives gone: the odds move
+    assert c.calibration(p[few], y[few]).ece > 0.1 > 0.03 > c.calibration(p[few], y[few], balanced=True).ece
     with pytest.raises(ValueError, match="between 0 and 1"):
         c.calibration([1.2], [True])
 
