@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> None:
             f'reinforcement learning needs more packages ({error.name}): pip install "mortm_hf[rlmf]"',
             "command.missing",
         ) from None
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()  # of loading; a run has one of its own
     draw = None
     if importlib.util.find_spec("matplotlib") is not None:
         from .rendering import draw_piano_roll as draw

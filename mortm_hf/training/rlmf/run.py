@@ -51,7 +51,7 @@ def output_of(recipe: Recipe) -> Path:
 def _data_of(recipe: Recipe) -> str:
     if not recipe.data.data:
         raise RlmfError("no data: give the folder of a training pack with --data", "rlmf.data")
-    if not Path(recipe.data.data).exists():
+    if not Path(recipe.data.data).exists() and recipe.data.data.count("/") != 1:  # else a data set of the Hub
         raise RlmfError(f"there is no {recipe.data.data}: give the folder of a training pack with --data", "rlmf.data")
     return recipe.data.data
 
@@ -119,6 +119,8 @@ def train(
         RlmfError: whatever is wrong, before anything starts.
     """
     require_trl()
+    from accelerate import PartialState
+
     folder = Path(output_dir)
     if (folder / "final").exists():
         raise RlmfError(f"{folder} holds a finished run: give another --output_dir")
@@ -144,7 +146,7 @@ def train(
             critic = make_critic(policy, recipe.model.critic_hidden or None, recipe.model.critic_layers)
     if prompts is None:
         if songs is None:
-            with args.main_process_first(local=False, desc="reading songs"):  # one process writes the store
+            with PartialState().main_process_first():  # one process writes the store (`args` has no world size yet)
                 songs = read_songs(recipe, folder)
         prompts = make_prompts(recipe, songs, tokenizer, folder)
     if is_main():

@@ -60,6 +60,24 @@ def test_the_first_ratio_is_one_and_a_run_saves_a_pair_that_goes_on(tmp_path, po
     assert any(not torch.equal(a, b) for a, b in zip(*(c.parameters() for c in critics)))
 
 
+def test_a_run_reads_its_songs_and_lists_its_prompts(tmp_path, policy_folder, tokenizer, monkeypatch):
+    from mortm_hf.training.rlmf import run
+    from tests.training.rlmf.test_prompts import song, store
+
+    found = [song(tokenizer, f"song {i}", notes_a_bar=1 + i % 3) for i in range(8)] + [
+        song(tokenizer, "short", bars=3)
+    ]
+    asked = []
+    monkeypatch.setattr(run, "read_songs", lambda recipe, folder: (asked.append(folder), store(*found))[1])
+    words = ("--data", str(tmp_path), "--total_episodes", "8", "--sample_every", "0")
+    train(recipe_of(tmp_path, policy_folder, *words), tmp_path / "run")
+    assert asked == [tmp_path / "run"]
+    listed = json.loads((tmp_path / "run" / "prompts.json").read_text(encoding="utf-8"))
+    assert len(listed["prompts"]) == 8 and listed["skipped"][0][0] == "short"
+    with pytest.raises(RlmfError, match="there is no"):
+        train(recipe_of(tmp_path, policy_folder, "--data", str(tmp_path / "a/b")), tmp_path / "other")
+
+
 def test_ratio_one_and_approximate_kl_zero_before_anything_is_learnt(tmp_path, policy_folder, tokenizer, prompts):
     from mortm_hf.training.rlmf.trainer import MusicPPOTrainer
 
