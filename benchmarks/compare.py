@@ -117,7 +117,8 @@ def prepare(arm: str, seed: int, options, folder: Path, tokens: int):
         return section, recipe, arguments, stores, None, None
     remi = RemiStream()
     vocabulary = MortmTokenizer().vocabulary
-    source = RemiSource(stores["train"], vocabulary, recipe, remi, seed=seed)
+    packs = 300 if len(stores["train"].corpora()) > 1 else 1  # one corpus has nothing to balance
+    source = RemiSource(stores["train"], vocabulary, recipe, remi, seed=seed, packs=packs)
     return {}, recipe, arguments, stores, remi, Stream(source, gpt2(len(remi), remi.pad, seed), remi.pad)
 
 
