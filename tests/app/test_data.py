@@ -63,6 +63,7 @@ def test_stats_of_a_folder_keep_nothing(folder, tmp_path, capsys):
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_fixed_examples(folder, tmp_path, capsys):
     recipe = tmp_path / "own.yaml"
     recipe.write_text("data: {row_length: 600, rows: 1, tasks: {infill: 1.0}}\n")
