@@ -50,6 +50,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", required=True, help="folder of quality.npz")
     parser.add_argument("--model", action="append", default=[], help='"NAME=FOLDER", as often as there are judges')
+    parser.add_argument("--forms", nargs="+", default=["field", "full"], choices=["field", "full"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resamples", type=int, default=500)
@@ -78,7 +79,7 @@ def main(words: list[str] | None = None) -> int:
     positive = test.labels() == 1
     bag, chosen = bag_logits(data, options.seed)
     scores: dict[str, np.ndarray] = {}
-    for form in ("field", "full"):
+    for form in options.forms:
         found = {
             name: machine_logits(folder, labels.in_form(test, form))
             for name, _, folder in (m.partition("=") for m in options.model)

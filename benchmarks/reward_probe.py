@@ -132,6 +132,7 @@ def main(words: list[str] | None = None) -> int:
     print("\nRank correlation (Spearman) of reward with | tokens | notes a quarter | repeated bars | windows")
     for name in kinds:
         part = test.of_kinds([name])
+        part = replace(part, examples=part.examples[: 3 * options.windows])
         bag = bag_of_features(scores_of(data.vocabulary, [e.ids for e in part.examples]))
         axes = {
             "tokens": [len(e.ids) for e in part.examples],
