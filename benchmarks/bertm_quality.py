@@ -75,6 +75,7 @@ def main(words: list[str] | None = None) -> int:
         left = Counter()
         chosen_rows = [e for e in test.examples if (left.update([e.kind]) or left[e.kind]) <= options.limit]
         test = replace(test, examples=chosen_rows)
+        data = replace(data, examples=[e for e in data.examples if e.split != "test"] + chosen_rows)
     kind, cluster = test.column("kind"), test.column("cluster")
     positive = test.labels() == 1
     bag, chosen = bag_logits(data, options.seed)
