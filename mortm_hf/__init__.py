@@ -57,6 +57,7 @@ _PUBLIC = {
     "models.metric_prompt": ("MetricPrompt",),
     "models.metric_score": ("MetricScore",),
     "models.generation_mortm": ("MetricGrammarLogitsProcessor",),
+    "models.fast_mortm": ("FastDecoder",),
     "models.pipeline_mortm": ("MidiGenerationPipeline", "ChordEstimationPipeline"),
     "data": ("DataError", "build_dataset", "load_songs", "open_dataset", "push_dataset"),
     "app.live_session": ("LiveSession",),
