@@ -100,9 +100,11 @@ def _bits(found: dict, picture) -> list[str]:
 def _grammar(found: dict, picture) -> list[str]:
     kinds = ", ".join(f"{name} {count}" for name, count in found["at"].items()) or "none"
     rows = [
-        ["answers that break the grammar, %", percent(found["broken"])],
+        ["answers with wrong syntax, %", percent(found["syntax"])],
+        ["answers of good syntax that do not fit the request (bars, instruments, meter), %", percent(found["prompt"])],
+        ["answers with either, %", percent(found["broken"])],
         ["answers that do not end in twice the human length, %", percent(found["unfinished"])],
-        ["first errors per 1000 tokens", with_interval(found["per_1000_tokens"])],
+        ["first syntax errors per 1000 tokens", with_interval(found["per_1000_tokens"])],
         ["wrong tokens by kind", kinds],
     ]
     words = f"{found['broken']['n']} answers to requests, drawn without the grammar ({found['tokens']} tokens)."

@@ -41,7 +41,7 @@ from .windows import GENERATED, GIVEN, Encoded, Window, encode_windows
 
 
 PARTS = ("bits", "grammar", "control", "music", "chords")
-FORMAT = 1  # of the cached parts
+FORMAT = 2  # of the cached parts
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def test_a_wrong_token_is_found_where_it_stands(written):
     answers[1][place] = tokenizer.vocabulary["d_24"]
     found = violations(tokenizer, prompts, answers)
     assert found["broken"]["value"] == 0.25 and found["at"] == {"DURATION": 1}
-    assert f"position {len(prompts[1]) + place}" in found["examples"][0]
+    assert f"position {2 + place}" in found["examples"][0] and found["syntax"]["value"] == 0.25
     tokens = sum(len(a) for i, a in enumerate(answers) if i != 1) + place + 1
     assert found["tokens"] == tokens and found["per_1000_tokens"]["value"] == pytest.approx(1000 / tokens)
 
@@ -43,6 +43,8 @@ def test_a_missing_bar_breaks_the_header_only_if_the_answer_ended(written):
     cut = answers[0][: bars[7]]
     found = violations(tokenizer, prompts[:1] * 2, [short, cut])
     assert found["broken"]["value"] == 0.5 and found["unfinished"]["value"] == 0.5
+    assert found["syntax"]["value"] == 0.0 and found["prompt"]["value"] == 0.5
+    assert "header's" in found["examples"][0] and found["per_1000_tokens"]["value"] == 0.0
 
 
 def test_a_wrong_token_counts_in_an_unfinished_answer_too(written):
