@@ -140,8 +140,11 @@ def main(words: list[str] | None = None) -> int:
             "repeated bars": bag.of("repetition")[:, -1],
         }
         value = reward(part)
-        found = {key: float(spearmanr(value, column).statistic) for key, column in axes.items()}
-        print(f"  {name}: " + " | ".join(f"{x:+.2f}" for x in found.values()) + f" | {len(part)}")
+        found = {  # None where all windows are alike: there is no rank to correlate with
+            key: float(spearmanr(value, column).statistic) if np.ptp(column) else None for key, column in axes.items()
+        }
+        shown = ("-" if x is None else f"{x:+.2f}" for x in found.values())
+        print(f"  {name}: " + " | ".join(shown) + f" | {len(part)}")
         result["correlations"][name] = found | {"mean reward": float(value.mean()), "windows": len(part)}
     if options.picture:
         draw(options.picture, result)
