@@ -10,7 +10,7 @@ from mortm_hf import MortmLiveConfig, MortmLiveForCausalGeneration, MortmLiveVis
 from mortm_hf.models.modeling_mortm_live import roll_losses
 
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "upstream_models" / "live_vae_default"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "upstream_perception" / "live_vae_default"
 
 
 def tiny(**options) -> MortmLiveForCausalGeneration:

@@ -10,7 +10,7 @@ from mortm_hf import VMortmConfig, VMortmForSpectrogramGeneration, VMortmModel, 
 from mortm_hf.models.modeling_vmortm import align_right
 
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "upstream_models" / "vmortm_alibi_moe_tanh_minimal_fix"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "upstream_perception" / "vmortm_alibi_moe_tanh_minimal_fix"
 
 
 def tiny(**options) -> VMortmForSpectrogramGeneration:
