@@ -442,7 +442,7 @@ def test_default_configuration():
     assert tiny_config(classifier_hidden_size=7).classifier_hidden_size == 7
     changed = {"is_causal", "use_cache", "lm_head_bias", "classifier_hidden_size", "classifier_pooling"}
     mortm, bertm = MortmConfig().to_dict(), config.to_dict()
-    own = {"auto_map", "custom_pipelines", "model_type"}
+    own = {"auto_map", "custom_pipelines", "model_type", "window_bars", "window_form", "negative_label"}
     assert {k for k in bertm if bertm[k] != mortm.get(k, ...)} - own == changed
 
 
