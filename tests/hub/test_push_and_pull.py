@@ -46,7 +46,9 @@ data = ModelCardData(license="mit", base_model="me/first", library_name="transfo
                      pipeline_tag="midi-generation")
 api = HfApi()
 api.create_repo("me/tiny")
-ModelCard("---\n" + data.to_yaml() + "\n---\n\n# Tiny\n\nA card written by hand.\n").push_to_hub("me/tiny")
+card = ModelCard("---\n" + data.to_yaml() + "\n---\n\n# Tiny\n\nA card written by hand.\n")
+# not card.push_to_hub: before 2.0 the client checks a card's head at the public Hub, whatever its endpoint
+api.upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id="me/tiny")
 found = {"first": model.push_to_hub("me/tiny", tags=["tiny"]).oid}
 found["second"] = tokenizer.push_to_hub("me/tiny").oid
 before = model(ids).logits.detach()
