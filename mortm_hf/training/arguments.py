@@ -119,7 +119,7 @@ def find_recipe(path: str | Path) -> Path:
     raise TrainingError(f"no recipe {path}: give a YAML file, or one of {known}")
 
 
-TASKS = ("pretrain", "mlm", "classify")
+TASKS = ("pretrain", "mlm", "classify", "audio", "live")
 
 
 def task_of(path: str | Path) -> str:

@@ -26,7 +26,7 @@ from ..models.feature_extraction_vmortm import VMortmFeatureExtractor
 from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
 from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
 from .errors import TrainingError
-from .mlm import same_run
+from .runs import command_line, same_run
 from .trainer import PackTrainer
 from .windows import run_windows
 
@@ -107,19 +107,15 @@ def train_audio(
     return run_windows(model, dataset, extractor, arguments, sound.frames * sound.batch)
 
 
+def run(path: str | Path, words: list[str]) -> PackTrainer:
+    """Train as a recipe file states, with words of a command line."""
+    section, recipe, arguments = read_recipe(path, words, others=("sound",))
+    return train_audio(section, read_section(path, "sound", SoundRecipe, "audio"), recipe, arguments)
+
+
 def main(words: list[str] | None = None) -> int:
     """Command line: a recipe file and `--field value` words."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0].startswith("-"):
-        print(__doc__.splitlines()[0])
-        return 0 if words and words[0] in ("-h", "--help") else 2
-    try:
-        section, recipe, arguments = read_recipe(words[0], words[1:], others=("sound",))
-        train_audio(section, read_section(words[0], "sound", SoundRecipe, "audio"), recipe, arguments)
-    except (ValueError, OSError) as error:
-        print(f"audio: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command_line("audio", __doc__, run, words)
 
 
 if __name__ == "__main__":

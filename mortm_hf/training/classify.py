@@ -44,8 +44,8 @@ from ..models.tokenization_mortm import MortmTokenizer
 from ..models.window_bertm import batches_by_length, pad_rows
 from .arguments import PretrainArguments, find_recipe
 from .errors import TrainingError
-from .mlm import apply_decay, same_run
 from .pretrain import newest_checkpoint
+from .runs import apply_decay, command_line, same_run
 from .trainer import PackTrainer, RunLog
 
 
@@ -457,16 +457,7 @@ def run(recipe: str | Path, words: list[str]) -> ClassifyTrainer:
 
 def main(words: list[str] | None = None) -> int:
     """Command line: a recipe file and `--field value` words."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0].startswith("-"):
-        print(__doc__.splitlines()[0])
-        return 0 if words and words[0] in ("-h", "--help") else 2
-    try:
-        run(words[0], words[1:])
-    except (ValueError, OSError) as error:
-        print(f"classify: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command_line("classify", __doc__, run, words)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from ..models.processing_mortm_live import MortmLiveProcessor
 from .arguments import DataRecipe, PretrainArguments, read_recipe
 from .audio import read_section
 from .errors import TrainingError
-from .mlm import same_run
+from .runs import command_line, same_run
 from .trainer import PackTrainer
 from .windows import run_windows
 
@@ -88,19 +88,15 @@ def train_live(
     return run_windows(model, dataset, processor, arguments, roll.chunks * roll.batch)
 
 
+def run(path: str | Path, words: list[str]) -> PackTrainer:
+    """Train as a recipe file states, with words of a command line."""
+    section, recipe, arguments = read_recipe(path, words, others=("roll",))
+    return train_live(section, read_section(path, "roll", RollRecipe, "live"), recipe, arguments)
+
+
 def main(words: list[str] | None = None) -> int:
     """Command line: a recipe file and `--field value` words."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0].startswith("-"):
-        print(__doc__.splitlines()[0])
-        return 0 if words and words[0] in ("-h", "--help") else 2
-    try:
-        section, recipe, arguments = read_recipe(words[0], words[1:], others=("roll",))
-        train_live(section, read_section(words[0], "roll", RollRecipe, "live"), recipe, arguments)
-    except (ValueError, OSError) as error:
-        print(f"live: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command_line("live", __doc__, run, words)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Knows: recipes, the data package, the Trainer. Must not know: which tokens are m
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from . import attention
 from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
 from .errors import TrainingError
 from .pretrain import EPOCHS, newest_checkpoint
+from .runs import apply_decay, command_line, same_run
 from .trainer import PackTrainer, RunLog
 
 
@@ -61,38 +61,6 @@ def read_mlm_recipe(
         if name in given:
             given[name] = tuple(given[name])
     return section, pieces, MaskingRecipe(**masking), recipe, arguments
-
-
-def same_run(folder: Path, stated: dict, fresh: bool) -> None:
-    """Write what a run is made of, or compare it with what the run in this folder began with.
-
-    Raises:
-        TrainingError: another recipe (the message names the parts that differ).
-    """
-    stated = json.loads(json.dumps(stated))
-    path = folder / "recipe.json"
-    if path.is_file() and not fresh:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before != stated:
-            different = [k for k in stated if before.get(k) != stated[k]]
-            raise TrainingError(
-                f"{folder} holds a run with another recipe (different: {', '.join(different)}): "
-                "give another --output_dir, or --fresh True to start it anew"
-            )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(stated, indent=1), encoding="utf-8")
-
-
-def apply_decay(arguments: PretrainArguments) -> None:
-    """A linear fall of the learning rate over the last `decay_steps`."""
-    if arguments.decay_steps:
-        arguments.lr_scheduler_type = "warmup_stable_decay"
-        arguments.lr_scheduler_kwargs = {
-            "num_decay_steps": arguments.decay_steps,
-            "decay_type": "linear",
-            "min_lr_ratio": 0.0,
-        }
 
 
 def pretrain_mlm(
@@ -183,16 +151,7 @@ def run(recipe: str | Path, words: list[str]) -> PackTrainer:
 
 def main(words: list[str] | None = None) -> int:
     """Command line: a recipe file and `--field value` words."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0].startswith("-"):
-        print(__doc__.splitlines()[0])
-        return 0 if words and words[0] in ("-h", "--help") else 2
-    try:
-        run(words[0], words[1:])
-    except (ValueError, OSError) as error:
-        print(f"mlm: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command_line("mlm", __doc__, run, words)
 
 
 if __name__ == "__main__":

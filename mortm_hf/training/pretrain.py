@@ -43,6 +43,7 @@ from .arguments import RECIPES, DataRecipe, PretrainArguments, read_recipe
 from .errors import TrainingError
 from .routing import ExpertAlarm
 from .runlog import Progress, RunLog, is_first_process
+from .runs import apply_decay, command_line, same_run
 from .trainer import PackTrainer
 from .validation import BEST, BitsPerNote, Selection, validation_windows
 
@@ -166,24 +167,7 @@ def _check_same_run(folder: Path, section: dict, recipe: DataRecipe, arguments: 
         stated["init"] = str(arguments.init)
     if arguments.lora_rank:
         stated["lora"] = [arguments.lora_rank, arguments.lora_alpha]
-    stated = json.loads(json.dumps(stated))
-    path = folder / "recipe.json"
-    if path.is_file() and not arguments.fresh:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        defaults = json.loads(json.dumps(dataclasses.asdict(DataRecipe())))
-        # fields that came later than the run did not act in it: they stand at their defaults
-        before["data"] = {k: defaults[k] for k in stated["data"] if k in defaults} | before.get("data", {})
-        if before != stated:
-            different = [k for k in {**before, **stated} if before.get(k) != stated.get(k)]
-            raise TrainingError(
-                f"{folder} holds a run with another recipe (different: {', '.join(different)}): "
-                "give another --output_dir, or --fresh True to start it anew"
-            )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / ".recipe.json.tmp"
-        partial.write_text(json.dumps(stated, indent=1), encoding="utf-8")
-        partial.replace(path)
+    same_run(folder, stated, arguments.fresh, {"data": dataclasses.asdict(DataRecipe())})
 
 
 def _read_stores(recipe: DataRecipe, folder: Path, arguments: PretrainArguments) -> dict:
@@ -208,13 +192,7 @@ def _complete_arguments(arguments: PretrainArguments, tokens_per_step: int) -> N
         raise TrainingError("how long? Give max_steps or max_tokens in the recipe's training section")
     if arguments.decay_share:
         arguments.decay_steps = round(arguments.decay_share * arguments.max_steps)
-    if arguments.decay_steps:
-        arguments.lr_scheduler_type = "warmup_stable_decay"
-        arguments.lr_scheduler_kwargs = {
-            "num_decay_steps": arguments.decay_steps,
-            "decay_type": "linear",
-            "min_lr_ratio": 0.0,
-        }
+    apply_decay(arguments)
     if arguments.tensorboard and importlib.util.find_spec("tensorboard") is not None:
         arguments.report_to = sorted({*arguments.report_to, "tensorboard"})
 
@@ -440,16 +418,7 @@ def run(path: str, overrides: list[str]) -> PackTrainer:
 
 def main(words: list[str] | None = None) -> int:
     """Command line: a recipe file and `--field value` words."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0].startswith("-"):
-        print(__doc__.splitlines()[0])
-        return 0 if words and words[0] in ("-h", "--help") else 2
-    try:
-        run(words[0], words[1:])
-    except (ValueError, FileNotFoundError) as error:
-        print(f"pretrain: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return command_line("pretrain", __doc__, run, words)
 
 
 if __name__ == "__main__":

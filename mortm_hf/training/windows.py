@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from .mlm import apply_decay
 from .pretrain import newest_checkpoint
 from .runlog import RunLog
+from .runs import apply_decay
 from .trainer import PackTrainer
 
 
