@@ -91,21 +91,6 @@ class Notes:
         return guess
 
 
-def interval(hits, total, corpus, cluster, resamples=1000, seed=0):
-    """Macro-average over corpora of hits/total, and its 95 % interval over clusters drawn within each corpus."""
-    rng = np.random.default_rng(seed)
-    values, samples = [], []
-    for name in np.unique(corpus):
-        rows = corpus == name
-        _, index = np.unique(cluster[rows], return_inverse=True)
-        h, t = (np.bincount(index, weights=x[rows]) for x in (hits, total))
-        draws = rng.multinomial(len(h), np.full(len(h), 1 / len(h)), size=resamples)
-        values.append(h.sum() / max(t.sum(), 1))
-        samples.append(draws @ h / np.maximum(draws @ t, 1))
-    low, high = np.quantile(np.mean(samples, axis=0), [0.025, 0.975])
-    return {"value": float(np.mean(values)), "low": float(low), "high": float(high)}
-
-
 def frequent(vocabulary, store) -> np.ndarray:
     """`[3]` the most frequent onset in the bar, pitch and duration of a store."""
     from mortm_hf.models.midi_codec import LONG_DURATIONS
@@ -137,6 +122,7 @@ def main(words: list[str] | None = None) -> int:
     from mortm_hf.data import build_store
     from mortm_hf.data.masking import MaskingRecipe, choose_tokens
     from mortm_hf.data.packing import generator
+    from mortm_hf.evaluation.intervals import ratio_by_group
     from mortm_hf.evaluation.windows import GENERATED, GIVEN, read_windows
     from mortm_hf.models.modeling_bertm import BertmForMaskedLM
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
@@ -223,7 +209,8 @@ def main(words: list[str] | None = None) -> int:
                 if not total[way][:, column].sum() or (way in ATTRIBUTES and what == "whole note"):
                     cells.append("")
                     continue
-                found = interval(hits[name][way][:, column], total[way][:, column], corpus, cluster)
+                parts = (hits[name][way][:, column], total[way][:, column])
+                found = ratio_by_group(*parts, corpus, cluster, resamples=1000)["macro"]
                 result["accuracy"].setdefault(way, {}).setdefault(name, {})[what] = found
                 cells.append(f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
             print(f"| {name} | " + " | ".join(cells) + " |")

@@ -78,10 +78,11 @@ def changes(scores, seed: int) -> dict[str, dict[str, list]]:
 
 def paired(value: np.ndarray, base: np.ndarray, clusters: np.ndarray, seed: int):
     """Mean difference with its interval over clusters."""
-    from mortm_hf.evaluation.classification import Interval, cluster_bootstrap
+    from mortm_hf.evaluation.classification import Interval
+    from mortm_hf.evaluation.intervals import bootstrap
 
     difference = value - base
-    low, high = cluster_bootstrap(lambda rows: float(difference[rows].mean()), clusters, seed=seed)
+    low, high = bootstrap(lambda rows: float(difference[rows].mean()), clusters, seed=seed)
     return Interval(float(difference.mean()), low, high)
 
 

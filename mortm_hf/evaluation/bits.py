@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .intervals import ratio_by_group
 from .windows import Encoded
 
 
@@ -75,39 +76,23 @@ def summarise(
     Returns:
         `{corpus or "macro": {"bits_per_note", "low", "high", "windows", "songs", "notes"}}`.
     """
-    corpus = np.array([w.corpus for w in windows])
-    cluster = np.array([w.cluster for w in windows])
-    notes = np.array([w.notes for w in windows], dtype=np.float64)
     value = bits if against is None else bits - against
-    rng = np.random.default_rng(seed)
-    report, draws, points = {}, [], []
-    for name in dict.fromkeys(corpus.tolist()):
-        rows = corpus == name
-        songs, index = np.unique(cluster[rows], return_inverse=True)
-        song_bits = np.bincount(index, weights=value[rows])
-        song_notes = np.bincount(index, weights=notes[rows])
-        point = song_bits.sum() / song_notes.sum()
-        pick = rng.integers(len(songs), size=(resamples, len(songs)))
-        sample = song_bits[pick].sum(axis=1) / song_notes[pick].sum(axis=1)
-        low, high = np.quantile(sample, [0.025, 0.975])
-        report[name] = {
-            "bits_per_note": float(point),
-            "low": float(low),
-            "high": float(high),
-            "windows": int(rows.sum()),
-            "songs": len(songs),
-            "notes": int(song_notes.sum()),
+    found = ratio_by_group(
+        value,
+        [w.notes for w in windows],
+        [w.corpus for w in windows],
+        [w.cluster for w in windows],
+        seed=seed,
+        resamples=resamples,
+    )
+    return {
+        name: {
+            "bits_per_note": entry["value"],
+            "low": entry["low"],
+            "high": entry["high"],
+            "windows": entry["n"],
+            "songs": entry["clusters"],
+            "notes": int(entry["total"]),
         }
-        draws.append(sample)
-        points.append(point)
-    if points:
-        low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
-        report["macro"] = {
-            "bits_per_note": float(np.mean(points)),
-            "low": float(low),
-            "high": float(high),
-            "windows": len(windows),
-            "songs": len(set(cluster.tolist())),
-            "notes": int(notes.sum()),
-        }
-    return report
+        for name, entry in found.items()
+    }

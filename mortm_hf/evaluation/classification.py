@@ -12,10 +12,12 @@ Knows: arrays of labels, scores and clusters. Must not know: models, tokens, mus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from .intervals import bootstrap
 
 
 RESAMPLES = 2000
@@ -155,23 +157,6 @@ def auc(scores, positive) -> float:
     return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 
-def cluster_bootstrap(
-    statistic: Callable[[np.ndarray], float], clusters, resamples: int = 500, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of `statistic(rows)` (rows: indices, repeated as drawn) over draws of clusters; NaNs ignored."""
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    order = np.argsort(index, kind="stable")
-    rows = np.split(order, np.cumsum(np.bincount(index))[:-1])
-    rng = np.random.default_rng(seed)
-    values = [
-        statistic(np.concatenate([rows[i] for i in rng.integers(len(names), size=len(names))]))
-        for _ in range(resamples)
-    ]
-    values = np.array(values)
-    values = values[~np.isnan(values)]
-    return tuple(map(float, np.quantile(values, [0.025, 0.975]))) if len(values) else (float("nan"),) * 2
-
-
 def auc_interval(
     scores, positive, clusters, resamples: int = 500, seed: int = 0, against: np.ndarray | None = None
 ) -> Interval:
@@ -183,9 +168,7 @@ def auc_interval(
         mine = auc(scores[rows], positive[rows])
         return mine if against is None else mine - auc(np.asarray(against)[rows], positive[rows])
 
-    return Interval(
-        figure(np.arange(len(scores))), *cluster_bootstrap(figure, clusters, resamples=resamples, seed=seed)
-    )
+    return Interval(figure(np.arange(len(scores))), *bootstrap(figure, clusters, resamples=resamples, seed=seed))
 
 
 @dataclass(frozen=True)

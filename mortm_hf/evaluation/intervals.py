@@ -1,4 +1,4 @@
-"""95 % intervals of shares and ratios, with the song as the unit.
+"""95 % intervals of shares, ratios and any other statistic, with the song as the unit.
 
 Design decisions
 - Samples that continue or imitate one song are not independent: everything is resampled by cluster.
@@ -10,7 +10,7 @@ Knows: numbers. Must not know: music, models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -33,12 +33,69 @@ def ratio(top, bottom, clusters: Sequence | None = None, seed: int = 0, resample
     if not len(rows):
         return {"value": None, "low": None, "high": None, "n": 0}
     labels = np.arange(len(top)) if clusters is None else np.asarray(clusters)
-    units, index = np.unique(labels[rows], return_inverse=True)
-    above = np.bincount(index, weights=top[rows])
-    below = np.bincount(index, weights=bottom[rows])
-    pick = np.random.default_rng(seed).integers(len(units), size=(resamples, len(units)))
-    low, high = np.quantile(above[pick].sum(axis=1) / below[pick].sum(axis=1), [0.025, 0.975])
-    return {"value": float(above.sum() / below.sum()), "low": float(low), "high": float(high), "n": len(rows)}
+    value, draws, _ = _draws(top[rows], bottom[rows], labels[rows], np.random.default_rng(seed), resamples)
+    return {"value": value, **_middle(draws), "n": len(rows)}
+
+
+def ratio_by_group(
+    top, bottom, groups, clusters, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, dict[str, float]]:
+    """`sum(top) / sum(bottom)` of each group and the mean of the groups ("macro"), clusters drawn within each group.
+
+    Args:
+        top, bottom: `[n]` parts of each sample; groups, clusters: `[n]` labels.
+
+    A group of which nothing was counted is NaN and no part of the mean.
+
+    Returns:
+        `{group or "macro": {"value", "low", "high", "n", "clusters", "total"}}`, groups in order of appearance;
+        `total` is the sum of `bottom`. Empty without samples.
+    """
+    top, bottom = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
+    groups, clusters = np.asarray(groups), np.asarray(clusters)
+    rng = np.random.default_rng(seed)
+    report, draws = {}, []
+    for name in dict.fromkeys(groups.tolist()):
+        rows = groups == name
+        value, sample, units = _draws(top[rows], bottom[rows], clusters[rows], rng, resamples)
+        counts = {"n": int(rows.sum()), "clusters": units, "total": float(bottom[rows].sum())}
+        report[name] = {"value": value, **_middle(sample), **counts}
+        draws.append(sample)
+    if draws:
+        value = float(np.nanmean([entry["value"] for entry in report.values()]))
+        counts = {"n": len(top), "clusters": len(np.unique(clusters)), "total": float(bottom.sum())}
+        report["macro"] = {"value": value, **_middle(np.nanmean(draws, axis=0)), **counts}
+    return report
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], clusters: Sequence, seed: int = 0, resamples: int = 500
+) -> tuple[float, float]:
+    """95 % interval of `statistic(rows)` (rows: indices, repeated as drawn) over draws of clusters; NaNs ignored."""
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    order = np.argsort(index, kind="stable")
+    rows = np.split(order, np.cumsum(np.bincount(index))[:-1])
+    rng = np.random.default_rng(seed)
+    picks = (rng.integers(len(names), size=len(names)) for _ in range(resamples))
+    values = np.array([statistic(np.concatenate([rows[i] for i in pick])) for pick in picks])
+    values = values[~np.isnan(values)]
+    return tuple(_middle(values).values()) if len(values) else (float("nan"),) * 2
+
+
+def _draws(top, bottom, clusters, rng: np.random.Generator, resamples: int) -> tuple[float, np.ndarray, int]:
+    """The ratio, `[resamples]` ratios of drawn clusters, and how many clusters there are."""
+    units, index = np.unique(clusters, return_inverse=True)
+    above, below = np.bincount(index, weights=top), np.bincount(index, weights=bottom)
+    pick = rng.integers(len(units), size=(resamples, len(units)))
+    with np.errstate(invalid="ignore"):  # nothing was counted, in a draw or at all
+        sample = above[pick].sum(axis=1) / below[pick].sum(axis=1)
+        return float(np.divide(above.sum(), below.sum())), sample, len(units)
+
+
+def _middle(draws: np.ndarray) -> dict[str, float]:
+    """The middle 95 % of draws; NaNs are ignored."""
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return {"low": float(low), "high": float(high)}
 
 
 def mean(values, clusters: Sequence | None = None, seed: int = 0) -> dict:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mortm_hf.evaluation.intervals import mean, ratio, share, share_of
+from mortm_hf.evaluation.intervals import bootstrap, mean, ratio, ratio_by_group, share, share_of
 
 
 def test_ratio_is_a_ratio_of_sums_resampled_by_cluster():
@@ -36,3 +36,25 @@ def test_wilson():
 
 def test_share_of_counts_only_what_was_asked():
     assert share_of([True, None, False, None])["value"] == 0.5 and share_of([True, None])["n"] == 1
+
+
+def test_groups_count_alike_whatever_their_size():
+    groups, clusters = ["a"] * 6 + ["b"] * 2, [0, 0, 1, 1, 2, 2, 3, 4]
+    found = ratio_by_group([1, 0, 1, 0, 1, 0, 4, 4], [2] * 8, groups, clusters)
+    assert list(found) == ["a", "b", "macro"]
+    assert found["a"]["value"] == 0.25 and found["b"]["value"] == 2.0
+    assert found["macro"]["value"] == pytest.approx(1.125)
+    assert found["a"]["low"] == found["a"]["high"] == 0.25  # every cluster says the same
+    assert found["a"]["clusters"] == 3 and found["macro"]["n"] == 8 and found["macro"]["total"] == 16
+
+
+def test_a_group_of_nothing_is_no_part_of_the_mean():
+    found = ratio_by_group([1, 1, 0], [2, 2, 0], ["a", "a", "b"], [0, 1, 2])
+    assert np.isnan(found["b"]["value"]) and found["macro"]["value"] == 0.5
+
+
+def test_bootstrap_draws_whole_clusters():
+    values, clusters = np.array([0.0, 10.0, 0.0, 10.0]), ["x", "x", "y", "y"]
+    assert bootstrap(lambda rows: float(values[rows].mean()), clusters) == (5.0, 5.0)
+    low, high = bootstrap(lambda rows: float(values[rows].mean()), [0, 1, 2, 3])
+    assert low < 5.0 < high
