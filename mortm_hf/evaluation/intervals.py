@@ -78,8 +78,7 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     picks = (rng.integers(len(names), size=len(names)) for _ in range(resamples))
     values = np.array([statistic(np.concatenate([rows[i] for i in pick])) for pick in picks])
-    values = values[~np.isnan(values)]
-    return tuple(_middle(values).values()) if len(values) else (float("nan"),) * 2
+    return tuple(_middle(values).values())
 
 
 def _draws(top, bottom, clusters, rng: np.random.Generator, resamples: int) -> tuple[float, np.ndarray, int]:
@@ -94,7 +93,8 @@ def _draws(top, bottom, clusters, rng: np.random.Generator, resamples: int) -> t
 
 def _middle(draws: np.ndarray) -> dict[str, float]:
     """The middle 95 % of draws; NaNs are ignored."""
-    low, high = np.nanquantile(draws, [0.025, 0.975])
+    known = draws[~np.isnan(draws)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return {"low": float(low), "high": float(high)}
 
 
