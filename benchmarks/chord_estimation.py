@@ -2,8 +2,8 @@
 
     python benchmarks/chord_estimation.py --data PACK [--model FOLDER] [--choose] [--json FILE] [--cache DIR]
 
-`--choose` first reads some validation songs in several ways (greedy, beams, overlapping windows, transpositions,
-samples; `READINGS`) and takes the best for the test split; without it windows of four bars are read. Scores: root and
+`--window` reads so many bars at once; `--choose` first reads some validation songs in several ways (greedy, beams, overlapping windows, transpositions,
+samples; `READINGS`) and takes the best for the test split. Scores: root and
 root + quality (mir_eval's `tetrads`), weighted by duration in quarters, 95 % intervals over songs, differences paired.
 """
 
@@ -75,6 +75,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--recipe", default="starter")
     parser.add_argument("--choose", action="store_true", help="compare readings on validation songs first")
     parser.add_argument("--choose-songs", type=int, default=8, help="validation songs a corpus (0: all)")
+    parser.add_argument("--window", type=int, default=0, help="bars read at once (default: that of `mortm eval`)")
     parser.add_argument("--songs", type=int, default=0, help="test songs a corpus (0: all)")
     parser.add_argument("--no-test", action="store_true", help="only compare readings")
     parser.add_argument(
@@ -102,7 +103,7 @@ def main(words: list[str] | None = None) -> int:
     data = open_data(SimpleNamespace(data=options.data, split="test", recipe=options.recipe), cache)
     progress = sys.stderr.isatty()
     result: dict[str, object] = {"about": {"name": Path(options.model).name, "checkpoint": identity}}
-    reading = ChordReading()
+    reading = ChordReading(options.window, options.window) if options.window else ChordReading()
     if options.choose:
         groups: dict[str, list] = {}
         for song in data.validation_songs.songs:

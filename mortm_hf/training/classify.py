@@ -18,6 +18,7 @@ Knows: labelled sets, the Trainer, scores of songs. Must not know: how windows a
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -51,6 +52,7 @@ from .trainer import PackTrainer, RunLog
 
 EPOCHS = 1 << 10
 BALANCES = ("loss", "sampler", "none")
+HALVES = ("first", "second")
 # how the windows of each set were cut: what a head trained on it hears in a pipeline
 SET_FORMS = {"folk": "merged", "genre": "merged", "drums": "drums", "quality": "tracks"}
 SET_BARS = {"drums": 4}
@@ -65,6 +67,9 @@ class LabelRecipe:
     cache: str = field(default="", metadata={"help": "folder of prepared stores (and of quality.npz)"})
     leave_out: list[str] = field(
         default_factory=list, metadata={"help": "labels, or kinds of examples, that take no part"}
+    )
+    half: str = field(
+        default="", metadata={"help": "first or second: train on half of the songs, for judges that share no music"}
     )
     form: str = field(default="field", metadata={"help": "quality: field, full (behind its prompt) or mixed"})
     augment: bool = field(default=False, metadata={"help": "move windows by -5 to 6 semitones"})
@@ -140,6 +145,21 @@ def without(data: LabelledData, leave_out: Sequence[str]) -> LabelledData:
         dataclasses.replace(e, label=new[e.label]) for e in data.examples if e.label in new and e.kind not in leave_out
     ]
     return dataclasses.replace(data, names=names, examples=kept)
+
+
+def half_of(data: LabelledData, half: str) -> LabelledData:
+    """The first or second half of a set's clusters of songs, by a hash of their names; "" keeps them all.
+
+    Raises:
+        TrainingError: another word.
+    """
+    if not half:
+        return data
+    if half not in HALVES:
+        raise TrainingError(f"half is {' or '.join(HALVES)}, got {half!r}")
+    side = HALVES.index(half)
+    kept = [e for e in data.examples if hashlib.sha256(e.cluster.encode()).digest()[0] % 2 == side]
+    return dataclasses.replace(data, examples=kept)
 
 
 def draw_weights(data: LabelledData, balance: str) -> np.ndarray:
@@ -375,7 +395,7 @@ def classify(
         where = {"data": recipe.data, "cache": recipe.cache or None, "tokenizer": tokenizer}
         sets = {split: labelled.load(recipe.set, split, **where) for split in ("train", "validation")}
     sets = {split: without(data, recipe.leave_out) for split, data in sets.items()}
-    train, validation = sets["train"], _some(sets["validation"], recipe.validation_windows)
+    train, validation = half_of(sets["train"], recipe.half), _some(sets["validation"], recipe.validation_windows)
     for split, data in (("train", train), ("validation", validation)):
         if len(np.unique(data.labels())) < 2:
             raise TrainingError(f"the {split} windows of {recipe.set or 'the set'} have fewer than two labels")
@@ -388,7 +408,7 @@ def classify(
         "init": os.path.basename(os.path.normpath(arguments.init)) if arguments.init else "",
         **{name: getattr(arguments, name) for name in ("probe", "scratch", "class_balance", "seed")},
     }
-    same_run(folder, stated, arguments.fresh)
+    same_run(folder, stated, arguments.fresh, later={"data": {"half": ""}})
     if arguments.fresh:
         shutil.rmtree(folder / "best", ignore_errors=True)
     model = build_classifier(section, train.names, recipe.set, arguments)

@@ -17,6 +17,7 @@ from mortm_hf.training.classify import (
     classify,
     draw_weights,
     evaluate,
+    half_of,
     main,
     read_classify_recipe,
     song_metrics,
@@ -167,6 +168,15 @@ def test_more_labels_make_a_softmax(recipe, tmp_path, init):
             without(three["train"], names)
 
 
+def test_halves_share_no_song(recipe, tmp_path, init):
+    data = sets(n=120)["train"]
+    songs = [{e.cluster for e in half_of(data, half).examples} for half in ("first", "second")]
+    assert songs[0] and songs[1] and not songs[0] & songs[1]
+    assert songs[0] | songs[1] == {e.cluster for e in data.examples}
+    trainer = run(recipe, tmp_path / "run", init, "--half", "first", "--max_steps", "2", data=sets(n=120))
+    assert {e.cluster for e in trainer.train_dataset.data.examples} == songs[0]
+
+
 def test_draws_are_balanced_by_label_and_kind():
     data = sets(n=48)["train"]
     weights = draw_weights(data, "sampler")
@@ -241,6 +251,7 @@ def test_package_recipes_are_read(name):
         (("set: genre", "sets: genre"), (), "unknown fields in data: sets"),
         (("", ""), ("--class_balance", "much"), "class_balance"),
         (("", ""), ("--init", "no/such"), "no/such"),
+        (("", ""), ("--half", "third"), "first or second"),
         (("", ""), ("--nonsense", "1"), "nonsense"),
     ],
 )
