@@ -2,9 +2,9 @@
 
     python benchmarks/chord_estimation.py --data PACK [--model FOLDER] [--choose] [--json FILE] [--cache DIR]
 
-`--window` reads so many bars at once; `--choose` first reads some validation songs in several ways (greedy, beams, overlapping windows, transpositions,
-samples; `READINGS`) and takes the best for the test split. Scores: root and
-root + quality (mir_eval's `tetrads`), weighted by duration in quarters, 95 % intervals over songs, differences paired.
+`--window` reads so many bars at once; `--choose` first reads some validation songs in several ways (greedy, beams,
+overlapping windows, transpositions, samples; `READINGS`) and takes the best for the test split. Scores: root and root +
+quality (mir_eval's `tetrads`), weighted by duration in quarters, 95 % intervals over songs, differences paired.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def readings():
         replace(plain, window=8, stride=8),
         replace(plain, window=8, stride=8, key="window"),
         replace(plain, window=8, stride=8, key="none"),
+        replace(plain, window=4, stride=4),
+        replace(plain, window=4, stride=2),
         plain,
-        replace(plain, window=2, stride=2),
-        replace(plain, stride=2),
+        replace(plain, window=1, stride=1),
         replace(plain, beams=4),
         replace(plain, semitones=(-4, 0, 3)),
         replace(plain, samples=6),

@@ -126,8 +126,8 @@ class ChordReading:
         samples: answers drawn a window instead of the likeliest one (0: the likeliest).
     """
 
-    window: int = 4
-    stride: int = 4
+    window: int = 2
+    stride: int = 2
     key: str = "song"
     beams: int = 1
     semitones: tuple[int, ...] = (0,)

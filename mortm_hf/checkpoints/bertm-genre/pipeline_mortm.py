@@ -40,7 +40,7 @@ from .window_mortm import PAST_BARS, SongRequest, SongRow, spread_chords
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
 WINDOW_BARS = 8  # generated at a time
-CHORD_BARS = 4  # read at a time to estimate chords (`benchmarks/chord_estimation.py --choose`)
+CHORD_BARS = 2  # read at a time to estimate chords (`benchmarks/chord_estimation.py --choose`)
 DEFAULT_BARS = 8
 SAMPLING_DEFAULTS = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 _SAMPLING_LIMITS = {
@@ -523,7 +523,7 @@ class ChordEstimationPipeline(MidiPipeline):
     Args (of a call):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
         bars: (first, last) range of bars; by default all. tracks: tracks to listen to; by default all.
-        window: bars read at a time (4). do_sample: False by default (the likeliest chords). seed, progress, callback,
+        window: bars read at a time (2). do_sample: False by default (the likeliest chords). seed, progress, callback,
         num_return_sequences, fast and further arguments: as in `MidiGenerationPipeline`.
 
     Returns:
