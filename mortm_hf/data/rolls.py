@@ -51,11 +51,16 @@ class RollWindows(Dataset):
     Args:
         slots: rules of `assign`. chunks: of a window. batch: windows of an item. items: length of the data set.
         transpose: range of semitones, drums never.
+        silence: the largest share of chunks in which the input lacks what the played slot plays (the share is drawn
+            for each window, from 0 on). A model that has always heard the true past of its own part holds on to its
+            own mistakes when it plays.
     """
 
-    def __init__(self, store: ScoreStore, processor, slots, chunks, batch, items, seed=0, transpose=(-5, 6)):
+    def __init__(
+        self, store: ScoreStore, processor, slots, chunks, batch, items, seed=0, transpose=(-5, 6), silence=0.0
+    ):
         self.processor, self.chunks, self.batch, self.items = processor, chunks, batch, items
-        self.seed, self.transpose = seed, transpose
+        self.seed, self.transpose, self.silence = seed, transpose, silence
         self.scores, self.slots, weights = [], [], []
         for index in range(len(store)):
             score = store[index].score
@@ -75,7 +80,13 @@ class RollWindows(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = generator(self.seed, index)
         songs = rng.choice(len(self.scores), self.batch, p=self.share)
-        return stack([self.window(song, rng) for song in songs.tolist()])
+        batch = stack([self.window(song, rng) for song in songs.tolist()])
+        if self.silence:
+            share = rng.random((self.batch, 1)) * self.silence
+            quiet = torch.from_numpy(rng.random((self.batch, self.chunks)) < share)
+            own = (quiet[:, :, None] & batch["play"][:, None]).repeat_interleave(2, dim=2)  # pitch and velocity
+            batch["rolls"] = batch["labels"].masked_fill(own[:, :, None, None, :], 0.0)
+        return batch
 
     def window(self, song: int, rng: np.random.Generator, start_bar: int | None = None, shift: int | None = None):
         """One window of a song: rolls [chunks, ...], mask, phases, roles."""

@@ -230,7 +230,8 @@ class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
             play: bool [batch, slots], the slots that the model plays (all by default). In training they carry the
                 loss of the next chunk.
             phase_ids: [batch, chunks] place of the chunk in its bar, `chunks_per_measure` for unknown (default).
-            labels: rolls, usually the input itself: chunk t + 1 is the target of chunk t.
+            labels: rolls, usually the input itself: chunk t + 1 is the target of chunk t. Where they differ (parts of
+                the input were silenced) the input is what is reconstructed.
             last_only: draw the next chunk of the last chunk only (while generating).
 
         Returns:
@@ -268,7 +269,9 @@ class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
         loss = losses = reconstruction = None
         if labels is not None:
             reconstruction = self.vision.decode(latent.flatten(0, 1)).unflatten(0, (batch, chunks))
-            losses = self._losses(logits, reconstruction, labels, play, attention_mask, predicted, mean, log_var)
+            losses = self._losses(
+                logits, reconstruction, rolls, labels, play, attention_mask, predicted, mean, log_var
+            )
             if balance and config.router_balancing == "loss":
                 losses["router"] = config.router_aux_loss_coef * load_balancing_loss(
                     outputs.router_logits, config, attention_mask
@@ -286,23 +289,24 @@ class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
             router_logits=outputs.router_logits if router else None,
         )
 
-    def _losses(self, logits, reconstruction, labels, play, attention_mask, predicted, mean, log_var) -> dict:
+    def _losses(self, logits, reconstruction, rolls, labels, play, attention_mask, predicted, mean, log_var) -> dict:
         """The weighted terms; padded chunks carry none."""
         config = self.config
-        target = labels.permute(0, 1, 4, 3, 2)  # to the decoder's orientation
+        target, heard = (x.permute(0, 1, 4, 3, 2) for x in (labels, rolls))  # to the decoder's orientation
         batch, chunks = labels.shape[:2]
         real = torch.ones(batch, chunks, device=labels.device)
         if attention_mask is not None:
             real = attention_mask[:, -chunks:].to(real.dtype)
         following = real[:, :-1] * real[:, 1:]
         ahead = roll_losses(logits[:, :-1], target[:, 1:], config, following, play)
-        own = roll_losses(reconstruction, target, config, real)
+        own = roll_losses(reconstruction, heard, config, real)
         distance = (predicted[:, :-1] - mean[:, 1:].detach()).square().mean(-1)
-        share = following.sum().clamp(min=1)
+        # the latent of a silenced chunk is not the one to come
+        whole = following * (rolls == labels).flatten(2).all(-1)[:, 1:]
         return {
             "next_pitch": ahead["pitch"],
             "next_velocity": config.velocity_weight * ahead["velocity"],
-            "next_latent": config.latent_weight * (distance * following).sum() / share,
+            "next_latent": config.latent_weight * (distance * whole).sum() / whole.sum().clamp(min=1),
             "pitch": config.reconstruction_weight * own["pitch"],
             "velocity": config.reconstruction_weight * config.velocity_weight * own["velocity"],
             "kl": config.kl_weight * (kl_divergence(mean, log_var) * real).sum() / real.sum().clamp(min=1),

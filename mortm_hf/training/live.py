@@ -33,11 +33,13 @@ from .windows import run_windows
 
 @dataclass
 class RollRecipe:
-    """`slots`: a rule for each slot (see `data.rolls.assign`); windows of `chunks` chunks, `batch` of them a step."""
+    """`slots`: a rule for each slot (see `data.rolls.assign`); windows of `chunks` chunks, `batch` of them a step;
+    `silence`: see `data.rolls.RollWindows`."""
 
     slots: list[dict] = field(default_factory=list)
     chunks: int = 48
     batch: int = 4
+    silence: float = 0.0
 
 
 def processor_of(config: MortmLiveConfig) -> MortmLiveProcessor:
@@ -68,7 +70,7 @@ def train_live(
         "transpose": recipe.transpose,
         "seed": arguments.seed,
     }
-    same_run(folder, stated, arguments.fresh)
+    same_run(folder, stated, arguments.fresh, later={"roll": {"silence": 0.0}})
     config = MortmLiveConfig(**section)
     if len(roll.slots) != config.num_slots:
         raise TrainingError(f"roll.slots has {len(roll.slots)} rules for {config.num_slots} instruments of the model")
@@ -78,9 +80,8 @@ def train_live(
         stores = {"train": build_store(recipe.data, recipe.selection(), "train", recipe.cache or folder / "stores")}
     processor = processor_of(config)
     items = arguments.max_steps * arguments.gradient_accumulation_steps * max(1, arguments.world_size)
-    dataset = RollWindows(
-        stores["train"], processor, roll.slots, roll.chunks, roll.batch, items, arguments.seed, recipe.transpose
-    )
+    drawn = {"seed": arguments.seed, "transpose": recipe.transpose, "silence": roll.silence}
+    dataset = RollWindows(stores["train"], processor, roll.slots, roll.chunks, roll.batch, items, **drawn)
     transformers.set_seed(arguments.seed)
     model = MortmLiveForCausalGeneration(config)
     if arguments.experts_implementation:

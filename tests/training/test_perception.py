@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mortm_hf import (
+    MortmLiveConfig,
     MortmLiveForCausalGeneration,
     MortmLiveProcessor,
     VMortmFeatureExtractor,
@@ -129,6 +130,40 @@ def test_rolls_hold_the_notes_of_their_windows():
     assert np.array_equal(shifted[:, :, 2:], rolls[:, :, :-2])
     first, second = data[1], RollWindows(SONGS, processor, SLOTS, 12, 2, 5, seed=3)[1]
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_part_is_kept_from_its_player_and_still_asked_for():
+    processor = MortmLiveProcessor(instruments=[73, 0])
+    plain, silenced = (RollWindows(SONGS, processor, SLOTS, 12, 2, 40, seed=3, silence=s) for s in (0.0, 1.0))
+    quiet = total = 0
+    for index in range(40):
+        whole, part = plain[index], silenced[index]
+        assert torch.equal(whole["labels"], part["labels"]) and torch.equal(whole["play"], part["play"])
+        own = part["play"].repeat_interleave(2, dim=1)
+        for row in range(2):
+            heard, truth = part["rolls"][row], part["labels"][row]
+            assert torch.equal(heard[..., ~own[row]], truth[..., ~own[row]])  # the others are heard
+            changed = (heard != truth).flatten(1).any(1)
+            assert not heard[changed][..., own[row]].any()  # whole chunks are silent
+            quiet += int(changed.sum())
+            total += int(truth[..., own[row]].flatten(1).any(1).sum())
+        assert torch.equal(silenced[index]["rolls"], part["rolls"])  # a pure function of the index
+    assert 0.35 < quiet / total < 0.65
+
+
+def test_what_was_silenced_is_predicted_but_not_reconstructed():
+    torch.manual_seed(0)
+    path = dict(num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=16, num_local_experts=2)
+    path |= dict(shared_expert_intermediate_size=16, hidden_size=32, instruments=[73, 0], chunk_ticks=16)
+    model = MortmLiveForCausalGeneration(MortmLiveConfig(**path)).eval()
+    labels = (torch.rand(1, 4, 16, 128, 4) > 0.97).float()
+    rolls = labels.clone()
+    rolls[:, 2, :, :, 2:] = 0.0
+    with torch.inference_mode():
+        whole, part = model(labels, labels=labels).losses, model(rolls, labels=labels).losses
+        own = model(rolls, labels=rolls).losses
+    assert torch.allclose(part["pitch"], own["pitch"]) and not torch.allclose(part["pitch"], whole["pitch"])
+    assert not torch.allclose(part["next_pitch"], own["next_pitch"])
 
 
 def test_songs_without_two_slots_are_refused():
