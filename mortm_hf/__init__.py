@@ -31,8 +31,16 @@ STARTER = os.path.join(_HERE, "starter")
 BERTM = os.path.join(_HERE, "checkpoints", "bertm-small")
 BERTM_GENRE = os.path.join(_HERE, "checkpoints", "bertm-genre")
 BERTM_QUALITY = os.path.join(_HERE, "checkpoints", "bertm-quality")
+# Rendered sound, and a partner to play with.
+VMORTM = os.path.join(_HERE, "checkpoints", "vmortm-small")
+MORTM_LIVE = os.path.join(_HERE, "checkpoints", "live-small")
 # task -> the checkpoint it uses where none is given; any other task uses STARTER
-_BUNDLED = {"midi-classification": BERTM_GENRE, "midi-feature-extraction": BERTM, "fill-mask": BERTM}
+_BUNDLED = {
+    "midi-classification": BERTM_GENRE,
+    "midi-feature-extraction": BERTM,
+    "fill-mask": BERTM,
+    "audio-continuation": VMORTM,
+}
 
 _PUBLIC = {
     "models.configuration_mortm": ("MortmConfig",),
@@ -72,17 +80,27 @@ _PUBLIC = {
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = [*_MODULE_OF, "pipeline", "STARTER", "BERTM", "BERTM_GENRE", "BERTM_QUALITY", "__version__"]
+__all__ = [
+    *_MODULE_OF,
+    "pipeline",
+    "STARTER",
+    "BERTM",
+    "BERTM_GENRE",
+    "BERTM_QUALITY",
+    "VMORTM",
+    "MORTM_LIVE",
+    "__version__",
+]
 
 
 def pipeline(task: str = "midi-generation", model=None, **kwargs):
     """`transformers.pipeline` on the installed code: needs no `trust_remote_code`.
 
     Args:
-        task: "midi-generation", "chord-estimation", "midi-classification" or "midi-feature-extraction" (any other task
-            of transformers is passed on as it is).
+        task: "midi-generation", "chord-estimation", "midi-classification", "midi-feature-extraction" or
+            "audio-continuation" (any other task of transformers is passed on as it is).
         model: a folder, a repository of the Hub, or a model; by default the bundled one: `STARTER`, `BERTM_GENRE` for
-            classification, `BERTM` for feature extraction.
+            classification, `BERTM` for feature extraction, `VMORTM` for sound.
         kwargs: those of `transformers.pipeline`, and defaults for the calls of the pipeline.
 
     Returns:

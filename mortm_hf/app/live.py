@@ -22,7 +22,8 @@ from .options import number
 
 
 EXAMPLES = """examples:
-  mortm live song.mid -o both.mid --model my-live --play 1        the model answers a file in slot 1
+  mortm live song.mid -o both.mid --slots 0 1                     the bundled model accompanies the first track
+  mortm live song.mid -o both.mid --model my-live --play 0        your own plays slot 0
   mortm live --ports                                              the MIDI ports of this machine
   mortm live --input "Keystation" --output "FluidSynth" --model my-live --play 1 --bpm 96 --follow
 
@@ -43,9 +44,12 @@ def add_command(commands) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="MIDI file to write: all that was heard and played"
     )
-    parser.add_argument("--model", type=Path, help="folder of a MORTM Live checkpoint")
+    parser.add_argument("--model", type=Path, help="folder of a MORTM Live checkpoint (default: the bundled one)")
     parser.add_argument(
         "--play", type=int, nargs="+", default=[1], metavar="SLOT", help="slots of the model (default 1)"
+    )
+    parser.add_argument(
+        "--slots", type=int, nargs="+", metavar="SLOT", help="slot of each track of the file, -1 for none (by program)"
     )
     parser.add_argument("--bpm", type=number(20, 400), help="quarters a minute (default 120, or the file's)")
     parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="cells above it sound (default 0.5)")
@@ -72,14 +76,19 @@ def run(args: argparse.Namespace) -> None:
         for title, names in (("input", ports.get_input_names()), ("output", ports.get_output_names())):
             print(f"{title}:", *(f"  {name}" for name in names or ["(none)"]), sep="\n")
         return
-    if args.model is None:
-        raise LiveError("no checkpoint: name a folder with --model (train one: mortm train live_small --data ...)")
     if (args.file is None) == (args.input is None and args.output is None):
         raise LiveError("give a MIDI file with -o FILE, or ports with --input and --output")
     if args.file is not None and args.out is None:
         raise LiveError("a file to play along needs a file to write: -o FILE")
+    from .. import MORTM_LIVE
+
     session = load_session(
-        args.model, play=args.play, bpm=args.bpm or 120.0, lead=args.lead, threshold=args.threshold, follow=args.follow
+        args.model or MORTM_LIVE,
+        play=args.play,
+        bpm=args.bpm or 120.0,
+        lead=args.lead,
+        threshold=args.threshold,
+        follow=args.follow,
     )
     with Outputs([args.file] if args.file else []) as out:
         staged = out.stage(args.json) if args.json else None
@@ -125,10 +134,19 @@ def load_session(folder, **options):
 def _along(session, args: argparse.Namespace, staged: Path) -> None:
     from tqdm.auto import tqdm
 
-    from ..models.midi_files import load_score
-    from .live_session import play_along
+    from ..models.midi_files import load_score, read_midi
+    from .live_session import LiveError, play_along
 
-    score = load_score(args.file)
+    score, quantised = load_score(args.file), read_midi(args.file)
+    slots = session.processor.slot_of_tracks(quantised.programs) if args.slots is None else args.slots
+    if not set(slots) & set(session.others):
+        tracks = ", ".join(
+            f"{name or 'track'} (program {p})" for name, p in zip(quantised.names, quantised.programs.tolist())
+        )
+        raise LiveError(
+            f"{args.file}: no track is heard (slots {session.others}): it has {tracks}; name a slot for each of them, "
+            "or -1, with --slots"
+        )
     if args.bpm is None and len(score.tempos):
         session.set_tempo(min(400.0, max(20.0, float(score.tempos[0].qpm))))
     bpm = session.bpm
@@ -138,7 +156,7 @@ def _along(session, args: argparse.Namespace, staged: Path) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        notes = play_along(session, args.file, on_chunk=show)
+        notes = play_along(session, quantised, slots, on_chunk=show)
     processor = session.processor
     roll = processor.notes_to_roll(notes.slot, notes.onset, notes.pitch, notes.duration, notes.velocity)
     processor.roll_to_score(roll, bpm).dump_midi(str(staged))

@@ -4,10 +4,11 @@ Design decisions
 - Weights are stored in bf16 (half the size; rounding a trained checkpoint costs nothing measurable, which the card's
   figures, taken from the rounded weights, include) while the configuration says `dtype: float32`, in which the model
   is to be run on CPUs.
-- The folder carries all of the package's code, the tokenizer and the defaults of sampling: it stands alone.
+- The folder carries all of the package's code, what reads its input (tokenizer, feature extractor) and the defaults of
+  sampling: it stands alone.
 - `size_limit` refuses a folder that would not fit the package instead of shipping it.
 
-Knows: the model, the tokenizer. Must not know: data, recipes.
+Knows: the models, their tokenizers and feature extractors. Must not know: data, recipes.
 """
 
 from __future__ import annotations
@@ -21,12 +22,24 @@ from pathlib import Path
 
 import torch
 
+from ..models.feature_extraction_vmortm import VMortmFeatureExtractor
 from ..models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
 from ..models.modeling_mortm import MortmForCausalLM
+from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
+from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
+from ..models.processing_mortm_live import MortmLiveProcessor
 from ..models.tokenization_mortm import MortmTokenizer
 
 
-MODELS = {kind.__name__: kind for kind in (MortmForCausalLM, BertmForMaskedLM, BertmForSequenceClassification)}
+# what is exported, and what reads a user's input for it
+READERS = {
+    MortmForCausalLM: MortmTokenizer,
+    BertmForMaskedLM: MortmTokenizer,
+    BertmForSequenceClassification: MortmTokenizer,
+    VMortmForSpectrogramGeneration: VMortmFeatureExtractor,
+    MortmLiveForCausalGeneration: MortmLiveProcessor,
+}
+MODELS = {kind.__name__: kind for kind in READERS}
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 
 
@@ -54,7 +67,7 @@ def export(source: str | Path, target: str | Path, size_limit: int = 20_000_000)
     # what the folder offers is what the code of today offers, which may be more than when the run began
     model.config.auto_map = dict(model.config._auto_classes)
     model.config.custom_pipelines = copy.deepcopy(model.config._pipelines)
-    if model.can_generate():
+    if hasattr(model, "generation_config") and model.can_generate():
         model.config.use_cache = True  # the Trainer turns it off
         for name, value in SAMPLING.items():
             setattr(model.generation_config, name, value)
@@ -63,7 +76,7 @@ def export(source: str | Path, target: str | Path, size_limit: int = 20_000_000)
     if partial.exists():
         shutil.rmtree(partial)
     model.to(torch.bfloat16).save_pretrained(partial)
-    MortmTokenizer.from_pretrained(source).save_pretrained(partial)
+    READERS[type(model)].from_pretrained(source).save_pretrained(partial)
     config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "float32"
     (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
