@@ -3,8 +3,8 @@
     python benchmarks/chord_estimation.py --data PACK [--model FOLDER] [--choose] [--json FILE] [--cache DIR]
 
 `--window` reads so many bars at once; `--choose` first reads some validation songs in several ways (greedy, beams,
-overlapping windows, transpositions, samples; `READINGS`) and takes the best for the test split. Scores: root and root +
-quality (mir_eval's `tetrads`), weighted by duration in quarters, 95 % intervals over songs, differences paired.
+overlapping windows, transpositions, samples; `READINGS`) and takes the best for the test split. Scores: root and
+root + quality (mir_eval's `tetrads`), weighted by duration in quarters, 95 % intervals over songs, differences paired.
 """
 
 from __future__ import annotations
