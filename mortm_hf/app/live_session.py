@@ -172,6 +172,8 @@ class LiveSession:
             raise LiveError(f"pitch must lie in 0 to 127, got {pitch}")
         if len(self._events) >= self.max_events:
             self.statistics.dropped_events += 1
+            if velocity <= 0:
+                self._lost_ends.add((slot, pitch))  # else the note would be held for ever
             return False
         self._events.append(LiveEvent(float(time), slot, pitch, max(0, min(127, int(velocity)))))
         if self.follow and velocity:
@@ -242,6 +244,9 @@ class LiveSession:
                 cells.append((key, *on.pop(key), max(tick, 0)))
             if event.velocity:
                 on[key] = (tick, event.velocity)
+        coming = {(event.slot, event.pitch) for event in later}
+        cells += [(key, *on.pop(key), self.ticks) for key in self._lost_ends - coming if key in on]
+        self._lost_ends &= coming
         held = set(on)
         cells += [(key, first, velocity, self.ticks) for key, (first, velocity) in on.items()]
         for (slot, pitch), first, velocity, last in cells:
@@ -311,6 +316,7 @@ class LiveSession:
         self._sounding = np.zeros_like(self._sounding)
         self._own = np.zeros_like(self._own)
         self._held = {}
+        self._lost_ends = set()
         return events
 
     def reset(self) -> None:
@@ -319,6 +325,7 @@ class LiveSession:
         self._reference = (0.0, 0.0, 60.0 / (self._set_bpm * TICKS_PER_QUARTER))
         self._events: deque[LiveEvent] = deque()
         self._held: dict[tuple[int, int], int] = {}
+        self._lost_ends: set[tuple[int, int]] = set()  # of notes whose end was dropped
         self._own = np.zeros((self.ticks, 128, 2 * self.processor.num_slots), dtype=np.float32)
         self._sounding = np.zeros((128, self.processor.num_slots), dtype=bool)
         self._forget()

@@ -164,6 +164,20 @@ def test_silence_and_floods():
     assert session.push(session.next_cut(), 0, 60, 90)  # the queue was emptied
 
 
+@pytest.mark.parametrize("early", [0.0, CHUNK])
+def test_notes_whose_ends_were_dropped_end_all_the_same(early):
+    """Also those that were pushed before their chunk is cut."""
+    session = record(build(max_events=5))
+    for pitch in range(60, 65):
+        assert session.push(early + 0.001, 0, pitch, 90)
+    assert not any(session.push(early + 0.05, 0, pitch, 0) for pitch in range(60, 65))
+    for _ in range(4):
+        session.advance(session.next_cut())
+    begins = 1 if early else 0
+    assert [bool(roll[..., 0].any()) for roll in session.heard] == [chunk == begins for chunk in range(4)]
+    assert session._held == {} and session._lost_ends == set()
+
+
 def test_late_notes_are_heard_one_chunk_later():
     session = record(build())
     session.advance(session.next_cut())
