@@ -21,11 +21,13 @@ from .files import Outputs, write_json
 from .options import number
 
 
+ALL_OFF = (120, 123)  # MIDI controls: all sound off, all notes off
 EXAMPLES = """examples:
   mortm live song.mid -o both.mid --slots 0 1                     the bundled model accompanies the first track
   mortm live song.mid -o both.mid --model my-live --play 0        your own plays slot 0
   mortm live --ports                                              the MIDI ports of this machine
-  mortm live --input "Keystation" --output "FluidSynth" --model my-live --play 1 --bpm 96 --follow
+  mortm live --input "Keystation" --output "FluidSynth" --bpm 96 --follow
+  mortm live --input "to mortm" --output "from mortm" --virtual   ports of its own, to be connected by others
 
 Slots count from 0; `--play` names those of the model, the others are heard. Ctrl-C ends all notes and prints what
 happened."""
@@ -57,6 +59,9 @@ def add_command(commands) -> None:
     parser.add_argument("--follow", action="store_true", help="follow the tempo of what is heard")
     parser.add_argument("--input", metavar="PORT", help="MIDI port to hear")
     parser.add_argument("--output", metavar="PORT", help="MIDI port to play on")
+    parser.add_argument(
+        "--virtual", action="store_true", help="make ports of these names for others to connect to (not on Windows)"
+    )
     parser.add_argument("--seconds", type=number(0), help="end after so many seconds (default: Ctrl-C)")
     parser.add_argument("--ports", action="store_true", help="list the MIDI ports, and stop")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what happened (chunks, misses, latencies)")
@@ -170,33 +175,40 @@ def _mido():
 
         mido.get_output_names()  # the backend is loaded here
         return mido
-    except (ImportError, OSError, AttributeError) as error:
+    except (ImportError, AttributeError) as error:
         raise LiveError(
             f"MIDI ports need mido and python-rtmidi ({error}): pip install mido python-rtmidi", "live.missing"
         ) from None
+    except OSError as error:
+        raise LiveError(f"this machine's MIDI ports cannot be reached: {error}", "live.port") from None
 
 
-def _open(open_port, name: str | None, names: list[str]):
+def _open(open_port, name: str | None, names: list[str], virtual: bool = False):
+    """The first port whose name contains `name`, or a new one of that name for others to connect to."""
     from .live_session import LiveError
 
     if name is None:
         return None
-    fits = [known for known in names if name.lower() in known.lower()]
+    fits = [name] if virtual else [known for known in names if name.lower() in known.lower()]
     if not fits:
         raise LiveError(f"no MIDI port {name!r}; there are: {', '.join(names) or 'none'}", "live.port")
-    return open_port(fits[0])
+    try:
+        return open_port(fits[0], virtual=True) if virtual else open_port(fits[0])
+    except Exception as error:  # each backend has errors of its own
+        raise LiveError(f"cannot open the MIDI port {fits[0]!r}: {error}", "live.port") from None
 
 
 class Sender:
-    """Sends events at their time, in a thread of its own.
+    """Sends events at their time, in a thread of its own, and knows what it left sounding.
 
     Args:
-        send: called with each event. clock: seconds, as the events' times.
+        send: called with each event, from one thread at a time. clock: seconds, as the events' times.
     """
 
     def __init__(self, send, clock=time.monotonic):
         self.send, self.clock = send, clock
         self._waiting: list[tuple[float, int, object]] = []
+        self._sounding: dict[tuple[int, int], None] = {}
         self._count = 0
         self._change = threading.Condition()
         self._closed = False
@@ -218,11 +230,28 @@ class Sender:
                     self._change.wait(max(0.0, self._waiting[0][0] - self.clock()) if self._waiting else None)
                 if self._closed:
                     return
-                event = heapq.heappop(self._waiting)[2]
-            self.send(event)
+                # sent before the lock is given back: nothing that `panic` ends can begin after it
+                self._pass_on(heapq.heappop(self._waiting)[2])
+
+    def _pass_on(self, event) -> None:
+        if event.velocity:
+            self._sounding[event.slot, event.pitch] = None
+        else:
+            self._sounding.pop((event.slot, event.pitch), None)
+        self.send(event)
+
+    def panic(self) -> None:
+        """What was not sent yet never is, and what sounds ends."""
+        from .live_session import LiveEvent
+
+        with self._change:
+            self._waiting.clear()
+            for slot, pitch in list(self._sounding):
+                self._pass_on(LiveEvent(self.clock(), slot, pitch, 0))
 
     def close(self) -> None:
-        """What was not sent yet never is."""
+        """Panic, and the end of the thread."""
+        self.panic()
         with self._change:
             self._closed = True
             self._change.notify()
@@ -233,28 +262,21 @@ def play_live(session, poll, send, seconds: float | None = None, clock=time.mono
     """A session in real time, until the seconds are over or it is interrupted; all notes end then.
 
     Args:
-        poll: gives the (slot, pitch, velocity) that came in since the last call.
+        poll: gives what came in since the last call: (slot, pitch, velocity) of each note, None for "end all notes".
         send: called with each event of the model at its time.
     """
-    from .live_session import LiveEvent
-
-    sounding: dict[tuple[int, int], None] = {}  # what was sent, which is not yet all that was decided
-
-    def pass_on(event) -> None:
-        if event.velocity:
-            sounding[event.slot, event.pitch] = None
-        else:
-            sounding.pop((event.slot, event.pitch), None)
-        send(event)
-
-    sender = Sender(pass_on, clock)
+    sender = Sender(send, clock)
     session.start(clock())
     started = clock()
     try:
         while seconds is None or clock() - started < seconds:
             now = clock()
-            for slot, pitch, velocity in poll():
-                session.push(now, slot, pitch, velocity)
+            for heard in poll():
+                if heard is None:
+                    session.panic(now)
+                    sender.panic()
+                else:
+                    session.push(now, *heard)
             if now >= session.next_cut():
                 sender.put(session.advance(now, finished=clock))
             else:
@@ -262,33 +284,35 @@ def play_live(session, poll, send, seconds: float | None = None, clock=time.mono
     except KeyboardInterrupt:
         pass
     finally:
-        sender.close()
         session.panic(clock())
-        for slot, pitch in list(sounding):
-            pass_on(LiveEvent(clock(), slot, pitch, 0))
+        sender.close()
 
 
 def _in_real_time(session, args: argparse.Namespace) -> None:
     mido = _mido()
-    heard = _open(mido.open_input, args.input, mido.get_input_names())
-    played = _open(mido.open_output, args.output, mido.get_output_names())
     slot = session.others[0] if session.others else None
     channels = {number: n for n, number in enumerate(session.play)}
+    heard = played = None
 
     def poll():
-        found = []
-        for message in heard.iter_pending() if heard is not None and slot is not None else ():
+        for message in heard.iter_pending() if heard is not None else ():
             if message.type in ("note_on", "note_off"):
-                found.append((slot, message.note, message.velocity if message.type == "note_on" else 0))
-            elif message.type == "control_change" and message.control in (120, 123):
-                for event in session.panic(time.monotonic()):
-                    send(event)
-        return found
+                if slot is not None:
+                    yield slot, message.note, message.velocity if message.type == "note_on" else 0
+            elif message.type == "control_change" and message.control in ALL_OFF:
+                yield None
 
     def send(event) -> None:
         if played is not None:
             kind = "note_on" if event.velocity else "note_off"
             played.send(mido.Message(kind, channel=channels[event.slot], note=event.pitch, velocity=event.velocity))
 
-    print(f"hearing {args.input or 'nothing'}, playing on {args.output or 'nothing'}; Ctrl-C ends")
-    play_live(session, poll, send, args.seconds)
+    try:
+        heard = _open(mido.open_input, args.input, mido.get_input_names(), args.virtual)
+        played = _open(mido.open_output, args.output, mido.get_output_names(), args.virtual)
+        print(f"hearing {args.input or 'nothing'}, playing on {args.output or 'nothing'}; Ctrl-C ends", flush=True)
+        play_live(session, poll, send, args.seconds)
+    finally:
+        for port in (heard, played):
+            if port is not None:
+                port.close()
