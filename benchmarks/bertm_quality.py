@@ -3,8 +3,9 @@
     python benchmarks/bertm_quality.py --cache FOLDER [--model "seed 0=FOLDER" ...] [--pictures FOLDER] [--json FILE]
 
 `FOLDER/quality.npz` is made by `python -m mortm_hf.data.quality --data PACK --cache FOLDER`. Every machine window of
-the test split (its songs are in no training window) is told from the human test windows by a score for "machine"; the
-AUC is 0.5 for a coin. Intervals are drawn over songs' clusters. The bag of features is fitted anew on the train split.
+the test split (its songs are in no training window) is told from the human test windows that answer the same question
+(eight bars; or two bars of one track) by a score for "machine"; the AUC is 0.5 for a coin. Intervals are drawn over
+songs' clusters. The bag of features is fitted anew on the train split, for each question.
 `--model` adds trained judges (one label "machine", or the two labels of the set); several are also averaged. They are
 scored on the bare window ("field") and behind its prompt ("full"), the bag on the bare window.
 """
@@ -23,6 +24,14 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+
+HUMAN, ALL = "human", "all"
+
+
+def question_of(kind: str) -> str:
+    """The suffix of a kind that names what was asked: "" for eight bars, ", 2 bars"."""
+    return kind[len(kind.partition(", ")[0]) :]
 
 
 def machine_logits(folder: str, data) -> np.ndarray:
@@ -70,48 +79,54 @@ def main(words: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 2
-    test = data.split("test")
     if options.limit:
         left = Counter()
-        chosen_rows = [e for e in test.examples if (left.update([e.kind]) or left[e.kind]) <= options.limit]
-        test = replace(test, examples=chosen_rows)
-        data = replace(data, examples=[e for e in data.examples if e.split != "test"] + chosen_rows)
-    kind, cluster = test.column("kind"), test.column("cluster")
-    positive = test.labels() == 1
-    bag, chosen = bag_logits(data, options.seed)
-    scores: dict[str, np.ndarray] = {}
-    for form in options.forms:
-        found = {
-            name: machine_logits(folder, labels.in_form(test, form))
-            for name, _, folder in (m.partition("=") for m in options.model)
-        }
-        scores |= {f"{name}, {form}": value for name, value in found.items()}
-        if len(found) > 1:
-            scores[f"mean of {len(found)}, {form}"] = np.mean(list(found.values()), axis=0)
-    scores[f"bag of features ({chosen})"] = bag
-
-    kinds = [k for k in dict.fromkeys(kind.tolist()) if k != "human"]
-    print(
-        f"{int((~positive).sum())} human test windows of {len(set(cluster[~positive]))} clusters; train windows: "
-        f"{int((data.split('train').labels() == 0).sum())} human, "
-        f"{int((data.split('train').labels() == 1).sum())} machine"
-    )
-    print("\n| machine | windows | " + " | ".join(scores) + " |\n|---|---|" + "---|" * len(scores))
-    result: dict = {"chosen": chosen, "auc": {}, "calibration": {}}
-    for name in ["all", *kinds]:
-        rows = np.flatnonzero((kind == "human") | (kind == name) | (name == "all"))
-        figures = {
-            key: auc_interval(value[rows], positive[rows], cluster[rows], options.resamples, options.seed)
-            for key, value in scores.items()
-        }
-        print(f"| {name} | {int(positive[rows].sum())} | " + " | ".join(map(str, figures.values())) + " |")
-        result["auc"][name] = {key: figure.as_dict() for key, figure in figures.items()}
-    curves = {key: calibration(sigmoid(value), positive, balanced=True) for key, value in scores.items()}
-    print(
-        "\nCalibration on all test windows, human and machine weighed as halves: "
-        + "; ".join(f"{key}: ECE {c.ece:.3f}, Brier {c.brier:.3f}" for key, c in curves.items())
-    )
-    result["calibration"] = {key: {"ece": c.ece, "brier": c.brier} for key, c in curves.items()}
+        chosen_rows = [
+            e for e in data.examples if e.split != "test" or (left.update([e.kind]) or left[e.kind]) <= options.limit
+        ]
+        data = replace(data, examples=chosen_rows)
+    kinds = dict.fromkeys(data.column("kind").tolist())
+    questions = [k[len(HUMAN) :] for k in kinds if k.startswith(HUMAN)]
+    result: dict = {"chosen": {}, "auc": {}, "calibration": {}}
+    curves: dict = {}
+    for question in questions:
+        part = data.of_kinds(k for k in kinds if question_of(k) == question)
+        test, train = part.split("test"), part.split("train").labels()
+        kind, cluster, positive = test.column("kind"), test.column("cluster"), test.labels() == 1
+        bag, chosen = bag_logits(part, options.seed)
+        result["chosen"][question] = chosen
+        scores: dict[str, np.ndarray] = {}
+        for form in options.forms:
+            found = {
+                name: machine_logits(folder, labels.in_form(test, form))
+                for name, _, folder in (m.partition("=") for m in options.model)
+            }
+            scores |= {f"{name}, {form}": value for name, value in found.items()}
+            if len(found) > 1:
+                scores[f"mean of {len(found)}, {form}"] = np.mean(list(found.values()), axis=0)
+        scores["bag of features"] = bag
+        print(
+            f"\n{int((~positive).sum())} human test windows of {len(set(cluster[~positive]))} clusters; train "
+            f"windows: {int((train == 0).sum())} human, {int((train == 1).sum())} machine; bag of features: {chosen}"
+        )
+        print("\n| machine | windows | " + " | ".join(scores) + " |\n|---|---|" + "---|" * len(scores))
+        for name in [ALL, *(k for k in dict.fromkeys(kind.tolist()) if not k.startswith(HUMAN))]:
+            rows = np.flatnonzero((kind == HUMAN + question) | (kind == name) | (name == ALL))
+            figures = {
+                key: auc_interval(value[rows], positive[rows], cluster[rows], options.resamples, options.seed)
+                for key, value in scores.items()
+            }
+            name = ALL + question if name == ALL else name
+            print(f"| {name} | {int(positive[rows].sum())} | " + " | ".join(map(str, figures.values())) + " |")
+            result["auc"][name] = {key: figure.as_dict() for key, figure in figures.items()}
+        found = {key: calibration(sigmoid(value), positive, balanced=True) for key, value in scores.items()}
+        print(
+            "\nCalibration on all test windows, human and machine weighed as halves: "
+            + "; ".join(f"{key}: ECE {c.ece:.3f}, Brier {c.brier:.3f}" for key, c in found.items())
+        )
+        for key, curve in found.items():
+            curves[key + question] = curve
+            result["calibration"][key + question] = {"ece": curve.ece, "brier": curve.brier}
     if options.pictures:
         Path(options.pictures).mkdir(parents=True, exist_ok=True)
         plot_calibration(Path(options.pictures) / "bertm_quality_calibration.png", curves, "Human or machine")

@@ -2,8 +2,11 @@
 
 Design decisions
 - Every machine window answers the same question as a human one: eight bars after four given bars of a song, for the
-  same tracks in the same meters. Human, sampled and corrupted music then pass through one function (`field_of`):
-  velocity, tempo, names and header go, notes end at the closing bar line. What is left to hear is the music.
+  same tracks in the same meters; or (`PHRASE`) two bars of one track, as reinforcement learning asks. Human, sampled
+  and corrupted music then pass through one function (`field_of`): velocity, tempo, names and header go, notes end at
+  the closing bar line. What is left to hear is the music.
+- Length tells nothing: a sample that is much longer than its human twin is left out (`LONGEST`), as are the last few
+  of a batch to end, for which all others would have to wait (`ENOUGH`).
 - Machines: the starter at several temperatures, a model of random weights under the same grammar, and human bars
   corrupted in four ways. Windows of train songs train, windows of test songs test.
 - Sampling is the long part. It is done in batches, each written as a file of its own, named after the weights it came
@@ -16,6 +19,7 @@ Knows: stores, the prompt builder, `generate`. Must not know: classifiers, metri
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -41,11 +45,11 @@ from .store import ScoreStore, build_store
 NAMES = ("human", "machine")
 TEMPERATURES = (0.8, 1.0, 1.2)
 TOP_P = 0.95
-GIVEN, ASKED = 4, 8
-MOST_TRACKS = 4
-MOST_TOKENS = 640  # of an answer
+GIVEN = 4  # bars of a prompt
+LONGEST, SPARE = 1.5, 16  # an answer may take so many times the tokens of the human's, and so many more
+ENOUGH = 0.9  # a batch is done when this share of it is
 SPLITS = ("train", "validation", "test")
-RANDOM = "random weights"
+HUMAN, RANDOM = "human", "random weights"
 SELECTION = Selection(
     {
         "pop909": CorpusFilter(("aligned",)),
@@ -60,6 +64,26 @@ STARTER = Path(__file__).resolve().parent.parent / "starter"
 
 
 @dataclass(frozen=True)
+class Question:
+    """What is asked after `GIVEN` bars.
+
+    Attributes:
+        asked: bars. tracks: most tracks that sound in them. prompt, answer: most tokens of each. name: suffix of the
+            kinds of its windows.
+    """
+
+    asked: int = 8
+    tracks: int = 4
+    prompt: int = 1024
+    answer: int = 640
+    name: str = ""
+
+
+SECTION = Question()
+PHRASE = Question(asked=2, tracks=1, prompt=128, answer=96, name=", 2 bars")
+
+
+@dataclass(frozen=True)
 class Sizes:
     """How many windows of one split: human ones, and machine ones of each origin (those of the starter in all)."""
 
@@ -70,9 +94,16 @@ class Sizes:
 
 
 SIZES = {
-    "train": Sizes(2400, 960, 160, 300),
-    "validation": Sizes(150, 48, 32, 60),
-    "test": Sizes(400, 288, 96, 300),
+    SECTION: {
+        "train": Sizes(4800, 2304, 288, 500),
+        "validation": Sizes(150, 96, 32, 60),
+        "test": Sizes(400, 288, 96, 300),
+    },
+    PHRASE: {
+        "train": Sizes(4800, 3456, 288, 500),
+        "validation": Sizes(150, 96, 32, 60),
+        "test": Sizes(400, 288, 96, 300),
+    },
 }
 
 
@@ -105,33 +136,37 @@ def field_of(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray:
     return bare_segment(vocabulary, tidy(score))
 
 
-def choose_tasks(vocabulary: MetricVocabulary, store: ScoreStore, count: int, seed: int = 0) -> list[Task]:
+def choose_tasks(
+    vocabulary: MetricVocabulary, store: ScoreStore, count: int, seed: int = 0, question: Question = SECTION
+) -> list[Task]:
     """`count` windows of a store, in a seeded order, the corpora by turns as long as they last.
 
-    Windows begin every eight bars from bar 4 on and have bars of one length, at most `MOST_TRACKS` tracks that sound
-    and an answer of at most `MOST_TOKENS` tokens. The prompt states everything but density.
+    Windows begin every eight bars from bar 4 on and have bars of one length, and what the question allows of tracks
+    and tokens. The prompt states everything but density.
     """
     rng, n_bars = np.random.default_rng(seed), store.n_bars()
     queues = []
     for rows in store.corpora().values():
-        places = [(int(i), at) for i in rows for at in range(GIVEN, n_bars[i] - ASKED + 1, ASKED)]
+        places = [(int(i), at) for i in rows for at in range(GIVEN, n_bars[i] - question.asked + 1, 8)]
         queues.append([places[i] for i in rng.permutation(len(places))])
     found: list[Task] = []
     while len(found) < count and any(queues):
         for queue in queues:
             task = None
             while queue and task is None:
-                task = _task(vocabulary, store[queue[0][0]], queue.pop(0)[1])
+                task = _task(vocabulary, store[queue[0][0]], queue.pop(0)[1], question)
             if task is not None and len(found) < count:
                 found.append(task)
     return found
 
 
-def _task(vocabulary: MetricVocabulary, song, start: int) -> Task | None:
-    window = song.score.window(start, start + ASKED)
+def _task(vocabulary: MetricVocabulary, song, start: int, question: Question) -> Task | None:
+    window = song.score.window(start, start + question.asked)
     tracks = window.sounding_tracks()
+    if question.tracks == 1:  # one of them, for a voice is asked in any texture
+        tracks = tracks[(start // 8) % max(len(tracks), 1) :][:1]
     length = window.bars.length
-    if not 0 < len(tracks) <= MOST_TRACKS or (length != length[0]).any() or window.bars.irregular.any():
+    if not 0 < len(tracks) <= question.tracks or (length != length[0]).any() or window.bars.irregular.any():
         return None
     genres = (GENRES.index(song.genre),) if song.genre else ()
     try:
@@ -139,7 +174,7 @@ def _task(vocabulary: MetricVocabulary, song, start: int) -> Task | None:
             vocabulary,
             song.score,
             start,
-            ASKED,
+            question.asked,
             past_bars=GIVEN,
             targets=tracks,
             genres=genres,
@@ -148,7 +183,7 @@ def _task(vocabulary: MetricVocabulary, song, start: int) -> Task | None:
         )
     except PromptError:
         return None
-    if len(ids) - answer > MOST_TOKENS:
+    if answer > question.prompt or len(ids) - answer > question.answer:
         return None
     human = tidy(window.take_tracks(tracks))
     return Task(ids[:answer].copy(), len(ids) - answer, human, song.song_id, song.cluster, song.split)
@@ -175,13 +210,13 @@ def corrupted(tasks: Sequence[Task], count: int, seed: int = 0) -> Iterator[tupl
 def sample_fields(
     model, tokenizer, tasks: Sequence[Task], temperature: float, top_p: float = TOP_P, seed: int = 0
 ) -> list[MetricScore | None]:
-    """Grammatical answers to the prompts, one batch; `None` where the answer is not what was asked for.
+    """Grammatical answers to the prompts, one batch; `None` where the answer is not what was asked for, or too long.
 
     Args:
         model: `MortmForCausalLM`, or a `FastDecoder` of one. seed: of the batch; row `i` draws from (seed, i).
     """
     import torch
-    from transformers import LogitsProcessorList
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     from ..models.generation_mortm import MetricGrammarLogitsProcessor
     from ..models.sampling_mortm import SeededChoice, sampling_filters
@@ -189,9 +224,12 @@ def sample_fields(
 
     ids, mask = pad_rows([t.prompt for t in tasks], tokenizer.pad_token_id, side="left")
     width = ids.shape[1]
-    length = min(model.config.max_position_embeddings, width + 2 * max(t.answer for t in tasks) + 128)
+    longest = np.array([int(LONGEST * t.answer) + SPARE for t in tasks])
+    length = min(model.config.max_position_embeddings, width + int(longest.max()))
+    stop = StoppingCriteriaList([_Enough(width, longest, tokenizer.eos_token_id)])
     processors = [
-        MetricGrammarLogitsProcessor(tokenizer, None, max_length=length),
+        # what does not end by itself is left out, so nobody has to be told to hurry
+        MetricGrammarLogitsProcessor(tokenizer, None, max_length=model.config.max_position_embeddings),
         *sampling_filters({"temperature": temperature, "top_p": top_p}),
         SeededChoice([seed * 1000 + i for i in range(len(tasks))], 0, width),
     ]
@@ -204,17 +242,39 @@ def sample_fields(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 logits_processor=LogitsProcessorList(processors),
+                stopping_criteria=stop,
                 max_length=length,
                 **greedy,
                 **ends,
             ).cpu()
     else:
-        out = model.generate(ids, mask, max_new_tokens=length - width, logits_processor=processors, **ends)
+        words = {"logits_processor": processors, "stopping_criteria": stop}
+        out = model.generate(ids, mask, max_new_tokens=length - width, **words, **ends)
     return [answer_of(tokenizer, row[width:], task) for row, task in zip(out.numpy(), tasks)]
+
+
+class _Enough:
+    """Stopping criterion: a row stops when it is too long, all stop when `ENOUGH` of the rows have.
+
+    Args:
+        width: tokens of the prompts. longest: `[rows]` most tokens of each answer. end: id of the end token.
+    """
+
+    def __init__(self, width: int, longest: np.ndarray, end: int):
+        import torch
+
+        self.width, self.longest, self.end = width, torch.from_numpy(longest), end
+
+    def __call__(self, input_ids, scores, **_):
+        answers = input_ids[:, self.width :]
+        done = (answers == self.end).any(1) | (answers.shape[1] >= self.longest.to(answers.device))
+        return done | (done.sum() >= ENOUGH * len(done))
 
 
 def answer_of(tokenizer, ids: np.ndarray, task: Task) -> MetricScore | None:
     """A generated field (ids behind `<MGEN>`) as a tidied score on the task's bars and tracks."""
+    if tokenizer.eos_token_id not in ids:
+        return None
     prompt = np.concatenate([task.prompt, ids[ids != tokenizer.pad_token_id]])
     score = parse_segment(tokenizer.vocabulary, prompt).generated
     asked = task.human
@@ -264,15 +324,19 @@ class Batch:
     temperature: float
     tasks: tuple[int, ...]
     seed: int
+    question: Question = SECTION
 
     def file(self, weights: str, seed: int) -> str:
         """Name of the file of its samples."""
-        content = json.dumps([self.split, self.kind, self.temperature, self.tasks, self.seed, weights, seed])
+        asked = list(dataclasses.astuple(self.question))
+        content = json.dumps([self.split, self.kind, self.temperature, self.tasks, self.seed, asked, weights, seed])
         return f"{self.split}-{self.kind.replace(' ', '_')}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.npz"
 
 
-def plan_batches(tasks: dict[str, list[Task]], sizes: dict[str, Sizes], size: int = 32) -> list[Batch]:
-    """All sampling there is to do, test first, temperatures by turns, so that an early end leaves a fair part.
+def plan_batches(
+    tasks: dict[str, list[Task]], sizes: dict[str, Sizes], size: int = 32, question: Question = SECTION
+) -> list[Batch]:
+    """All sampling of one question, test first, temperatures by turns, so that an early end leaves a fair part.
 
     Prompts of one batch have answers of about one length: a batch lasts as long as its longest.
     """
@@ -288,7 +352,7 @@ def plan_batches(tasks: dict[str, list[Task]], sizes: dict[str, Sizes], size: in
             parts = [tuple(places[i : i + size]) for i in range(0, len(places), size)]
             for rank, number in enumerate(np.random.default_rng(0).permutation(len(parts))):
                 first = -1 if kind == RANDOM else order * 1000 + rank
-                batches.append((first, Batch(split, kind, temperature, parts[number], len(batches))))
+                batches.append((first, Batch(split, kind, temperature, parts[number], len(batches), question)))
     return [batch for _, batch in sorted(batches, key=lambda pair: pair[0])]
 
 
@@ -314,8 +378,8 @@ def make(
     data: str | Path,
     cache: str | Path,
     model: str | Path = STARTER,
-    sizes: dict[str, Sizes] | None = None,
-    batch: int = 32,
+    sizes: dict[Question, dict[str, Sizes]] | None = None,
+    batch: int = 96,
     seed: int = 0,
     minutes: float = 0.0,
     without_starter: bool = False,
@@ -339,13 +403,17 @@ def make(
     tokenizer = MortmTokenizer.from_pretrained(model)
     vocabulary = tokenizer.vocabulary
     weights = weights_name(model)
+    stores = {split: build_store(data, SELECTION, split, cache) for split in SPLITS}
     tasks = {
-        split: choose_tasks(vocabulary, build_store(data, SELECTION, split, cache), sizes[split].human, seed)
-        for split in SPLITS
+        question: {
+            split: choose_tasks(vocabulary, stores[split], size.human, seed, question) for split, size in of.items()
+        }
+        for question, of in sizes.items()
     }
     samples = cache / "quality"
     samples.mkdir(parents=True, exist_ok=True)
-    batches = plan_batches(tasks, sizes, batch)
+    batches = [b for question, of in sizes.items() for b in plan_batches(tasks[question], of, batch, question)]
+    batches.sort(key=lambda b: (SPLITS[::-1].index(b.split), b.question.asked))  # test first, the short ones first
     if without_starter:
         batches = [b for b in batches if b.kind == RANDOM]
     trained = untrained = None
@@ -353,7 +421,7 @@ def make(
     found: list[tuple[str, Task, np.ndarray]] = []
     for one in tqdm(batches, desc="sampling", unit="batch", dynamic_ncols=True):
         path = samples / one.file("random" if one.kind == RANDOM else weights, seed)
-        rows = [tasks[one.split][i] for i in one.tasks]
+        rows = [tasks[one.question][one.split][i] for i in one.tasks]
         if not path.is_file() and time.monotonic() < until:
             if one.kind == RANDOM:
                 sampled = untrained = untrained or fastest(random_model(len(vocabulary), seed))
@@ -362,13 +430,15 @@ def make(
             scores = sample_fields(sampled, tokenizer, rows, one.temperature, seed=seed * 1000003 + one.seed)
             _write_fields(path, [None if s is None else field_of(vocabulary, s) for s in scores])
         if path.is_file():
-            found += [(one.kind, task, ids) for task, ids in zip(rows, _read_fields(path)) if len(ids)]
-    for split in SPLITS:
-        found += [("human", task, field_of(vocabulary, task.human)) for task in tasks[split]]
-        for kind, task, score in corrupted(tasks[split], sizes[split].corrupted, seed):
-            found.append((kind, task, field_of(vocabulary, score)))
+            kind = one.kind + one.question.name
+            found += [(kind, task, ids) for task, ids in zip(rows, _read_fields(path)) if len(ids)]
+    for question, of in sizes.items():
+        for split, given in tasks[question].items():
+            found += [(HUMAN + question.name, task, field_of(vocabulary, task.human)) for task in given]
+            for kind, task, score in corrupted(given, of[split].corrupted, seed):
+                found.append((kind + question.name, task, field_of(vocabulary, score)))
     examples = [
-        LabelledExample(ids, int(kind != "human"), task.song, task.cluster, task.split, kind, task.prompt)
+        LabelledExample(ids, int(not kind.startswith(HUMAN)), task.song, task.cluster, task.split, kind, task.prompt)
         for kind, task, ids in found
     ]
     result = LabelledData(NAMES, examples, vocabulary)
@@ -402,7 +472,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="folder of the training pack")
     parser.add_argument("--cache", required=True, help="folder for prepared stores, batches of samples and the set")
     parser.add_argument("--model", default=str(STARTER), help="checkpoint that is sampled; by default the starter")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(

@@ -6,11 +6,12 @@ Design decisions
 - `probe` trains a linear probe: the encoder is frozen, pooling is the mean and the hidden layer has no activation, so
   that what is found was linearly there. Otherwise all weights are trained. `scratch` gives the encoder of `init` fresh
   weights: the same model, data and budget without pretraining.
-- Classes are balanced in the loss (weights by frequency) or in the draw ("sampler": first the label, then the kind of
-  example, then one of these), or not at all.
+- Classes are balanced in the loss (weights by frequency) or in the draw ("label": first the label, then one of its
+  examples; "sampler": first the label, then the kind of example, then one of these), or not at all.
 - Two labels make one logit, that of the second label, trained with binary cross-entropy; more make a softmax.
 - Validation is by song (the mean of its windows' log-probabilities): macro-F1, or AUC where there is one logit. The
-  best model by it is kept in `best/` and becomes `final/`; the test split is not read here.
+  best model by it is kept in `best/` and becomes `final/`; the test split is not read here. Its windows have the form
+  of the training ones.
 
 Knows: labelled sets, the Trainer, scores of songs. Must not know: how windows are made, what a label means.
 """
@@ -51,7 +52,7 @@ from .trainer import PackTrainer, RunLog
 
 
 EPOCHS = 1 << 10
-BALANCES = ("loss", "sampler", "none")
+BALANCES = ("loss", "label", "sampler", "none")
 HALVES = ("first", "second")
 # how the windows of each set were cut: what a head trained on it hears in a pipeline
 SET_FORMS = {"folk": "merged", "genre": "merged", "drums": "drums", "quality": "tracks"}
@@ -84,7 +85,7 @@ class ClassifyArguments(PretrainArguments):
 
     probe: bool = field(default=False, metadata={"help": "linear probe: freeze the encoder"})
     scratch: bool = field(default=False, metadata={"help": "fresh weights in the encoder of init"})
-    class_balance: str = field(default="loss", metadata={"help": "loss, sampler or none"})
+    class_balance: str = field(default="loss", metadata={"help": "loss, label, sampler or none"})
     eval_every: int = field(default=100, metadata={"help": "steps between validations"})
 
 
@@ -163,15 +164,19 @@ def half_of(data: LabelledData, half: str) -> LabelledData:
 
 
 def draw_weights(data: LabelledData, balance: str) -> np.ndarray:
-    """`[n]` chance of each example to be drawn: equal, or for "sampler" equal labels, and equal kinds within them."""
-    if balance != "sampler":
-        return np.full(len(data), 1 / len(data))
-    kinds = np.unique(data.column("kind"), return_inverse=True)[1]
+    """`[n]` chance of each example to be drawn: for "label" equal labels, for "sampler" also equal kinds within them,
+    else all alike."""
     label = data.labels()
-    cell = label * (kinds.max() + 1) + kinds
-    cells, index, counts = np.unique(cell, return_inverse=True, return_counts=True)
-    kinds_of = np.bincount(cells // (kinds.max() + 1), minlength=label.max() + 1)
-    weights = 1 / (kinds_of[label] * counts[index])
+    if balance == "label":
+        weights = 1 / np.bincount(label)[label]
+    elif balance == "sampler":
+        kinds = np.unique(data.column("kind"), return_inverse=True)[1]
+        cell = label * (kinds.max() + 1) + kinds
+        cells, index, counts = np.unique(cell, return_inverse=True, return_counts=True)
+        kinds_of = np.bincount(cells // (kinds.max() + 1), minlength=label.max() + 1)
+        weights = 1 / (kinds_of[label] * counts[index])
+    else:
+        weights = np.ones(len(data))
     return weights / weights.sum()
 
 
@@ -395,7 +400,8 @@ def classify(
         where = {"data": recipe.data, "cache": recipe.cache or None, "tokenizer": tokenizer}
         sets = {split: labelled.load(recipe.set, split, **where) for split in ("train", "validation")}
     sets = {split: without(data, recipe.leave_out) for split, data in sets.items()}
-    train, validation = half_of(sets["train"], recipe.half), _some(sets["validation"], recipe.validation_windows)
+    train = half_of(sets["train"], recipe.half)
+    validation = labelled.in_form(_some(sets["validation"], recipe.validation_windows), recipe.form)
     for split, data in (("train", train), ("validation", validation)):
         if len(np.unique(data.labels())) < 2:
             raise TrainingError(f"the {split} windows of {recipe.set or 'the set'} have fewer than two labels")
@@ -422,7 +428,8 @@ def classify(
     if arguments.class_balance == "loss":
         counts = np.bincount(train.labels(), minlength=len(train.names))
         weights = torch.tensor(len(train) / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
-    chances = draw_weights(train, "sampler") if arguments.class_balance == "sampler" else None
+    drawn = arguments.class_balance in ("label", "sampler")
+    chances = draw_weights(train, arguments.class_balance) if drawn else None
     per_step = recipe.rows * int(np.mean([min(len(e.ids), recipe.max_length) for e in train.examples]))
     log = RunLog(
         folder,

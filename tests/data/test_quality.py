@@ -15,6 +15,7 @@ from tests.sample_songs import midi, store, write_pack
 
 VOCABULARY = MetricVocabulary.default()
 SIZES = {split: quality.Sizes(6, 6, 2, 3) for split in quality.SPLITS}
+QUESTIONS = {quality.SECTION: SIZES, quality.PHRASE: SIZES}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,30 @@ def test_tasks_ask_for_eight_whole_bars_behind_four(tasks):
     assert all(np.array_equal(a.prompt, b.prompt) for a, b in zip(tasks, again))
     other = quality.choose_tasks(VOCABULARY, store(6, bars=36), 9, seed=2)
     assert any(not np.array_equal(a.prompt, b.prompt) for a, b in zip(tasks, other))
+
+
+def test_phrases_are_two_bars_of_one_track_and_short():
+    phrases = quality.choose_tasks(VOCABULARY, store(6, bars=36), 9, seed=1, question=quality.PHRASE)
+    assert len(phrases) == 9
+    for task in phrases:
+        assert task.human.n_bars == 2 and task.human.n_tracks == 1
+        assert len(task.prompt) <= 128 and task.answer <= 96
+    assert len({int(t.human.programs[0]) for t in phrases}) > 1  # not always the first track
+
+
+def test_rows_that_are_too_long_are_left_out_and_the_last_ones_not_waited_for():
+    end = 2
+    longest = np.array([3, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9])
+    enough = quality._Enough(2, longest, end)
+    ids = torch.full((11, 6), 5)
+    assert enough(ids, None).tolist() == [True] + [False] * 10  # four tokens, three are allowed
+    ids[1:9, 4] = end
+    assert enough(ids, None).tolist() == [True] * 9 + [False] * 2
+    ids[9, 5] = end
+    assert enough(ids, None).all()  # ten of eleven
+    ids[:, :2] = end  # of the prompt
+    ids[:, 2:] = 5
+    assert not enough(ids, None)[1:].any()
 
 
 def test_corrupted_windows_keep_their_questions(tasks):
@@ -65,6 +90,7 @@ def test_an_answer_to_another_question_is_left_out(tasks):
     right = quality.answer_of(tokenizer, quality.field_of(VOCABULARY, task.human)[2:], task)
     assert np.array_equal(right.pitch, task.human.pitch)
     assert quality.answer_of(tokenizer, quality.field_of(VOCABULARY, other.human)[2:], task) is None
+    assert quality.answer_of(tokenizer, quality.field_of(VOCABULARY, task.human)[2:-1], task) is None  # not ended
 
 
 def test_batches_cover_every_task_once_and_begin_with_the_test_split(tasks):
@@ -98,14 +124,16 @@ def test_a_set_is_made_resumed_and_loaded(pack, tmp_path, monkeypatch):
     quality.random_model(len(VOCABULARY), seed=3).save_pretrained(model)
     MortmTokenizer().save_pretrained(model)
     cache = tmp_path / "cache"
-    made = quality.make(pack, cache, model, sizes=SIZES, batch=3)
+    monkeypatch.setattr(quality, "LONGEST", 20)  # random weights write longer bars than the songs have
+    made = quality.make(pack, cache, model, sizes=QUESTIONS, batch=3)
     kinds = set(made.column("kind"))
-    assert kinds == {"human", quality.RANDOM, *CORRUPTIONS, *(f"starter T={t}" for t in quality.TEMPERATURES)}
+    plain = {"human", quality.RANDOM, *CORRUPTIONS, *(f"starter T={t}" for t in quality.TEMPERATURES)}
+    assert kinds == plain | {f"{kind}, 2 bars" for kind in plain}
     for split in quality.SPLITS:
         part = made.split(split)
         assert {s.partition("/")[2] for s in part.column("song")} == {f"{split}.mid"}
-        human = [e for e in part.examples if e.kind == "human"]
-        assert all(e.label == (e.kind != "human") for e in part.examples)
+        human = [e for e in part.examples if e.kind.startswith("human")]
+        assert all(e.label == 1 - e.kind.startswith("human") for e in part.examples)
         for example in part.examples:
             validate([VOCABULARY.tokens[i] for i in example.full()])
             twin = next(h for h in human if np.array_equal(h.context, example.context))
@@ -116,12 +144,12 @@ def test_a_set_is_made_resumed_and_loaded(pack, tmp_path, monkeypatch):
             assert not np.isin(VOCABULARY.kind[example.ids], (TokenKind.VELOCITY, TokenKind.TEMPO)).any()
 
     monkeypatch.setattr(quality, "sample_fields", None)  # nothing is sampled a second time
-    again = quality.make(pack, cache, model, sizes=SIZES, batch=3)
+    again = quality.make(pack, cache, model, sizes=QUESTIONS, batch=3)
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(made.examples, again.examples))
     assert len(labels.load("quality", "test", cache=cache)) == len(made.split("test"))
     (model / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(Exception, match=r"sample|callable|header"):  # other weights: sampled anew
-        quality.make(pack, cache, model, sizes=SIZES, batch=3)
+        quality.make(pack, cache, model, sizes=QUESTIONS, batch=3)
 
 
 def test_refusals(tmp_path, capsys):

@@ -187,6 +187,9 @@ def test_draws_are_balanced_by_label_and_kind():
         for name in "ab":
             assert weights[(label == chosen) & (kind == name)].sum() == pytest.approx(0.25)
     assert np.ptp(draw_weights(data, "none")) == 0
+    by_label = draw_weights(data, "label")
+    assert [by_label[label == i].sum() for i in (0, 1)] == pytest.approx([0.5, 0.5])
+    assert all(np.ptp(by_label[label == i]) == 0 for i in (0, 1))
     batches = LabelledBatches(data, LabelRecipe(rows=4), 0, seed=1, weights=weights)
     drawn = torch.cat([batches[i]["labels"] for i in range(batches.per_epoch * 20)])
     assert drawn.float().mean() == pytest.approx(0.5, abs=0.06)
