@@ -9,12 +9,10 @@ Knows: shapes and options. Must not know: MIDI, clocks.
 
 from typing import ClassVar, Literal
 
-from huggingface_hub.dataclasses import strict
-
-from .configuration_mortm import MortmConfig
+from .configuration_mortm import MortmConfig, strict_configuration
 
 
-@strict
+@strict_configuration
 class MortmLiveConfig(MortmConfig):
     r"""Configuration of [`MortmLiveVision`] and [`MortmLiveForCausalGeneration`]: the options of [`MortmConfig`], and
 
@@ -31,6 +29,11 @@ class MortmLiveConfig(MortmConfig):
     """
 
     model_type = "mortm_live"
+    base_model_pp_plan = {
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+    base_model_fsdp_plan = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
 
     _auto_classes: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_mortm_live.MortmLiveConfig",

@@ -28,6 +28,16 @@ class VMortmConfig(MortmConfig):
     """
 
     model_type = "vmortm"
+    base_model_pp_plan = {
+        "patch_embedding": (["input_features"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+    base_model_fsdp_plan = {
+        "patch_embedding": "free_full_weight",
+        "layers.*": "free_full_weight",
+        "norm": "keep_full_weight",
+    }
 
     _auto_classes: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_vmortm.VMortmConfig",

@@ -143,6 +143,8 @@ class MortmLiveVision(MortmLivePreTrainedModel):
         self.encoder = MortmLiveEncoder(config)
         self.decoder = MortmLiveDecoder(config)
         self.post_init()
+        # the configuration's plans are about layers that it has not
+        self._tp_plan, self._ep_plan, self._pp_plan, self._fsdp_plan = {}, {}, {}, {}
 
     def encode(self, roll: torch.Tensor, eps: torch.Tensor | None = None):
         """Roll [batch, ticks, 128, slots * 2] -> (latent, mean, log variance), each [batch, hidden_size].
@@ -150,6 +152,7 @@ class MortmLiveVision(MortmLivePreTrainedModel):
         `eps` [batch, hidden_size] is the noise of the sample; without it one is drawn in training, and the latent is
         the mean outside.
         """
+        roll = roll.to(self.encoder.fc_mu.weight.dtype)  # rolls come in fp32, whatever the model is kept in
         mean, log_var = self.encoder(roll.permute(0, 3, 2, 1))
         if eps is None and self.training:
             eps = torch.randn_like(mean)
