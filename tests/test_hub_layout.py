@@ -60,15 +60,18 @@ base = AutoModel.from_pretrained(folder, **trust).eval()
 scores = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, **trust)
 ids = tokenizer(midi=[song], bars=(0, 2), return_tensors="pt")["input_ids"]
 with torch.no_grad():
-    torch.save({"ids": ids, "logits": model(ids).logits, "states": base(ids).last_hidden_state}, out + "/found.pt")
+    found = {"ids": ids, "logits": model(ids).logits, "states": base(ids).last_hidden_state}
 generate = pipeline("midi-generation", model=folder, device="cpu", **trust)
 first = generate(song, bars=2, seed=0)[0]
 open(out + "/made.mid", "wb").write(first["midi"])
 estimate = pipeline("chord-estimation", model=folder, device="cpu", **trust)
 chords = estimate(song, bars=(0, 2))[0]["chords"]
 generate.save_pretrained(out + "/again")
-text = pipeline("text-generation", model=model, tokenizer=tokenizer)
-said = text(tokenizer.decode(ids[0, :8]) + " ", max_new_tokens=3, do_sample=False, return_full_text=False)
+words = tokenizer.decode(ids[0, :8])
+text = pipeline("text-generation", model=folder, device="cpu", **trust)
+said = text(words + " ", max_new_tokens=3, do_sample=False, return_full_text=False)
+features = pipeline("feature-extraction", model=folder, device="cpu", **trust)(words, return_tensors=True)
+torch.save({**found, "features": features}, out + "/found.pt")
 json.dump(
     {
         "classes": [type(x).__name__ for x in (config, tokenizer, model, base, scores, generate, estimate)],
@@ -210,6 +213,8 @@ def test_fresh_interpreter_computes_the_same(fresh, model):
     with torch.no_grad():
         assert torch.equal(model(ids).logits, tensors["logits"])
         assert torch.equal(model.model(ids).last_hidden_state, tensors["states"])
+        want = model.model(ids[:, :8]).last_hidden_state
+    torch.testing.assert_close(tensors["features"], want, atol=1e-6, rtol=1e-5)
 
 
 def test_fresh_interpreter_makes_the_same_music(fresh, folder):

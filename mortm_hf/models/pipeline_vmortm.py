@@ -4,6 +4,7 @@ Design decisions
 - What was given is returned as it was (resampled), and only the new part is made from frames; both are joined by a
   short cross-fade, as the phases do not meet.
 - Only as many seconds of the end are heard as fit the context beside the answer.
+- Sounds of a batch are padded as frames, on the left, where a mask hides the padding.
 
 Knows: the feature extractor's methods, `generate`. Must not know: layers, Fourier transforms.
 """
@@ -57,9 +58,13 @@ class AudioContinuationPipeline(Pipeline):
 
     def preprocess(self, inputs, sampling_rate=None):
         wave = self.feature_extractor.read(inputs, sampling_rate)
-        return {"wave": wave, "features": torch.from_numpy(self.feature_extractor.frames(wave))[None]}
+        # one entry for both, so that a batch is a list of them: nothing of a sound is padded on the way
+        return {"sound": {"wave": wave, "features": torch.from_numpy(self.feature_extractor.frames(wave))}}
 
     def _forward(self, inputs, seconds=4.0, seed=None, stop_threshold=1.0, noise=0.0):
+        sounds = inputs["sound"]
+        many = isinstance(sounds, list)
+        sounds = sounds if many else [sounds]
         extractor, config = self.feature_extractor, self.model.config
         new = max(1, round(seconds * extractor.sampling_rate / extractor.hop_length))
         room = config.max_position_embeddings - -(-new // config.patch_size)
@@ -69,23 +74,26 @@ class AudioContinuationPipeline(Pipeline):
                 f"{seconds} seconds exceed the context: ask for at most {most / extractor.sampling_rate:.1f}",
                 "audio.too_long",
             )
-        generator = None
-        if noise:
-            generator = torch.Generator(device=self.device).manual_seed(seed or 0)
-        output = self.model.generate(
-            inputs["features"][:, -room * config.patch_size :],
-            max_new_frames=new,
-            stop_threshold=stop_threshold,
-            noise=noise,
-            generator=generator,
-        )
-        return {"wave": inputs["wave"], "output": output}
+        heard = [sound["features"][-room * config.patch_size :] for sound in sounds]
+        options = dict(max_new_frames=new, stop_threshold=stop_threshold, noise=noise)
+        # noise is drawn for a batch at once: one sound at a time, so that a seed's noise does not depend on the others
+        groups = [[frames] for frames in heard] if noise else [heard]
+        made = []
+        for group in groups:
+            generator = torch.Generator(device=self.device).manual_seed(seed or 0) if noise else None
+            features = torch.nn.utils.rnn.pad_sequence(group, batch_first=True, padding_side="left")
+            lengths = torch.tensor([len(frames) for frames in group], device=features.device)[:, None]
+            mask = torch.arange(features.shape[1], device=features.device) >= features.shape[1] - lengths
+            output = self.model.generate(features, mask.long(), generator=generator, **options)
+            for row, real, count in zip(output.features, output.attention_mask, output.new_frames):
+                made.append({"features": row[real.bool()], "new": int(count)})
+        results = [{"wave": sound["wave"], **one} for sound, one in zip(sounds, made)]
+        return {"result": results if many else results[0]}
 
     def postprocess(self, outputs, iterations=60, seed=0):
-        extractor, output = self.feature_extractor, outputs["output"]
-        real = output.features[0][output.attention_mask[0].bool()].float().cpu()
-        new = int(output.new_frames[0])
-        wave, given = outputs["wave"], real.shape[0] - new
+        extractor, result = self.feature_extractor, outputs["result"]
+        real, new, wave = result["features"].float().cpu(), result["new"], result["wave"]
+        given = real.shape[0] - new
         context = min(given, 32)  # frames before the new ones, so that the join lies inside one phase estimate
         made = extractor.to_audio(real[given - context :], iterations=iterations, seed=seed)[0]
         start = context * extractor.hop_length  # sample of the first new frame, were the given ones all sounded

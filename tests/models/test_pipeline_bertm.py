@@ -110,6 +110,21 @@ def test_bars_tracks_and_window(pipe):
         pipe(b"no midi")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("task", ["midi-classification", "midi-feature-extraction"])
+def test_precision_is_an_argument(task, dtype, folder):
+    exact, half = (mortm_hf.pipeline(task, model=folder, device="cpu", dtype=kind) for kind in (torch.float32, dtype))
+    assert {parameter.dtype for parameter in half.model.parameters()} == {dtype}
+    for result in half([SONG, SONG], batch_size=2):
+        want = exact(SONG)
+        if task == "midi-classification":
+            want, result = ({entry["label"]: entry["score"] for entry in one} for one in (want, result))
+            assert result == pytest.approx(want, abs=0.05)
+        else:
+            assert result["song"].dtype == np.float32
+            assert np.abs(result["song"] - want["song"]).max() < 0.05 * np.abs(want["song"]).max()
+
+
 @pytest.mark.parametrize("form", ["merged", "drums"])
 def test_the_form_is_that_of_the_checkpoint(form, tmp_path):
     folder_of(tmp_path, **labels(NAMES), window_form=form, window_bars=4)
