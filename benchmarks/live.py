@@ -8,7 +8,7 @@ before. Beside it stand the last chunk again and the same chunk of the bar befor
 validation split. F1 is pooled over notes; 95 % over songs, differences paired.
 
 "Alone": the model hears its own part as it plays it. Notes a bar of 4/4, their length and how many sound at a time are
-set beside what the composer wrote for that slot; a model that holds on to its notes shows here.
+set beside what the composer wrote for that slot; a model that holds on to its notes, or falls silent, shows here.
 
 Latency: one step of a session (hearing, model, events) with one thread. `--soak` plays a test song's part into a
 session by the wall clock (120 quarters a minute, cut 125 ms before a chunk ends) and counts what came too late.
@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 ONSETS = (0.1, 0.2, 0.3)
+ALONE = (0.4, 0.5)  # thresholds at which it plays alone: the density depends on them more than on anything else
 LEAD = 0.125
 
 
@@ -112,14 +113,15 @@ def texture(notes, rows, chunks: int, processor) -> np.ndarray:
     return np.array([rows.sum(), notes.duration[rows].sum(), chunks * processor.chunk_ticks], dtype=float)
 
 
-def alone(model, processor, kept, threshold: float, count: int) -> dict:
-    """How the model plays from what it played itself, beside the composer's part, over some windows."""
+def alone(model, processor, kept, threshold: float, count: int) -> dict[str, dict]:
+    """How the model plays from what it played itself, beside the composer's part: a report for each slot."""
     from tqdm import tqdm
 
     from mortm_hf.app.live_session import LiveSession, play_along
 
-    found: dict[str, list] = {"model": [], "composer": []}
-    for item in tqdm(kept[:: max(1, len(kept) // count)], desc="alone", unit="window"):
+    rows: dict[tuple[int, str], list] = {}
+    chosen = kept[:: max(1, len(kept) // count)] if count else kept
+    for item in tqdm(chosen, desc=f"alone, threshold {threshold}", unit="window"):
         slot, chunks = item["slot"], len(item["rolls"])
         human = processor.roll_to_notes(item["rolls"])
         if len(set(human.slot.tolist())) < 2:
@@ -127,14 +129,13 @@ def alone(model, processor, kept, threshold: float, count: int) -> dict:
         session = LiveSession(model, processor, play=(slot,), threshold=threshold)
         score = processor.roll_to_score(item["rolls"].reshape(-1, *item["rolls"].shape[2:]))
         both = play_along(session, score)
-        found["model"].append(texture(both, both.slot == slot, chunks, processor))
-        found["composer"].append(texture(human, human.slot == slot, chunks, processor))
-    bar = processor.ticks_per_measure
-    report = {"windows": len(found["model"])}
-    for name, rows in found.items():
-        notes, sounded, ticks = np.sum(rows, axis=0)
-        report[name] = {
-            "notes a bar": round(bar * notes / ticks, 2),
+        for name, notes in (("model", both), ("composer", human)):
+            rows.setdefault((slot, name), []).append(texture(notes, notes.slot == slot, chunks, processor))
+    report: dict[str, dict] = {}
+    for (slot, name), counted in sorted(rows.items()):
+        notes, sounded, ticks = np.sum(counted, axis=0).tolist()
+        report.setdefault(str(slot), {"windows": len(counted)})[name] = {
+            "notes a bar": round(processor.ticks_per_measure * notes / ticks, 2),
             "ticks a note": round(sounded / max(notes, 1), 1),
             "sounding at a time": round(sounded / ticks, 2),
         }
@@ -197,7 +198,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--model", default="", help="checkpoint folder; by default the bundled one")
     parser.add_argument("--recipe", default="live_small", help="names the corpora and the slots' tracks")
     parser.add_argument("--limit", type=int, default=0, help="songs of a split (0: all)")
-    parser.add_argument("--windows", type=int, default=60, help="windows in which the model plays alone")
+    parser.add_argument("--windows", type=int, default=0, help="windows in which the model plays alone (0: all)")
     parser.add_argument("--soak", type=float, default=0.0, help="minutes in real time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", default="build/live", help="folder for prepared stores")
@@ -256,8 +257,9 @@ def main(words: list[str] | None = None) -> int:
     result["f1 by slot"] = by_slot
     print("\nby slot: " + json.dumps(by_slot))
 
-    result["alone"] = alone(model, processor, kept["test"], best[0], options.windows)
-    print("alone: " + json.dumps(result["alone"]))
+    result["alone"] = {t: alone(model, processor, kept["test"], t, options.windows) for t in ALONE}
+    for threshold, report in result["alone"].items():
+        print(f"alone by slot, threshold {threshold}: " + json.dumps(report))
     result["latency"] = latency(model, processor, kept["test"][0])
     print("\nstep of a session, one thread: " + json.dumps(result["latency"]))
     if options.soak:
