@@ -202,8 +202,8 @@ class LiveSession:
 
         Args:
             now: seconds of the session's clock.
-            finished: called after the model's step, gives the clock's time then (to measure deadlines); without it
-                a step takes no time.
+            finished: called after the model's step, gives the clock's time then (to measure latencies and
+                deadlines); without it a step takes no time, and no latency is kept.
         """
         answer: list[LiveEvent] = []
         behind = int((self.tick_of(now) - self._chunk * self.ticks) // self.ticks)
@@ -218,7 +218,8 @@ class LiveSession:
             events = self._answer(roll)
             done = finished() if finished is not None else now
             self.statistics.chunks += 1
-            self.statistics.latencies.append(max(0.0, done - max(cut, now)))
+            if finished is not None:
+                self.statistics.latencies.append(max(0.0, done - max(cut, now)))
             if done > self.time_of(self._chunk * self.ticks):
                 self.statistics.misses += 1
             answer += events
