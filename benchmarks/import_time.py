@@ -3,6 +3,7 @@
     python benchmarks/import_time.py [--repeats 7]
 
 `names` also touches the Auto classes afterwards, which is when our classes are loaded and registered.
+Exit status 1 if `import mortm_hf` takes twice the time of `import transformers` or more.
 """
 
 import argparse
@@ -21,7 +22,7 @@ CASES = {
 }
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
@@ -34,7 +35,8 @@ def main():
     median = {name: statistics.median(values) for name, values in seconds.items()}
     for name, value in median.items():
         print(f"{name:20s} {value:6.2f} s  {value / median['transformers']:5.2f} x import transformers")
+    return int(median["mortm_hf"] >= 2 * median["transformers"])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
