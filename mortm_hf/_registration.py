@@ -51,7 +51,10 @@ AUTO_CLASSES = {
         ("AutoFeatureExtractor", "feature_extraction_vmortm", "VMortmFeatureExtractor"),
         ("AutoFeatureExtractor", "processing_mortm_live", "MortmLiveProcessor"),
     ],
-    f"{_AUTO}.processing_auto": [("AutoProcessor", "processing_mortm_live", "MortmLiveProcessor")],
+    f"{_AUTO}.processing_auto": [
+        ("AutoProcessor", "feature_extraction_vmortm", "VMortmFeatureExtractor"),
+        ("AutoProcessor", "processing_mortm_live", "MortmLiveProcessor"),
+    ],
 }
 # module of classes that read the inputs -> configurations of the models that they read for
 READERS = {

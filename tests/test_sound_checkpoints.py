@@ -39,7 +39,8 @@ model = AutoModel.from_pretrained(partner, **trust).eval()
 rolls = AutoProcessor.from_pretrained(partner, **trust)(song, return_tensors="pt")["rolls"][:, :6]
 with torch.inference_mode():
     logits = model(rolls).logits
-names = [auto.from_pretrained(sound, **trust) for auto in (AutoModelForTextToSpectrogram, AutoFeatureExtractor)]
+autos = (AutoModelForTextToSpectrogram, AutoFeatureExtractor, AutoProcessor)
+names = [auto.from_pretrained(sound, **trust) for auto in autos]
 print("JSON" + json.dumps({
     "new": len(made["new_audio"]), "level": float(np.abs(made["new_audio"]).max()), "logits": float(logits.sum()),
     "classes": [type(x).__name__ for x in (*names, model)], "package": "mortm_hf" in sys.modules,
@@ -76,6 +77,16 @@ def test_without_the_package(tmp_path):
     rolls = mortm_hf.MortmLiveProcessor.from_pretrained(mortm_hf.MORTM_LIVE)(str(SONG), return_tensors="pt")["rolls"]
     with torch.inference_mode():
         assert float(model(rolls[:, :6]).logits.sum()) == pytest.approx(told["logits"], rel=1e-4)
+
+
+def test_the_readers_are_known_where_the_package_is_installed(monkeypatch):
+    """Nobody is asked whether the folder's own code may run."""
+    from transformers import AutoFeatureExtractor, AutoProcessor
+
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("asked"))
+    for auto in (AutoFeatureExtractor, AutoProcessor):
+        assert type(auto.from_pretrained(mortm_hf.VMORTM)) is mortm_hf.VMortmFeatureExtractor
+        assert type(auto.from_pretrained(mortm_hf.MORTM_LIVE)) is mortm_hf.MortmLiveProcessor
 
 
 def minute(session, notes):

@@ -44,6 +44,7 @@ class VMortmConfig(MortmConfig):
         "AutoModel": "modeling_vmortm.VMortmModel",
         "AutoModelForTextToSpectrogram": "modeling_vmortm.VMortmForSpectrogramGeneration",
         "AutoFeatureExtractor": "feature_extraction_vmortm.VMortmFeatureExtractor",
+        "AutoProcessor": "feature_extraction_vmortm.VMortmFeatureExtractor",
     }
     _pipelines: ClassVar[dict[str, dict]] = {
         "audio-continuation": {

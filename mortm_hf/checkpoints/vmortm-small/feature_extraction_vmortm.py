@@ -55,7 +55,8 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         padding_side: str = "left",
         **kwargs,
     ):
-        kwargs.setdefault("auto_map", {"AutoFeatureExtractor": "feature_extraction_vmortm.VMortmFeatureExtractor"})
+        name = "feature_extraction_vmortm.VMortmFeatureExtractor"
+        kwargs.setdefault("auto_map", {"AutoFeatureExtractor": name, "AutoProcessor": name})
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,
