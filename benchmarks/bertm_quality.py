@@ -29,11 +29,6 @@ sys.path.insert(0, str(ROOT))
 HUMAN, ALL = "human", "all"
 
 
-def question_of(kind: str) -> str:
-    """The suffix of a kind that names what was asked: "" for eight bars, ", 2 bars"."""
-    return kind[len(kind.partition(", ")[0]) :]
-
-
 def machine_logits(folder: str, data) -> np.ndarray:
     """`[n]` logit of "machine" of a trained judge."""
     from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
@@ -85,12 +80,10 @@ def main(words: list[str] | None = None) -> int:
             e for e in data.examples if e.split != "test" or (left.update([e.kind]) or left[e.kind]) <= options.limit
         ]
         data = replace(data, examples=chosen_rows)
-    kinds = dict.fromkeys(data.column("kind").tolist())
-    questions = [k[len(HUMAN) :] for k in kinds if k.startswith(HUMAN)]
     result: dict = {"chosen": {}, "auc": {}, "calibration": {}}
     curves: dict = {}
-    for question in questions:
-        part = data.of_kinds(k for k in kinds if question_of(k) == question)
+    for word, question in labels.QUESTIONS.items():
+        part = labels.of_question(data, word)
         test, train = part.split("test"), part.split("train").labels()
         kind, cluster, positive = test.column("kind"), test.column("cluster"), test.labels() == 1
         bag, chosen = bag_logits(part, options.seed)

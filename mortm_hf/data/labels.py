@@ -25,14 +25,17 @@ import numpy as np
 
 from ..models.metric_grid import COMMON_TIME, BarTable
 from ..models.metric_score import MetricScore
-from ..models.metric_vocabulary import DRUMS, METER_TICKS, MetricVocabulary, TokenKind
+from ..models.metric_vocabulary import DRUMS, KEY_NAMES, METER_TICKS, MetricVocabulary, TokenKind
 from ..models.window_bertm import bare_segment, clip_durations, merge_tracks
+from .annotations import transpose_key
 from .manifest import CorpusFilter, Selection, SongFile, read_manifest
 from .store import Song, build_store
 
 
 LEAST_SONGS = 20
 SETS = ("folk", "drums", "genre", "quality")
+# what the windows of the quality set answer, and how the names of their kinds end
+QUESTIONS = {"section": "", "phrase": ", 2 bars"}
 FOLK_STYLES = ("reel", "jig", "hornpipe", "waltz", "morris")  # kinds with at least 20 train songs, mixed ones left out
 DRUM_STYLES = ("rock", "jazz", "latin", "funk")  # styles that the test split holds more than once
 GENRE_CLASSES = ("pop", "folk", "chorale", "lied", "songbook", "game")
@@ -202,6 +205,21 @@ def load(
     return labelled_windows(build, splits, data, cache, vocabulary, **options)
 
 
+def of_question(data: LabelledData, question: str) -> LabelledData:
+    """The windows of a quality set that answer one question ("section": eight bars, "phrase": two bars of one track);
+    "" keeps all.
+
+    Raises:
+        ValueError: another word.
+    """
+    if not question:
+        return data
+    if question not in QUESTIONS:
+        raise ValueError(f"question is one of {', '.join(QUESTIONS)}, got {question!r}")
+    kept = [e for e in data.examples if e.kind[len(e.kind.partition(", ")[0]) :] == QUESTIONS[question]]
+    return replace(data, examples=kept)
+
+
 def in_form(data: LabelledData, form: str) -> LabelledData:
     """Windows of a quality set as bare fields, behind their prompts, or by turns of each label one and the other."""
     if form == "field":
@@ -360,7 +378,7 @@ def duple_passages(score: MetricScore) -> list[MetricScore]:
 
 
 def transpose_ids(vocabulary: MetricVocabulary, ids: np.ndarray, semitones: int) -> np.ndarray:
-    """Ids with their pitches moved (not those of drum tracks); unmoved where a pitch would leave 0..127."""
+    """Ids with their pitches and keys moved (not pitches of drum tracks); unmoved where a pitch would leave 0..127."""
     kind = vocabulary.kind[ids]
     place = np.arange(len(ids))
     head = np.maximum.accumulate(np.where(kind == TokenKind.INSTRUMENT, place, 0))
@@ -371,4 +389,7 @@ def transpose_ids(vocabulary: MetricVocabulary, ids: np.ndarray, semitones: int)
         return ids
     out = ids.copy()
     out[moved] = vocabulary.lookup(TokenKind.PITCH)[pitch]
+    for at in np.flatnonzero(kind == TokenKind.KEY):  # one, of a header
+        name = transpose_key(KEY_NAMES[vocabulary.value[ids[at]]], semitones)
+        out[at] = vocabulary.lookup(TokenKind.KEY)[KEY_NAMES.index(name)]
     return out

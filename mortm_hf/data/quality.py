@@ -37,7 +37,7 @@ from ..models.metric_score import MetricScore
 from ..models.metric_vocabulary import GENRES, MetricVocabulary
 from ..models.midi_codec import parse_segment
 from .corruptions import CORRUPTIONS, corrupt, tidy
-from .labels import LabelledData, LabelledExample, bare_segment
+from .labels import QUESTIONS, LabelledData, LabelledExample, bare_segment
 from .manifest import CorpusFilter, Selection
 from .store import ScoreStore, build_store
 
@@ -76,11 +76,11 @@ class Question:
     tracks: int = 4
     prompt: int = 1024
     answer: int = 640
-    name: str = ""
+    name: str = QUESTIONS["section"]
 
 
 SECTION = Question()
-PHRASE = Question(asked=2, tracks=1, prompt=128, answer=96, name=", 2 bars")
+PHRASE = Question(asked=2, tracks=1, prompt=128, answer=96, name=QUESTIONS["phrase"])
 
 
 @dataclass(frozen=True)

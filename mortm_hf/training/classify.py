@@ -72,6 +72,7 @@ class LabelRecipe:
     half: str = field(
         default="", metadata={"help": "first or second: train on half of the songs, for judges that share no music"}
     )
+    question: str = field(default="", metadata={"help": "quality: section or phrase, to train on these alone"})
     form: str = field(default="field", metadata={"help": "quality: field, full (behind its prompt) or mixed"})
     augment: bool = field(default=False, metadata={"help": "move windows by -5 to 6 semitones"})
     rows: int = field(default=16, metadata={"help": "windows of a batch"})
@@ -399,6 +400,10 @@ def classify(
     if sets is None:
         where = {"data": recipe.data, "cache": recipe.cache or None, "tokenizer": tokenizer}
         sets = {split: labelled.load(recipe.set, split, **where) for split in ("train", "validation")}
+    try:
+        sets = {split: labelled.of_question(data, recipe.question) for split, data in sets.items()}
+    except ValueError as error:
+        raise TrainingError(str(error)) from None
     sets = {split: without(data, recipe.leave_out) for split, data in sets.items()}
     train = half_of(sets["train"], recipe.half)
     validation = labelled.in_form(_some(sets["validation"], recipe.validation_windows), recipe.form)
@@ -414,7 +419,7 @@ def classify(
         "init": os.path.basename(os.path.normpath(arguments.init)) if arguments.init else "",
         **{name: getattr(arguments, name) for name in ("probe", "scratch", "class_balance", "seed")},
     }
-    same_run(folder, stated, arguments.fresh, later={"data": {"half": ""}})
+    same_run(folder, stated, arguments.fresh, later={"data": {"half": "", "question": ""}})
     if arguments.fresh:
         shutil.rmtree(folder / "best", ignore_errors=True)
     model = build_classifier(section, train.names, recipe.set, arguments)
