@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from ..models.metric_score import MetricScore
 from ..models.metric_vocabulary import METERS
+from .errors import DataError
 from .packing import generator
 from .store import ScoreStore
 
@@ -54,6 +55,9 @@ class RollWindows(Dataset):
         silence: the largest share of chunks in which the input lacks what the played slot plays (the share is drawn
             for each window, from 0 on). A model that has always heard the true past of its own part holds on to its
             own mistakes when it plays.
+
+    Raises:
+        DataError: no song has tracks in two slots.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class RollWindows(Dataset):
                 self.slots.append(slot)
                 weights.append(score.bars.end)
         if not self.scores:
-            raise ValueError("no song has tracks in two slots: check the recipe's slots against the corpora")
+            raise DataError("no song has tracks in two slots: check the recipe's slots against the corpora")
         self.share = np.array(weights, dtype=float) / sum(weights)
 
     def __len__(self) -> int:

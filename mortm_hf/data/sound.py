@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ..models.errors_mortm import MidiError
 from ..models.midi_files import to_midi_score
+from .errors import DataError
 from .packing import generator
 from .store import ScoreStore
 from .synthesis import synthesize
@@ -62,8 +63,8 @@ class SoundStore:
         return float(values.mean()), float(values.std())
 
 
-def choose_pieces(store: ScoreStore, minutes: float, bars: int = 16, seed: int = 0) -> list[tuple[int, SoundPiece]]:
-    """(index of the song, piece) in the order in which they are rendered; more than the minutes will need."""
+def choose_pieces(store: ScoreStore, bars: int = 16, seed: int = 0) -> list[tuple[int, SoundPiece]]:
+    """(index of the song, piece) of every song, in the order in which they are rendered."""
     rng = generator(seed, 0x50D)
     order = rng.permutation(len(store))
     lengths = store.n_bars()
@@ -101,10 +102,10 @@ def build_sound(
     Pieces that cannot be rendered are listed in `skipped`.
 
     Raises:
-        AudioError: no soundfont. ValueError: no songs.
+        AudioError: no soundfont. DataError: no songs, or none that can be rendered.
     """
     if not len(store):
-        raise ValueError("no song to render: check the recipe's corpora against the manifest")
+        raise DataError("no song to render: check the recipe's corpora against the manifest")
     stated = {"extractor": extractor.to_dict(), "minutes": minutes, "bars": bars, "seed": seed}
     stated["songs"] = store.labels("path")
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -114,7 +115,7 @@ def build_sound(
     wanted = minutes * 60 * extractor.sampling_rate / extractor.hop_length
     parts, pieces, skipped, total = [], [], [], 0
     with tqdm(total=int(wanted), desc="rendering", unit="frame") as bar:
-        for index, piece in choose_pieces(store, minutes, bars, seed):
+        for index, piece in choose_pieces(store, bars, seed):
             if total >= wanted:
                 break
             try:
@@ -126,6 +127,8 @@ def build_sound(
             pieces.append(piece)
             total += len(frames)
             bar.update(len(frames))
+    if not parts:
+        raise DataError(f"no song could be rendered; the first: {skipped[0][1] if skipped else 'minutes is 0'}")
     made = SoundStore(np.concatenate(parts), np.cumsum([0, *map(len, parts)]), tuple(pieces), tuple(skipped))
     _save(made, path)
     return made

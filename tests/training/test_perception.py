@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from mortm_hf import (
+    MidiError,
     MortmLiveConfig,
     MortmLiveForCausalGeneration,
     MortmLiveProcessor,
     VMortmFeatureExtractor,
     VMortmForSpectrogramGeneration,
 )
+from mortm_hf.data.errors import DataError
 from mortm_hf.data.rolls import RollWindows, assign
 from mortm_hf.data.sound import SoundWindows, build_sound
 from mortm_hf.training import audio, live
@@ -110,6 +112,16 @@ def test_sound_is_rendered_once_and_windows_are_pure(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*partial*"))
 
 
+def test_songs_that_cannot_be_rendered_are_refused_with_the_reason(tmp_path, monkeypatch):
+    def silent(*_, **__):
+        raise MidiError("it is silent", "midi.empty")
+
+    monkeypatch.setattr("mortm_hf.data.sound.wave_of", silent)
+    with pytest.raises(DataError, match=r"no song could be rendered.*it is silent"):
+        build_sound(SONGS, VMortmFeatureExtractor(feature_size=20, sampling_rate=8000), 0.3, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_rolls_hold_the_notes_of_their_windows():
     processor = MortmLiveProcessor(instruments=[73, 0])
     score = SONGS[0].score
@@ -167,7 +179,7 @@ def test_what_was_silenced_is_predicted_but_not_reconstructed():
 
 
 def test_songs_without_two_slots_are_refused():
-    with pytest.raises(ValueError, match="two slots"):
+    with pytest.raises(DataError, match="two slots"):
         RollWindows(SONGS, MortmLiveProcessor(instruments=[73, 0]), [{"names": ["none"]}, {}], 12, 2, 5)
 
 
