@@ -73,7 +73,9 @@ class LabelRecipe:
         default="", metadata={"help": "first or second: train on half of the songs, for judges that share no music"}
     )
     question: str = field(default="", metadata={"help": "quality: section or phrase, to train on these alone"})
-    form: str = field(default="field", metadata={"help": "quality: field, full (behind its prompt) or mixed"})
+    form: str = field(
+        default="field", metadata={"help": "quality: field, full (behind its prompt) or mixed (batches of either)"}
+    )
     augment: bool = field(default=False, metadata={"help": "move windows by -5 to 6 semitones"})
     rows: int = field(default=16, metadata={"help": "windows of a batch"})
     max_length: int = field(default=1024, metadata={"help": "longer windows are cut, in training and validation"})
@@ -219,14 +221,15 @@ class LabelledBatches(Dataset):
         batches = self._batches(epoch)
         chosen = batches[number % len(batches)]
         rng = generator(self.seed, epoch, number, 0xF0A1)
-        rows = [self._row(int(i), rng)[: self.recipe.max_length] for i in chosen]
+        # all rows of a batch in one form: bare windows beside whole rows would be mostly padding
+        whole = {"field": False, "full": True}.get(self.recipe.form)
+        whole = bool(rng.random() < 0.5) if whole is None else whole
+        rows = [self._row(int(i), whole, rng)[: self.recipe.max_length] for i in chosen]
         ids, mask = pad_rows(rows, self.pad)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[chosen])}
 
-    def _row(self, index: int, rng: np.random.Generator) -> np.ndarray:
+    def _row(self, index: int, whole: bool, rng: np.random.Generator) -> np.ndarray:
         example = self.data.examples[index]
-        whole = {"field": False, "full": True}.get(self.recipe.form)
-        whole = bool(rng.random() < 0.5) if whole is None else whole
         shift = int(rng.integers(-5, 7)) if self.recipe.augment else 0
         ids = example.full() if whole else example.ids
         if len(ids) > self.recipe.max_length:  # rather without its prompt than without its end

@@ -58,10 +58,11 @@ _NOT_OURS = {
 
 @dataclass
 class ModelSection:
-    """Who learns."""
+    """Who learns, and from whom."""
 
     policy: str = field(default="", metadata={"help": "MORTM folder or repository; empty: the bundled starter"})
     reference: str = field(default="", metadata={"help": "what the KL is measured to; empty: the policy"})
+    judge: str = field(default="", metadata={"help": "BERTM folder, over those that the reward's judges name"})
     resume: str = field(default="", metadata={"help": "saved pair (policy and value/) to go on from"})
     critic_layers: int = field(default=0, metadata={"help": "lowest layers of the policy in the critic; 0: all"})
     critic_hidden: int = field(default=0, metadata={"help": "width of a hidden layer in the critic's head; 0: none"})
@@ -214,6 +215,12 @@ def read_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
         reward = RewardSection(**given["reward"])
     except Exception as error:
         raise RlmfError(f"{file}: {' '.join(str(error).split())[:300]}") from None
+    judges = [term for term in reward.terms if isinstance(term, dict) and term.get("kind") == "judge"]
+    if model.judge and not judges:
+        raise RlmfError(f"{file}: judge is given, but the reward has no term of the kind judge")
+    if model.judge:
+        for term in judges:
+            term["model"] = model.judge
     if run.algorithm not in ALGORITHMS:
         raise RlmfError(f"{file}: no algorithm {run.algorithm!r}; there are {', '.join(ALGORITHMS)}")
     if reward.clip is not None and not (len(reward.clip) == 2 and reward.clip[0] < reward.clip[1]):

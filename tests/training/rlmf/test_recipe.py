@@ -62,6 +62,14 @@ def test_refusals_name_the_field(tmp_path, text, words, match):
         read_recipe(write(tmp_path, text), words)
 
 
+def test_a_judge_of_ones_own_takes_the_place_of_the_recipes():
+    terms = read_recipe("rlmf_quality", ["--judge", "mine"]).reward.terms
+    assert [t["model"] for t in terms if t["kind"] == "judge"] == ["mine"]
+    assert [t["model"] for t in read_recipe("rlmf_quality").reward.terms if t["kind"] == "judge"] == ["BERTM_QUALITY"]
+    with pytest.raises(RlmfError, match="no term of the kind judge"):
+        read_recipe("rlmf_rules", ["--judge", "mine"])
+
+
 def test_unknown_training_fields_are_refused(tmp_path):
     pytest.importorskip("trl")
     with pytest.raises(RlmfError, match="kl_coefficient"):
