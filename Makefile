@@ -51,7 +51,7 @@ test-slow: $(STAMP)
 	$(MAKE) test-oldest
 
 test-oldest: $(OLDEST_STAMP)
-	$(ENV) $(OLDEST)/bin/python -m pytest -q -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(ENV) $(OLDEST)/bin/python -m pytest -q -m "not slow and not gpu" -o cache_dir=.pytest_cache/oldest $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
