@@ -8,6 +8,9 @@ Design decisions
   weights: the same model, data and budget without pretraining.
 - Classes are balanced in the loss (weights by frequency) or in the draw ("label": first the label, then one of its
   examples; "sampler": first the label, then the kind of example, then one of these), or not at all.
+- `pairs` sets every machine window beside the human one that answers the same prompt, moved alike: what the two share
+  (song, texture, key) cancels in the gradient, and a second term ranks them (Bradley and Terry 1952, as reward models
+  are trained).
 - Two labels make one logit, that of the second label, trained with binary cross-entropy; more make a softmax.
 - Validation is by song (the mean of its windows' log-probabilities): macro-F1, or AUC where there is one logit. The
   best model by it is kept in `best/` and becomes `final/`; the test split is not read here. Its windows have the form
@@ -76,6 +79,7 @@ class LabelRecipe:
     form: str = field(
         default="field", metadata={"help": "quality: field, full (behind its prompt) or mixed (batches of either)"}
     )
+    pairs: bool = field(default=False, metadata={"help": "quality: draw machine windows with their human twins"})
     augment: bool = field(default=False, metadata={"help": "move windows by -5 to 6 semitones"})
     rows: int = field(default=16, metadata={"help": "windows of a batch"})
     max_length: int = field(default=1024, metadata={"help": "longer windows are cut, in training and validation"})
@@ -183,6 +187,21 @@ def draw_weights(data: LabelledData, balance: str) -> np.ndarray:
     return weights / weights.sum()
 
 
+def twins_of(data: LabelledData) -> np.ndarray:
+    """`[n]` place of the human window that answers the prompt of each machine window, -1 where there is none.
+
+    Raises:
+        TrainingError: no window has one.
+    """
+    label = data.labels()
+    key = [(e.song, e.context.tobytes()) for e in data.examples]
+    human = {key[i]: i for i, e in enumerate(data.examples) if label[i] == 0 and len(e.context)}
+    twins = np.array([human.get(key[i], -1) if label[i] else -1 for i in range(len(data))])
+    if not (twins >= 0).any():
+        raise TrainingError("pairs need windows of two origins behind the same prompts: only the quality set has them")
+    return twins
+
+
 class LabelledBatches(Dataset):
     """Batches of labelled windows: item `i` depends on (seed, epoch, i) only.
 
@@ -194,9 +213,14 @@ class LabelledBatches(Dataset):
 
     def __init__(self, data: LabelledData, recipe: LabelRecipe, pad: int, seed: int = 0, weights=None):
         self.data, self.recipe, self.pad, self.seed, self.weights = data, recipe, pad, seed, weights
-        self.per_epoch = max(1, len(data) // recipe.rows)
         self.lengths = np.array([len(e.ids) for e in data.examples])
         self.labels = data.labels()
+        self.twins, self.rows = None, recipe.rows
+        if recipe.pairs:
+            self.twins, self.rows = twins_of(data), recipe.rows // 2
+            paired = (self.twins >= 0) * (np.ones(len(data)) if weights is None else weights)
+            self.weights = paired / paired.sum()
+        self.per_epoch = max(1, len(data) // recipe.rows)
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
     def __len__(self) -> int:
@@ -204,9 +228,9 @@ class LabelledBatches(Dataset):
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         if self._epoch[0] != epoch:
-            rng, rows = generator(self.seed, epoch, 0xB47C), self.recipe.rows
-            n = len(self.data)
-            order = rng.permutation(n) if self.weights is None else rng.choice(n, size=n, p=self.weights)
+            rng, rows = generator(self.seed, epoch, 0xB47C), self.rows
+            n = self.per_epoch * rows if self.twins is not None else len(self.data)
+            order = rng.permutation(n) if self.weights is None else rng.choice(len(self.data), size=n, p=self.weights)
             batches = []
             for at in range(0, n, rows * self.POOL):
                 pool = order[at : at + rows * self.POOL]
@@ -224,13 +248,17 @@ class LabelledBatches(Dataset):
         # all rows of a batch in one form: bare windows beside whole rows would be mostly padding
         whole = {"field": False, "full": True}.get(self.recipe.form)
         whole = bool(rng.random() < 0.5) if whole is None else whole
-        rows = [self._row(int(i), whole, rng)[: self.recipe.max_length] for i in chosen]
+        shifts = rng.integers(-5, 7, len(chosen)) if self.recipe.augment else np.zeros(len(chosen), dtype=int)
+        if self.twins is not None:
+            chosen, shifts = np.concatenate([chosen, self.twins[chosen]]), np.tile(shifts, 2)
+        rows = [
+            self._row(i, whole, shift)[: self.recipe.max_length] for i, shift in zip(chosen.tolist(), shifts.tolist())
+        ]
         ids, mask = pad_rows(rows, self.pad)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[chosen])}
 
-    def _row(self, index: int, whole: bool, rng: np.random.Generator) -> np.ndarray:
+    def _row(self, index: int, whole: bool, shift: int) -> np.ndarray:
         example = self.data.examples[index]
-        shift = int(rng.integers(-5, 7)) if self.recipe.augment else 0
         ids = example.full() if whole else example.ids
         if len(ids) > self.recipe.max_length:  # rather without its prompt than without its end
             ids = example.ids
@@ -241,12 +269,13 @@ class ClassifyTrainer(PackTrainer):
     """`Trainer` with class weights and one logit for two labels.
 
     Args:
-        class_weights: `[labels]` weight of each class in the loss, or None.
+        class_weights: `[labels]` weight of each class in the loss, or None. pairs: a batch holds machine windows, then
+            their human twins.
     """
 
-    def __init__(self, *args, class_weights: torch.Tensor | None = None, **kwargs):
+    def __init__(self, *args, class_weights: torch.Tensor | None = None, pairs: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
-        self.class_weights = class_weights
+        self.class_weights, self.pairs = class_weights, pairs
         self.model_accepts_loss_kwargs = False  # the loss is a mean over windows, not over tokens
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -257,6 +286,9 @@ class ClassifyTrainer(PackTrainer):
         if logits.shape[-1] == 1:
             each = None if weights is None else weights[labels]
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits[:, 0], labels.float(), weight=each)
+            if self.pairs:
+                machine, human = logits[:, 0].chunk(2)
+                loss = loss + torch.nn.functional.softplus(human - machine).mean()
         else:
             loss = torch.nn.functional.cross_entropy(logits, labels, weight=weights)
         return (loss, outputs) if return_outputs else loss
@@ -422,7 +454,7 @@ def classify(
         "init": os.path.basename(os.path.normpath(arguments.init)) if arguments.init else "",
         **{name: getattr(arguments, name) for name in ("probe", "scratch", "class_balance", "seed")},
     }
-    same_run(folder, stated, arguments.fresh, later={"data": {"half": "", "question": ""}})
+    same_run(folder, stated, arguments.fresh, later={"data": {"half": "", "question": "", "pairs": False}})
     if arguments.fresh:
         shutil.rmtree(folder / "best", ignore_errors=True)
     model = build_classifier(section, train.names, recipe.set, arguments)
@@ -454,6 +486,7 @@ def classify(
         processing_class=tokenizer,
         callbacks=[log],
         class_weights=weights,
+        pairs=recipe.pairs,
     )
     trainer.add_callback(
         SongValidation(log, folder, validation, arguments.eval_every, recipe.max_length, trainer.save_model)

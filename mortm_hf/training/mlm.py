@@ -63,6 +63,27 @@ def read_mlm_recipe(
     return section, pieces, MaskingRecipe(**masking), recipe, arguments
 
 
+def _loaded(kind, init: str, **options):
+    try:
+        return kind.from_pretrained(init, **options)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"cannot load a model from {init}: {reason}") from None
+
+
+def _build(section: dict, vocab_size: int, arguments: PretrainArguments) -> BertmForMaskedLM:
+    """A fresh model of the recipe, or the one of `init`, which must be of the recipe's size."""
+    options = {"attn_implementation": arguments.attention or None}
+    if not arguments.init:
+        return BertmForMaskedLM._from_config(BertmConfig(vocab_size=vocab_size, **section), **options)
+    model = _loaded(BertmForMaskedLM, arguments.init, dtype=torch.float32, **options)
+    found = {name: getattr(model.config, name) for name in section}
+    other = [f"{name} {found[name]}, not {value}" for name, value in section.items() if found[name] != value]
+    if other:
+        raise TrainingError(f"{arguments.init} is another model than the recipe's: {'; '.join(other)}")
+    return model
+
+
 def pretrain_mlm(
     section: dict,
     pieces: dict,
@@ -92,8 +113,10 @@ def pretrain_mlm(
         "data": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in _MAY_CHANGE},
         "seed": arguments.seed,
     }
+    if arguments.init:
+        stated["init"] = str(arguments.init)
     same_run(folder, stated, arguments.fresh)
-    tokenizer = MortmTokenizer()
+    tokenizer = _loaded(MortmTokenizer, arguments.init) if arguments.init else MortmTokenizer()
     vocabulary = tokenizer.vocabulary
     if stores is None:
         if not recipe.data:
@@ -109,8 +132,7 @@ def pretrain_mlm(
     transformers.set_seed(arguments.seed)
     if arguments.attention == attention.NAME:
         attention.register()
-    config = BertmConfig(vocab_size=len(vocabulary), **section)
-    model = BertmForMaskedLM._from_config(config, attn_implementation=arguments.attention or None)
+    model = _build(section, len(vocabulary), arguments)
     if arguments.experts_implementation:
         model.set_experts_implementation(arguments.experts_implementation)
 

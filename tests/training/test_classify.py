@@ -1,12 +1,13 @@
 """Fine-tuning the classifier: balance, batches, probe, scratch, resuming, what is said of songs."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from mortm_hf.data.labels import LabelledData, LabelledExample
+from mortm_hf.data.labels import LabelledData, LabelledExample, transpose_ids
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.metric_vocabulary import MetricVocabulary
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
@@ -21,8 +22,10 @@ from mortm_hf.training.classify import (
     main,
     read_classify_recipe,
     song_metrics,
+    twins_of,
     without,
 )
+from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.trainer import RunLog
 
 
@@ -193,6 +196,63 @@ def test_draws_are_balanced_by_label_and_kind():
     batches = LabelledBatches(data, LabelRecipe(rows=4), 0, seed=1, weights=weights)
     drawn = torch.cat([batches[i]["labels"] for i in range(batches.per_epoch * 20)])
     assert drawn.float().mean() == pytest.approx(0.5, abs=0.06)
+
+
+def paired_sets(n=24):
+    """Sets whose two origins answer the same prompts: songs of one low and one high window each."""
+    made = sets(n=n)
+    for split, data in made.items():
+        low = [e for e in data.examples if e.label == 0]
+        high = [e for e in data.examples if e.label == 1]
+        high = [
+            dataclasses.replace(h, song=e.song, cluster=e.cluster, context=np.append(e.context, np.int32(20 + i)))
+            for i, (h, e) in enumerate(zip(high, low))
+        ]
+        low = [dataclasses.replace(e, context=np.append(e.context, np.int32(20 + i))) for i, e in enumerate(low)]
+        made[split] = dataclasses.replace(data, examples=low + high)
+    return made
+
+
+def test_pairs_are_twins_moved_alike():
+    data = paired_sets()["train"]
+    twins = twins_of(data)
+    assert (twins >= 0).sum() == (data.labels() == 1).sum() == 8 and (twins[data.labels() == 0] == -1).all()
+    for i in np.flatnonzero(twins >= 0):
+        one, other = data.examples[i], data.examples[twins[i]]
+        assert one.song == other.song and np.array_equal(one.context, other.context) and other.label == 0
+    recipe = LabelRecipe(rows=6, pairs=True, augment=True)
+    batches = LabelledBatches(data, recipe, 0, seed=2, weights=draw_weights(data, "sampler"))
+    rows = {tuple(e.ids.tolist()): i for i, e in enumerate(data.examples)}
+    moved = 0
+    for number in range(12):
+        batch = batches[number]
+        assert batch["labels"].tolist() == [1, 1, 1, 0, 0, 0]
+        ids = [row[mask.bool()].numpy() for row, mask in zip(batch["input_ids"], batch["attention_mask"])]
+        for machine, human in zip(ids[:3], ids[3:]):
+            found = [
+                {(rows.get(tuple(transpose_ids(VOCABULARY, row, -s).tolist())), s) for s in range(-5, 7)}
+                for row in (machine, human)
+            ]
+            shifts = [{s for i, s in options if i is not None} for options in found]
+            assert shifts[0] & shifts[1]
+            moved += 0 not in shifts[0]
+    assert moved
+    with pytest.raises(TrainingError, match="pairs"):
+        twins_of(
+            dataclasses.replace(data, examples=[dataclasses.replace(e, context=e.context[:0]) for e in data.examples])
+        )
+
+
+def test_pairs_add_a_term_that_ranks_them(recipe, tmp_path, init):
+    words = ("--pairs", "True", "--max_steps", "2")
+    trainer = run(recipe, tmp_path / "run", init, *words, data=paired_sets())
+    batch = trainer.train_dataset[0]
+    with torch.no_grad():
+        loss, out = trainer.compute_loss(trainer.model.eval(), batch, return_outputs=True)
+        z, label = out.logits[:, 0], batch["labels"].float()
+        plain = torch.nn.functional.binary_cross_entropy_with_logits(z, label)
+    ranked = torch.log1p(torch.exp(z[label == 0] - z[label == 1])).mean()
+    assert loss == pytest.approx(float(plain + ranked), rel=1e-5)
 
 
 def test_batches_are_a_function_of_seed_epoch_and_index():

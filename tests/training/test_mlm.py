@@ -133,6 +133,19 @@ def test_faults_of_a_recipe_are_named(recipe, tmp_path, change, said, capsys, mo
     assert said in capsys.readouterr().err
 
 
+def test_a_run_goes_on_from_a_finished_model(recipe, tmp_path):
+    run(recipe, tmp_path / "one", "--max_steps", "1")
+    start = BertmForMaskedLM.from_pretrained(tmp_path / "one" / "final").state_dict()
+    words = ("--init", str(tmp_path / "one" / "final"), "--max_steps", "1", "--learning_rate", "0")
+    same = run(recipe, tmp_path / "two", *words).model.state_dict()
+    assert start.keys() == same.keys() and all(torch.equal(start[k], same[k]) for k in start)
+    recipe.write_text(TINY.replace("intermediate_size: 32", "intermediate_size: 64"))
+    with pytest.raises(ValueError, match="intermediate_size 32, not 64"):
+        run(recipe, tmp_path / "three", *words)
+    with pytest.raises(ValueError, match="cannot load"):
+        run(recipe, tmp_path / "four", "--init", str(tmp_path / "nowhere"))
+
+
 def test_a_run_without_data_says_so(recipe, tmp_path, capsys):
     assert main([str(recipe), "--output_dir", str(tmp_path / "run")]) == 2
     assert "--data" in capsys.readouterr().err
