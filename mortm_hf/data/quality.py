@@ -95,12 +95,12 @@ class Sizes:
 
 SIZES = {
     SECTION: {
-        "train": Sizes(4800, 2304, 288, 500),
+        "train": Sizes(4800, 2304, 288, 1200),
         "validation": Sizes(150, 96, 32, 60),
         "test": Sizes(400, 288, 96, 300),
     },
     PHRASE: {
-        "train": Sizes(4800, 3456, 288, 500),
+        "train": Sizes(4800, 3456, 288, 1200),
         "validation": Sizes(150, 96, 32, 60),
         "test": Sizes(400, 288, 96, 300),
     },
