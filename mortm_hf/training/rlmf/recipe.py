@@ -105,11 +105,13 @@ class RunSection:
 
 @dataclass
 class RewardSection:
-    """What is rewarded: see `rewards.build_reward`."""
+    """What is rewarded: see `rewards.build_reward`. `baseline`: "human" takes from each row what the song's own
+    continuation is given (`rewards.HumanBaseline`)."""
 
     terms: list[dict] = field(default_factory=list)
     whiten: bool = False
     clip: list[float] | None = None
+    baseline: str = ""
 
 
 @dataclass
@@ -225,6 +227,8 @@ def read_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
         raise RlmfError(f"{file}: no algorithm {run.algorithm!r}; there are {', '.join(ALGORITHMS)}")
     if reward.clip is not None and not (len(reward.clip) == 2 and reward.clip[0] < reward.clip[1]):
         raise RlmfError(f"{file}: reward.clip takes two bounds, the lower one first, got {reward.clip}")
+    if reward.baseline not in ("", "human"):
+        raise RlmfError(f"{file}: reward.baseline is human or nothing, got {reward.baseline!r}")
     return Recipe(model, data, run, reward, {**TRAINING_DEFAULTS, **given["training"]}, corpora)
 
 

@@ -10,6 +10,9 @@ Design decisions
   over pads, positions counted from the first real token) its score is the classifier's, bit for bit.
 - A judge reads the row as it stands (`view="row"`: prompt and answer), or the answer alone, as a bare segment
   (`view="answer"`).
+- Most of a judge's score belongs to the prompt, which no answer can change. `HumanBaseline` takes from each row what
+  the song's own continuation of its prompt was given: a constant of the prompt, so the policy's gradient keeps its
+  direction and loses most of its noise.
 - Clipping and whitening (by running mean and deviation over all processes) come last and only in training; figures
   that are reported are those of the reward itself.
 
@@ -125,12 +128,44 @@ class Shaping(nn.Module):
         return reward if self.clip is None else reward.clamp(*self.clip)
 
 
+class HumanBaseline(nn.Module):
+    """The reward of what each prompt's song goes on with.
+
+    Args:
+        reward: module of (ids, mask) -> `[B]`. prompts, answers: `[n]` pairs of ids, as in `prompts.Prompt`. pad: id.
+        marker: id of `<MGEN>`, the last token of a prompt.
+    """
+
+    def __init__(self, reward: nn.Module, prompts: Sequence, answers: Sequence, pad: int = 0, marker: int = 12):
+        super().__init__()
+        self.marker = marker
+        values = []
+        for at in range(0, len(prompts), 64):
+            rows = [torch.as_tensor([*p, *a]) for p, a in zip(prompts[at : at + 64], answers[at : at + 64])]
+            mask = nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
+            ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+            values.append(reward(ids, mask).float())
+        values = torch.cat(values)
+        self.mean = float(values.mean())
+        self.table = {tuple(map(int, p)): value for p, value in zip(prompts, values.tolist())}
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`[B, T]` rows -> `[B]`; the mean of all prompts where a row's prompt is none of them."""
+        found = []
+        for row, real in zip(ids.cpu(), mask.bool().cpu()):
+            row = row[real]
+            ends = torch.nonzero(row == self.marker)
+            key = tuple(row[: int(ends[-1]) + 1].tolist()) if len(ends) else ()
+            found.append(self.table.get(key, self.mean))
+        return torch.tensor(found, device=ids.device)
+
+
 class _WholeRow(nn.Module):
     """A backbone whose hidden state at every position is the row's reward."""
 
-    def __init__(self, reward: nn.Module, shaping: Shaping):
+    def __init__(self, reward: nn.Module, shaping: Shaping, baseline: HumanBaseline | None):
         super().__init__()
-        self.reward, self.shaping = reward, shaping
+        self.reward, self.shaping, self.baseline = reward, shaping, baseline
         self.seen: list[torch.Tensor] = []  # rewards before shaping, since they were last read
         self.terms: dict[str, list[torch.Tensor]] = {}
 
@@ -140,7 +175,8 @@ class _WholeRow(nn.Module):
         self.seen.append(plain)
         for name, values in getattr(self.reward, "last", {}).items():
             self.terms.setdefault(name, []).append(values)
-        states = self.shaping(plain)[:, None, None].expand(-1, input_ids.shape[1], 1)
+        shaped = self.shaping(plain if self.baseline is None else plain - self.baseline(input_ids, attention_mask))
+        states = shaped[:, None, None].expand(-1, input_ids.shape[1], 1)
         return BaseModelOutput(last_hidden_state=states, hidden_states=(states,))
 
 
@@ -148,15 +184,18 @@ class RewardAdapter(nn.Module):
     """A reward in the form in which TRL's PPOTrainer calls its reward model.
 
     Args:
-        reward: module of (ids, mask) -> `[B]`. config: of any model (read under DeepSpeed only).
+        reward: module of (ids, mask) -> `[B]`. config: of any model (read under DeepSpeed only). baseline: taken from
+            the reward before it is shaped; what is reported is the reward itself.
     """
 
     base_model_prefix = "backbone"
 
-    def __init__(self, reward: nn.Module, shaping: Shaping | None = None, config=None):
+    def __init__(
+        self, reward: nn.Module, shaping: Shaping | None = None, config=None, baseline: HumanBaseline | None = None
+    ):
         super().__init__()
         self.config = config
-        self.backbone = _WholeRow(reward, shaping or Shaping())
+        self.backbone = _WholeRow(reward, shaping or Shaping(), baseline)
         self.eval().requires_grad_(False)
 
     def score(self, hidden_states: torch.Tensor) -> torch.Tensor:

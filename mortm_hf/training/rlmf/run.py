@@ -28,7 +28,7 @@ from .errors import RlmfError, require_trl
 from .policy import load_critic, load_policy, make_critic
 from .prompts import Prompt, first_bar_prompts, prompt_dataset
 from .recipe import Recipe, read_recipe
-from .rewards import RewardAdapter, Shaping, build_reward
+from .rewards import HumanBaseline, RewardAdapter, Shaping, build_reward
 
 
 def is_main() -> bool:
@@ -152,7 +152,11 @@ def train(
     if is_main():
         _write(folder / "recipe.json", recipe.stated())
     shaping = Shaping(recipe.reward.whiten, tuple(recipe.reward.clip) if recipe.reward.clip else None)
-    adapter = RewardAdapter(reward, shaping, policy.config)
+    baseline = None
+    if recipe.reward.baseline:
+        pairs = [p.ids for p in prompts], [p.answer for p in prompts]
+        baseline = HumanBaseline(reward, *pairs, pad=tokenizer.pad_token_id, marker=tokenizer.vocabulary["<MGEN>"])
+    adapter = RewardAdapter(reward, shaping, policy.config, baseline)
     peft_config = None
     if recipe.model.lora_rank:
         peft_config = _lora(recipe)

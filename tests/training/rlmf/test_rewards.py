@@ -10,6 +10,7 @@ from mortm_hf.models.reward_bertm import BertmReward
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.rlmf.errors import RlmfError
 from mortm_hf.training.rlmf.rewards import (
+    HumanBaseline,
     JudgeReward,
     MusicReward,
     RewardAdapter,
@@ -38,6 +39,26 @@ def layout(name: str, rows: int = 6, length: int = 24):
     if "middle" in name:
         ids[1, width + 3] = 0
     return ids, width
+
+
+class Sum(torch.nn.Module):
+    """A reward that counts: the sum of a row's ids."""
+
+    def forward(self, ids, mask):
+        return (ids * mask).sum(1).float()
+
+
+def test_the_songs_own_answer_is_taken_from_the_reward():
+    prompts, answers = [[5, 7, 12], [6, 12]], [[30, 2], [40, 41, 2]]
+    baseline = HumanBaseline(Sum(), prompts, answers, pad=0, marker=12)
+    ids = torch.tensor([[0, 6, 12, 50, 2], [5, 7, 12, 60, 2], [0, 9, 12, 1, 2]])  # the last prompt is unknown
+    human = torch.tensor([6.0 + 12 + 40 + 41 + 2, 5.0 + 7 + 12 + 30 + 2])
+    expected = torch.tensor([human[0], human[1], human.mean()])
+    assert torch.equal(baseline(ids, ids != 0), expected)
+    adapter = RewardAdapter(Sum(), Shaping(clip=(-100, 7)), baseline=baseline)
+    states = adapter.backbone(ids, (ids != 0).long()).last_hidden_state
+    assert torch.equal(states[:, 0, 0], (ids.sum(1) - expected).clamp(-100, 7))
+    assert torch.equal(adapter.drain()["reward"], ids.sum(1).float())  # what is reported is the reward
 
 
 @pytest.mark.parametrize("name", ["none", "left", "right", "left right", "left right empty", "left middle"])
