@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-HUMAN, ALL = "human", "all"
+ALL = "all"
 
 
 def machine_logits(folder: str, data) -> np.ndarray:
@@ -66,6 +66,7 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     from mortm_hf.data import labels
+    from mortm_hf.data.quality import HUMAN
     from mortm_hf.evaluation.classification import auc_interval, calibration, plot_calibration, sigmoid
 
     torch.set_num_threads(options.threads)

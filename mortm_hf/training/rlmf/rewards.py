@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
@@ -30,6 +31,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from ...models.metric_vocabulary import TokenKind
 from ...models.reward_bertm import BertmReward
 from ...models.tokenization_mortm import MortmTokenizer
+from ...models.window_bertm import pad_rows
 from .errors import RlmfError
 from .rules import RULES, NoteReader
 
@@ -141,10 +143,8 @@ class HumanBaseline(nn.Module):
         self.marker = marker
         values = []
         for at in range(0, len(prompts), 64):
-            rows = [torch.as_tensor([*p, *a]) for p, a in zip(prompts[at : at + 64], answers[at : at + 64])]
-            mask = nn.utils.rnn.pad_sequence([torch.ones_like(r) for r in rows], batch_first=True)
-            ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-            values.append(reward(ids, mask).float())
+            rows = [np.concatenate(pair) for pair in zip(prompts[at : at + 64], answers[at : at + 64])]
+            values.append(reward(*pad_rows(rows, pad)).float())
         values = torch.cat(values)
         self.mean = float(values.mean())
         self.table = {tuple(map(int, p)): value for p, value in zip(prompts, values.tolist())}
