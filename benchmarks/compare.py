@@ -266,7 +266,9 @@ def speed(options) -> int:
         for arm, (trainer, packs) in runs.items():
             model = trainer.model.train()
             started = time.perf_counter()
-            model(**packs[turn], use_cache=False).loss.backward()
+            with trainer.accelerator.autocast():  # as the runs compute: bf16 where `--bf16 True` is given
+                loss = model(**packs[turn], use_cache=False).loss
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()

@@ -26,7 +26,8 @@ import numpy as np
 from ..models.metric_grid import COMMON_TIME, BarTable
 from ..models.metric_score import MetricScore
 from ..models.metric_vocabulary import DRUMS, KEY_NAMES, METER_TICKS, MetricVocabulary, TokenKind
-from ..models.window_bertm import bare_segment, clip_durations, merge_tracks
+from ..models.midi_codec import parse_segment
+from ..models.window_bertm import bare_segment, clip_durations, condense, merge_tracks
 from .annotations import transpose_key
 from .manifest import CorpusFilter, Selection, SongFile, read_manifest
 from .store import Song, build_store
@@ -36,6 +37,7 @@ LEAST_SONGS = 20
 SETS = ("folk", "drums", "genre", "quality")
 # what the windows of the quality set answer, and how the names of their kinds end
 QUESTIONS = {"section": "", "phrase": ", 2 bars"}
+FORMS = ("field", "full", "mixed", "condensed")  # in which windows of the quality set are heard
 FOLK_STYLES = ("reel", "jig", "hornpipe", "waltz", "morris")  # kinds with at least 20 train songs, mixed ones left out
 DRUM_STYLES = ("rock", "jazz", "latin", "funk")  # styles that the test split holds more than once
 GENRE_CLASSES = ("pop", "folk", "chorale", "lied", "songbook", "game")
@@ -178,7 +180,7 @@ def load(
         split: one of "train", "validation", "test", or several.
         data: folder of the training pack; cache: folder of prepared stores and of `quality.npz`.
         tokenizer, vocabulary: whose token table to use; by default the package's.
-        form: quality only; "field" (the bare window), "full" (behind its prompt) or "mixed" (half and half, by turns).
+        form: quality only; see `in_form`.
         options: `window_bars`, `windows_a_song` of `windows_of`.
 
     Raises:
@@ -220,12 +222,37 @@ def of_question(data: LabelledData, question: str) -> LabelledData:
     return replace(data, examples=kept)
 
 
-def in_form(data: LabelledData, form: str) -> LabelledData:
-    """Windows of a quality set as bare fields, behind their prompts, or by turns of each label one and the other."""
+def of_tracks(data: LabelledData, least: int) -> LabelledData:
+    """The windows of at least so many tracks."""
+    if least <= 1:
+        return data
+    vocabulary = data.vocabulary or MetricVocabulary.default()
+    counts = (int((vocabulary.kind[e.ids] == TokenKind.INSTRUMENT).sum()) for e in data.examples)
+    return replace(data, examples=[e for e, n in zip(data.examples, counts) if n >= least])
+
+
+def condensed_ids(vocabulary: MetricVocabulary, score: MetricScore, first: int = 0, last: int | None = None):
+    """Bare ids of the bars `[first, last)` of a window, all pitched tracks in one (`condense`), int32."""
+    if first or last is not None:
+        score = clip_durations(score.window(first, score.n_bars if last is None else min(last, score.n_bars)))
+    return bare_segment(vocabulary, condense(score))
+
+
+def in_form(data: LabelledData, form: str, bars: int | None = None) -> LabelledData:
+    """Windows of a quality set as one of `FORMS`.
+
+    "field" (bare windows, as they are), "full" (behind their prompts), "mixed" (by turns of each label one and the
+    other), "condensed" (bare windows, all pitched tracks in one: `condense`; of the first `bars` bars, if given).
+    """
     if form == "field":
         return data
-    if form not in ("full", "mixed"):
-        raise ValueError(f"form must be 'field', 'full' or 'mixed', got {form!r}")
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    if form == "condensed":
+        vocabulary = data.vocabulary or MetricVocabulary.default()
+        read = (parse_segment(vocabulary, e.ids).generated for e in data.examples)
+        rows = [replace(e, ids=condensed_ids(vocabulary, s, 0, bars)) for e, s in zip(data.examples, read)]
+        return replace(data, examples=rows)
     turn = dict.fromkeys(range(len(data.names)), 0)
     examples = []
     for example in data.examples:

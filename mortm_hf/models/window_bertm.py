@@ -2,8 +2,10 @@
 
 Design decisions
 - A head hears a *window*: some consecutive bars, `<EOS> <MGEN> tracks <TE>`, without header, tempo and velocity. What
-  stands around the notes of a file would tell its origin, not its music. How many bars, and whether the tracks are
-  kept or merged into one, is what the head was trained on: its configuration says so (`window_bars`, `window_form`).
+  stands around the notes of a file would tell its origin, not its music. How many bars, and in which form, is what the
+  head was trained on: its configuration says so (`window_bars`, `window_form`).
+- Tracks follow each other in a row of ids, so notes that sound together stand far apart in it. The forms "merged" (no
+  drums) and "condensed" (drums kept) write all pitched tracks as one, as a short score does: harmony becomes local.
 - A song is judged window by window; what is said of it is the mean. So length as such changes nothing: a song twice as
   long is not judged twice as well.
 - Batches are filled by length up to a number of tokens: padding is cheap, and a long song does not need more memory.
@@ -25,7 +27,7 @@ from .metric_vocabulary import DRUMS, MetricVocabulary, TokenKind
 from .midi_codec import encode_tracks
 
 
-WINDOW_FORMS = ("tracks", "merged", "drums")
+WINDOW_FORMS = ("tracks", "merged", "drums", "condensed")
 
 
 def bare_segment(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray:
@@ -63,6 +65,26 @@ def merge_tracks(score: MetricScore, drums: bool = False) -> MetricScore:
     )
 
 
+def condense(score: MetricScore) -> MetricScore:
+    """All pitched tracks as one and all drum tracks as one (`merge_tracks`): one track, or two if there are both."""
+    pitched, drums = merge_tracks(score), merge_tracks(score, drums=True)
+    if not pitched.n_notes or not drums.n_notes:
+        return pitched if pitched.n_notes else drums
+    joined = {
+        name: np.concatenate([getattr(pitched, name), getattr(drums, name)])
+        for name in ("onset", "pitch", "duration", "velocity", "programs")
+    }
+    track = np.concatenate([pitched.track, drums.track + 1])
+    return replace(pitched, track=track, **joined)
+
+
+def in_window_form(score: MetricScore, form: str) -> MetricScore:
+    """A score in one of `WINDOW_FORMS`."""
+    if form == "tracks":
+        return score
+    return condense(score) if form == "condensed" else merge_tracks(score, drums=form == "drums")
+
+
 def clip_durations(score: MetricScore) -> MetricScore:
     """Notes that ring past the last bar end with it (a window cut out of a song else tells that it goes on)."""
     return replace(score, duration=np.minimum(score.duration, score.bars.end - score.onset))
@@ -76,7 +98,7 @@ def song_windows(
     Args:
         bars: length of a window; what is left at the end is a window of its own if it has at least the share `rest` of
             that length, or is the only one.
-        form: "tracks" keeps them, "merged" makes one of all pitched ones, "drums" one of the drums.
+        form: "tracks" keeps them, "merged" makes one of all pitched ones, "drums" one of the drums, "condensed" both.
 
     Raises:
         MidiError: no such notes in the whole song (code "midi.empty").
@@ -88,13 +110,11 @@ def song_windows(
         last = min(first + bars, score.n_bars)
         if first and last - first < rest * bars:
             break
-        music = clip_durations(score.window(first, last))
-        if form != "tracks":
-            music = merge_tracks(music, drums=form == "drums")
+        music = in_window_form(clip_durations(score.window(first, last)), form)
         if music.n_notes:
             found.append(((first, last), music))
     if not found:
-        what = {"tracks": "notes", "merged": "pitched notes", "drums": "drum notes"}[form]
+        what = {"merged": "pitched notes", "drums": "drum notes"}.get(form, "notes")
         raise MidiError(f"nothing to judge: the song has no {what}", "midi.empty")
     return found
 
@@ -127,6 +147,8 @@ __all__ = [
     "bare_segment",
     "batches_by_length",
     "clip_durations",
+    "condense",
+    "in_window_form",
     "merge_tracks",
     "pad_rows",
     "song_windows",

@@ -44,13 +44,14 @@ from ..data.labels import LabelledData
 from ..data.packing import generator, single_pack
 from ..evaluation.classification import auc, confusion, f1_of, macro_f1, sigmoid, song_scores
 from ..models.configuration_bertm import BertmConfig
+from ..models.midi_codec import parse_segment
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.tokenization_mortm import MortmTokenizer
 from ..models.window_bertm import batches_by_length, pad_rows
 from .arguments import PretrainArguments, find_recipe
 from .errors import TrainingError
 from .pretrain import newest_checkpoint
-from .runs import apply_decay, command_line, same_run
+from .runs import apply_decay, bundled_encoder, command_line, same_run
 from .trainer import PackTrainer, RunLog
 
 
@@ -58,7 +59,7 @@ EPOCHS = 1 << 10
 BALANCES = ("loss", "label", "sampler", "none")
 HALVES = ("first", "second")
 # how the windows of each set were cut: what a head trained on it hears in a pipeline
-SET_FORMS = {"folk": "merged", "genre": "merged", "drums": "drums", "quality": "tracks"}
+SET_FORMS = {"folk": "merged", "genre": "merged", "drums": "drums"}
 SET_BARS = {"drums": 4}
 
 
@@ -77,8 +78,14 @@ class LabelRecipe:
     )
     question: str = field(default="", metadata={"help": "quality: section or phrase, to train on these alone"})
     form: str = field(
-        default="field", metadata={"help": "quality: field, full (behind its prompt) or mixed (batches of either)"}
+        default="field",
+        metadata={"help": "quality: field, full (behind its prompt), mixed (batches of either) or condensed"},
     )
+    bars: list[int] = field(
+        default_factory=list,
+        metadata={"help": "condensed form: hear so many consecutive bars of a window, from and to; none: all"},
+    )
+    least_tracks: int = field(default=1, metadata={"help": "quality: leave out windows of fewer tracks"})
     pairs: bool = field(default=False, metadata={"help": "quality: draw machine windows with their human twins"})
     augment: bool = field(default=False, metadata={"help": "move windows by -5 to 6 semitones"})
     rows: int = field(default=16, metadata={"help": "windows of a batch"})
@@ -129,6 +136,8 @@ def read_classify_recipe(
     )
     if rest:
         raise TrainingError(f"{path}: unknown arguments: {' '.join(rest)}")
+    if recipe.bars and recipe.form != "condensed":
+        raise TrainingError(f"{path}: bars are chosen in the condensed form only (form is {recipe.form})")
     if arguments.class_balance not in BALANCES:
         raise TrainingError(f"class_balance is one of {', '.join(BALANCES)}, got {arguments.class_balance!r}")
     return dict(content.get("model") or {}), recipe, arguments
@@ -220,6 +229,9 @@ class LabelledBatches(Dataset):
             self.twins, self.rows = twins_of(data), recipe.rows // 2
             paired = (self.twins >= 0) * (np.ones(len(data)) if weights is None else weights)
             self.weights = paired / paired.sum()
+        self.scores = None
+        if recipe.form == "condensed":
+            self.scores = [parse_segment(data.vocabulary, e.ids).generated for e in data.examples]
         self.per_epoch = max(1, len(data) // recipe.rows)
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
@@ -246,21 +258,34 @@ class LabelledBatches(Dataset):
         chosen = batches[number % len(batches)]
         rng = generator(self.seed, epoch, number, 0xF0A1)
         # all rows of a batch in one form: bare windows beside whole rows would be mostly padding
-        whole = {"field": False, "full": True}.get(self.recipe.form)
-        whole = bool(rng.random() < 0.5) if whole is None else whole
+        whole = bool(rng.random() < 0.5) if self.recipe.form == "mixed" else self.recipe.form == "full"
         shifts = rng.integers(-5, 7, len(chosen)) if self.recipe.augment else np.zeros(len(chosen), dtype=int)
-        if self.twins is not None:
+        spans = self._spans(chosen, rng)
+        if self.twins is not None:  # what is done to a machine window is done to its twin
             chosen, shifts = np.concatenate([chosen, self.twins[chosen]]), np.tile(shifts, 2)
+            spans = np.tile(spans, (2, 1))
         rows = [
-            self._row(i, whole, shift)[: self.recipe.max_length] for i, shift in zip(chosen.tolist(), shifts.tolist())
+            self._row(i, whole, shift, span)[: self.recipe.max_length]
+            for i, shift, span in zip(chosen.tolist(), shifts.tolist(), spans.tolist())
         ]
         ids, mask = pad_rows(rows, self.pad)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[chosen])}
 
-    def _row(self, index: int, whole: bool, shift: int) -> np.ndarray:
+    def _spans(self, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """`[rows, 2]` first bar and bar after the last of each window, as `recipe.bars` allows."""
+        if self.scores is None or not self.recipe.bars:
+            return np.tile([0, EPOCHS], (len(chosen), 1))
+        n_bars = np.array([self.scores[i].n_bars for i in chosen])
+        bars = np.minimum(rng.integers(self.recipe.bars[0], self.recipe.bars[-1] + 1, len(chosen)), n_bars)
+        first = rng.integers(0, n_bars - bars + 1)
+        return np.stack([first, first + bars], axis=1)
+
+    def _row(self, index: int, whole: bool, shift: int, span: Sequence[int]) -> np.ndarray:
         example = self.data.examples[index]
         ids = example.full() if whole else example.ids
-        if len(ids) > self.recipe.max_length:  # rather without its prompt than without its end
+        if self.scores is not None:
+            ids = labelled.condensed_ids(self.data.vocabulary, self.scores[index], *span)
+        elif len(ids) > self.recipe.max_length:  # rather without its prompt than without its end
             ids = example.ids
         return labelled.transpose_ids(self.data.vocabulary, ids, shift) if shift else ids
 
@@ -369,7 +394,7 @@ class SongValidation(TrainerCallback):
 
 
 def build_classifier(
-    section: dict, names: Sequence[str], set_name: str, arguments: ClassifyArguments
+    section: dict, names: Sequence[str], recipe: LabelRecipe, arguments: ClassifyArguments
 ) -> BertmForSequenceClassification:
     """A classifier for these labels on the encoder of `init`, or fresh where there is none.
 
@@ -379,8 +404,8 @@ def build_classifier(
     transformers.set_seed(arguments.seed)
     own = {
         "num_labels": len(names) if len(names) > 2 else 1,
-        "window_form": SET_FORMS.get(set_name, "tracks"),
-        "window_bars": SET_BARS.get(set_name, 8),
+        "window_form": "condensed" if recipe.form == "condensed" else SET_FORMS.get(recipe.set, "tracks"),
+        "window_bars": SET_BARS.get(recipe.set, 8),
         "dtype": "float32",
     }
     if len(names) > 2:
@@ -430,7 +455,7 @@ def classify(
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     folder = Path(arguments.output_dir)
-    arguments.init = {"bertm-small": _bundled_encoder()}.get(arguments.init, arguments.init)
+    arguments.init = bundled_encoder(arguments.init)
     tokenizer = MortmTokenizer.from_pretrained(arguments.init) if arguments.init else MortmTokenizer()
     if sets is None:
         where = {"data": recipe.data, "cache": recipe.cache or None, "tokenizer": tokenizer}
@@ -440,8 +465,10 @@ def classify(
     except ValueError as error:
         raise TrainingError(str(error)) from None
     sets = {split: without(data, recipe.leave_out) for split, data in sets.items()}
+    sets = {split: labelled.of_tracks(data, recipe.least_tracks) for split, data in sets.items()}
     train = half_of(sets["train"], recipe.half)
-    validation = labelled.in_form(_some(sets["validation"], recipe.validation_windows), recipe.form)
+    held = _some(sets["validation"], recipe.validation_windows)
+    validation = labelled.in_form(held, recipe.form, max(recipe.bars, default=None))
     for split, data in (("train", train), ("validation", validation)):
         if len(np.unique(data.labels())) < 2:
             raise TrainingError(f"the {split} windows of {recipe.set or 'the set'} have fewer than two labels")
@@ -454,10 +481,15 @@ def classify(
         "init": os.path.basename(os.path.normpath(arguments.init)) if arguments.init else "",
         **{name: getattr(arguments, name) for name in ("probe", "scratch", "class_balance", "seed")},
     }
-    same_run(folder, stated, arguments.fresh, later={"data": {"half": "", "question": "", "pairs": False}})
+    same_run(
+        folder,
+        stated,
+        arguments.fresh,
+        later={"data": {"half": "", "question": "", "pairs": False, "bars": [], "least_tracks": 1}},
+    )
     if arguments.fresh:
         shutil.rmtree(folder / "best", ignore_errors=True)
-    model = build_classifier(section, train.names, recipe.set, arguments)
+    model = build_classifier(section, train.names, recipe, arguments)
 
     arguments.per_device_train_batch_size = 1  # one item of the dataset is one batch
     arguments.remove_unused_columns = False
@@ -506,12 +538,6 @@ def _some(data: LabelledData, limit: int) -> LabelledData:
         return data
     rows = np.linspace(0, len(data) - 1, limit).astype(int)
     return dataclasses.replace(data, examples=[data.examples[i] for i in rows])
-
-
-def _bundled_encoder() -> str:
-    from .. import BERTM
-
-    return BERTM
 
 
 def run(recipe: str | Path, words: list[str]) -> ClassifyTrainer:

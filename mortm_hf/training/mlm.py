@@ -1,9 +1,11 @@
-"""Masked-language-model training of BERTM: `python -m mortm_hf.training.mlm RECIPE.yaml [--field value ...]`.
+"""Pretraining of BERTM on altered music: `python -m mortm_hf.training.mlm RECIPE.yaml [--field value ...]`.
 
 Design decisions
-- The stream is that of pretraining (the same documents, packed the same way, and bare windows) with masks on top, so
-  whatever is known of it holds here: a pack is a pure function of (seed, epoch, index), resuming is exact.
-- The recipe's `masking` section is `MaskingRecipe`; `model` goes to `BertmConfig`.
+- The stream is that of pretraining (the same documents, packed the same way, and bare windows), altered, so whatever
+  is known of it holds here: a pack is a pure function of (seed, epoch, index), resuming is exact.
+- Two tasks. `masking` (`MaskingRecipe`): hidden tokens are to be predicted, the masked language model. `replacing`
+  (`ReplacingRecipe`): wrong notes are to be found, which is what a critic needs to know; it makes a token classifier.
+- `model` goes to `BertmConfig`.
 - A run folder holds recipe, stores, `log.jsonl`, checkpoints and at the end `final/`.
 
 Knows: recipes, the data package, the Trainer. Must not know: which tokens are masked and why.
@@ -19,48 +21,52 @@ import torch
 import transformers
 import yaml
 
-from ..data.masking import MaskedPackDataset, MaskingRecipe
+from ..data.masking import MaskedPackDataset, MaskingRecipe, mask_tokens
 from ..data.packing import PackDataset, single_pack
 from ..data.pieces import PieceSource
+from ..data.replacing import LABELS, ReplacingRecipe, replace_pitches
 from ..data.store import build_store
 from ..models.configuration_bertm import BertmConfig
-from ..models.modeling_bertm import BertmForMaskedLM
+from ..models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
 from .errors import TrainingError
 from .pretrain import EPOCHS, newest_checkpoint
-from .runs import apply_decay, command_line, same_run
+from .runs import apply_decay, bundled_encoder, command_line, same_run
 from .trainer import PackTrainer, RunLog
 
 
 PIECE_FIELDS = {"bare", "merged", "bare_bars"}  # of PieceSource, in a recipe's `pieces` section
+TASKS = {"masking": MaskingRecipe, "replacing": ReplacingRecipe}
 _MAY_CHANGE = {"data", "cache"}
 
 
 def read_mlm_recipe(
     path: str | Path, overrides: list[str] = ()
-) -> tuple[dict, dict, MaskingRecipe, DataRecipe, PretrainArguments]:
-    """(model section, pieces section, masking, data recipe, training arguments) of a recipe file.
+) -> tuple[dict, dict, MaskingRecipe | ReplacingRecipe, DataRecipe, PretrainArguments]:
+    """(model section, pieces section, task, data recipe, training arguments) of a recipe file.
 
     Raises:
         TrainingError: no such recipe, unknown section, field or word (named).
     """
-    section, recipe, arguments = read_recipe(path, overrides, others=("pieces", "masking"))
+    section, recipe, arguments = read_recipe(path, overrides, others=("pieces", *TASKS))
     content = yaml.safe_load(find_recipe(path).read_text(encoding="utf-8")) or {}
     if content.get("task", "mlm") != "mlm":
         raise TrainingError(f"{path} is a recipe for {content['task']}, not for mlm")
-    masking = dict(content.get("masking") or {})
+    if "masking" in content and "replacing" in content:
+        raise TrainingError(f"{path} has two tasks: keep the section masking or the section replacing")
+    task = "replacing" if "replacing" in content else "masking"
+    altering = dict(content.get(task) or {})
     pieces = dict(content.get("pieces") or {})
-    known = {"masking": {f.name for f in dataclasses.fields(MaskingRecipe)}, "pieces": PIECE_FIELDS}
-    for name, given in (("masking", masking), ("pieces", pieces)):
+    known = {task: {f.name for f in dataclasses.fields(TASKS[task])}, "pieces": PIECE_FIELDS}
+    for name, given in ((task, altering), ("pieces", pieces)):
         unknown = set(given) - known[name]
         if unknown:
             raise TrainingError(f"{path}: unknown fields in {name}: {', '.join(sorted(unknown))}")
-    for given, name in ((masking, "attribute_span"), (pieces, "bare_bars")):
-        if name in given:
-            given[name] = tuple(given[name])
-    return section, pieces, MaskingRecipe(**masking), recipe, arguments
+    for given in (altering, pieces):
+        given |= {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return section, pieces, TASKS[task](**altering), recipe, arguments
 
 
 def _loaded(kind, init: str, **options):
@@ -71,12 +77,18 @@ def _loaded(kind, init: str, **options):
         raise TrainingError(f"cannot load a model from {init}: {reason}") from None
 
 
-def _build(section: dict, vocab_size: int, arguments: PretrainArguments) -> BertmForMaskedLM:
-    """A fresh model of the recipe, or the one of `init`, which must be of the recipe's size."""
+def _build(section: dict, vocab_size: int, finds: bool, arguments: PretrainArguments):
+    """A fresh model of the recipe, or the one of `init`, which must be of the recipe's size.
+
+    Args:
+        finds: a token classifier that finds wrong notes, instead of a masked language model.
+    """
     options = {"attn_implementation": arguments.attention or None}
+    kind = BertmForTokenClassification if finds else BertmForMaskedLM
+    labels = {"num_labels": len(LABELS), "id2label": dict(enumerate(LABELS))} if finds else {}
     if not arguments.init:
-        return BertmForMaskedLM._from_config(BertmConfig(vocab_size=vocab_size, **section), **options)
-    model = _loaded(BertmForMaskedLM, arguments.init, dtype=torch.float32, **options)
+        return kind._from_config(BertmConfig(vocab_size=vocab_size, **section, **labels), **options)
+    model = _loaded(kind, arguments.init, dtype=torch.float32, **options, **labels)
     found = {name: getattr(model.config, name) for name in section}
     other = [f"{name} {found[name]}, not {value}" for name, value in section.items() if found[name] != value]
     if other:
@@ -87,15 +99,15 @@ def _build(section: dict, vocab_size: int, arguments: PretrainArguments) -> Bert
 def pretrain_mlm(
     section: dict,
     pieces: dict,
-    masking: MaskingRecipe,
+    task: MaskingRecipe | ReplacingRecipe,
     recipe: DataRecipe,
     arguments: PretrainArguments,
     stores: dict | None = None,
 ) -> PackTrainer:
-    """Train (or resume) a masked language model and return its trainer.
+    """Train (or resume) an encoder and return its trainer.
 
     Args:
-        section: keyword arguments of `BertmConfig`. pieces: those of `PieceSource`. masking: how documents are masked.
+        section: keyword arguments of `BertmConfig`. pieces: those of `PieceSource`. task: how documents are altered.
         stores: `{"train": ScoreStore}` to use instead of reading the pack.
 
     Raises:
@@ -105,16 +117,18 @@ def pretrain_mlm(
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     folder = Path(arguments.output_dir)
+    arguments.init = bundled_encoder(arguments.init)
+    finds = isinstance(task, ReplacingRecipe)
     stated = {
         "task": "mlm",
         "model": section,
         "pieces": pieces,
-        "masking": dataclasses.asdict(masking),
+        "replacing" if finds else "masking": dataclasses.asdict(task),
         "data": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in _MAY_CHANGE},
         "seed": arguments.seed,
     }
     if arguments.init:
-        stated["init"] = str(arguments.init)
+        stated["init"] = Path(arguments.init).name
     same_run(folder, stated, arguments.fresh)
     tokenizer = _loaded(MortmTokenizer, arguments.init) if arguments.init else MortmTokenizer()
     vocabulary = tokenizer.vocabulary
@@ -132,7 +146,7 @@ def pretrain_mlm(
     transformers.set_seed(arguments.seed)
     if arguments.attention == attention.NAME:
         attention.register()
-    model = _build(section, len(vocabulary), arguments)
+    model = _build(section, len(vocabulary), finds, arguments)
     if arguments.experts_implementation:
         model.set_experts_implementation(arguments.experts_implementation)
 
@@ -153,7 +167,7 @@ def pretrain_mlm(
     trainer = PackTrainer(
         model=model,
         args=arguments,
-        train_dataset=MaskedPackDataset(packs, vocabulary, masking),
+        train_dataset=MaskedPackDataset(packs, vocabulary, task, replace_pitches if finds else mask_tokens),
         data_collator=single_pack,
         processing_class=tokenizer,
         callbacks=[log],

@@ -150,6 +150,28 @@ def test_forms_of_a_quality_set():
         labels.in_form(data, "odd")
 
 
+def test_condensed_windows_hold_the_same_notes_in_one_track():
+    words = "<EOS> <MGEN> <INST_0> <SME> s_0 p_72 d_24 <SME> s_0 p_74 d_24 <ESEQ> <INST_32> <SME> s_0 p_48 d_192 "
+    words += "<SME> s_48 p_50 d_24 <ESEQ> <INST_DRUMS> <SME> s_0 p_36 d_1 <SME> <BLANK> <ESEQ> <TE>"
+    ids = np.array([VOCABULARY[w] for w in words.split()], dtype=np.int32)
+    one = LabelledExample(ids, 1, "s", "s", "train")
+    two = LabelledExample(
+        np.array([VOCABULARY[w] for w in words.split()[:9] + ["<ESEQ>", "<TE>"]]), 0, "t", "t", "train"
+    )
+    data = LabelledData(("human", "machine"), [one, two], VOCABULARY)
+    assert [e.song for e in labels.of_tracks(data, 2).examples] == ["s"]
+    whole, first = (labels.in_form(data, "condensed", bars).examples[0] for bars in (None, 1))
+    score = parse_segment(VOCABULARY, whole.ids).generated
+    assert score.programs.tolist() == [0, 128]
+    assert score.pitch[score.track == 0].tolist() == [48, 72, 74, 50] and score.pitch[score.track == 1].tolist() == [
+        36
+    ]
+    score = parse_segment(VOCABULARY, first.ids).generated
+    assert score.n_bars == 1 and score.pitch.tolist() == [48, 72, 36]
+    assert score.duration.tolist() == [96, 24, 1]  # what rings on is cut at the bar line
+    assert (whole.song, whole.label) == ("s", 1)
+
+
 def test_augmentation_moves_pitches_but_not_drums(pack, tmp_path):
     data = labels.load("genre", data=pack, cache=tmp_path)
     rng = np.random.default_rng(0)

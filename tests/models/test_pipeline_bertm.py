@@ -1,6 +1,7 @@
 """`midi-classification` and `midi-feature-extraction`: windows, labels, vectors, what a checkpoint carries."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.midi_codec import read_midi
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.models.window_bertm import bare_segment, clip_durations, merge_tracks, song_windows
+from mortm_hf.models.window_bertm import bare_segment, clip_durations, condense, merge_tracks, song_windows
 from tests.sample_songs import midi
 
 
@@ -168,6 +169,11 @@ def test_windows_of_a_song():
         rows = merged.pitch == pitch
         assert (merged.onset[rows][1:] >= (merged.onset + merged.duration)[rows][:-1]).all()  # one at a time
     assert merge_tracks(score, drums=True).programs.tolist() == [128]
+    both = condense(score)
+    assert both.programs.tolist() == [0, 128] and both.n_notes > merged.n_notes
+    assert np.array_equal(both.pitch[both.track == 0], merged.pitch)
+    assert condense(merged).programs.tolist() == [0]
+    assert condense(replace(merged, programs=np.array([128], dtype=np.int16))).programs.tolist() == [128]
     with pytest.raises(ValueError, match="form of a window"):
         song_windows(score, 8, "chords")
 

@@ -10,6 +10,7 @@ import torch
 from mortm_hf.data.labels import LabelledData, LabelledExample, transpose_ids
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.metric_vocabulary import MetricVocabulary
+from mortm_hf.models.midi_codec import parse_segment
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.classify import (
@@ -241,6 +242,25 @@ def test_pairs_are_twins_moved_alike():
         twins_of(
             dataclasses.replace(data, examples=[dataclasses.replace(e, context=e.context[:0]) for e in data.examples])
         )
+
+
+def test_bars_are_cut_alike_from_twins():
+    def row(pitch: int, label: int):
+        notes = " ".join(f"<SME> s_0 p_{pitch + bar} d_24" for bar in range(6))
+        words = f"<EOS> <MGEN> <INST_0> {notes} <ESEQ> <INST_9> {notes} <ESEQ> <TE>".split()
+        context = np.array([1, 12], dtype=np.int32)
+        return LabelledExample(np.array([VOCABULARY[w] for w in words]), label, "s", "s", "train", "x", context)
+
+    data = LabelledData(("human", "machine"), [row(40, 0), row(70, 1)], VOCABULARY)
+    recipe = LabelRecipe(rows=4, pairs=True, form="condensed", bars=[2, 3])
+    batches = LabelledBatches(data, recipe, 0, seed=2)
+    seen = set()
+    for number in range(20):
+        ids = batches[number]["input_ids"].numpy()
+        machine, human = (parse_segment(VOCABULARY, ids[i]).generated.pitch for i in (0, 2))
+        assert np.array_equal(machine - 70, human - 40)  # the same bars of both
+        seen.add((int(human[0]) - 40, len(human)))
+    assert {n for _, n in seen} == {2, 3} and {first for first, _ in seen} == {0, 1, 2, 3, 4}
 
 
 def test_pairs_add_a_term_that_ranks_them(recipe, tmp_path, init):

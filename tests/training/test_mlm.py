@@ -10,7 +10,7 @@ from mortm_hf.data.masking import MaskedPackDataset, MaskingRecipe
 from mortm_hf.data.packing import PackDataset
 from mortm_hf.data.pieces import PieceSource
 from mortm_hf.models.configuration_bertm import BertmConfig
-from mortm_hf.models.modeling_bertm import BertmForMaskedLM
+from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training import attention
 from mortm_hf.training.arguments import task_of
@@ -144,6 +144,25 @@ def test_a_run_goes_on_from_a_finished_model(recipe, tmp_path):
         run(recipe, tmp_path / "three", *words)
     with pytest.raises(ValueError, match="cannot load"):
         run(recipe, tmp_path / "four", "--init", str(tmp_path / "nowhere"))
+
+
+def test_wrong_notes_are_found_by_a_token_classifier(recipe, tmp_path):
+    recipe.write_text(TINY.replace("masking: {ways: {note: 2, bar: 1, pitch: 1}, attribute_span: [0.5, 1.0]}",
+                                   "replacing: {rate: [0.1, 0.3]}"))  # fmt: skip
+    trainer = run(recipe, tmp_path / "run", "--max_steps", "2")
+    model = BertmForTokenClassification.from_pretrained(tmp_path / "run" / "final")
+    assert model.config.id2label == {0: "right", 1: "wrong"}
+    pack = trainer.train_dataset[0]
+    with torch.no_grad():
+        out = trainer.model.eval()(**pack)
+    use = pack["labels"] >= 0
+    expected = torch.nn.functional.cross_entropy(out.logits[use], pack["labels"][use])
+    assert torch.allclose(out.loss, expected, atol=1e-5) and 0.02 < pack["labels"][use].float().mean() < 0.3
+    recipe.write_text(TINY + "replacing: {}\n")
+    with pytest.raises(ValueError, match="two tasks"):
+        read_mlm_recipe(recipe, [])
+    *_, data, arguments = read_mlm_recipe("bertm_notes", ["--output_dir", "x"])
+    assert "groove" not in data.corpora and arguments.init == "bertm-small"
 
 
 def test_a_run_without_data_says_so(recipe, tmp_path, capsys):

@@ -22,7 +22,8 @@ class BertmConfig(MortmConfig):
         classifier_hidden_size: width of the hidden layer between that vector and the labels; half of `hidden_size`
             by default. `classifier_activation` follows it, `classifier_dropout` acts before it (in training only).
         window_bars, window_form: what a head was trained to hear: so many bars at a time, with their "tracks", or
-            "merged" into one pitched track, or their "drums" only. Pipelines and rewards cut songs accordingly.
+            "merged" into one pitched track, or their "drums" only, or "condensed" into one track of each. Pipelines
+            and rewards cut songs accordingly.
         negative_label: name of the opposite of the label of a model with one logit.
         lm_head_bias: a bias per token in the output layer of the masked language model.
         is_causal: always False.
@@ -51,7 +52,7 @@ class BertmConfig(MortmConfig):
     lm_head_bias: bool = True
     classifier_pooling: Literal["attention", "mean"] = "attention"
     window_bars: int = 8
-    window_form: Literal["tracks", "merged", "drums"] = "tracks"
+    window_form: Literal["tracks", "merged", "drums", "condensed"] = "tracks"
     negative_label: str | None = None
 
     def __post_init__(self, **kwargs):

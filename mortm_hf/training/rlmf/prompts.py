@@ -49,12 +49,14 @@ class PromptRecipe:
 
     Attributes:
         past, bars: bars given at most, and bars to generate. tracks: the first so many sounding tracks; 0: all.
+        least_tracks: songs of fewer give no prompt.
         prompt_length, response_length: most tokens of each. chords: give the song's chords where it has them.
     """
 
     past: int = 4
     bars: int = 2
     tracks: int = 1
+    least_tracks: int = 1
     prompt_length: int = 128
     response_length: int = 96
     chords: bool = False
@@ -77,8 +79,8 @@ def song_prompt(song, tokenizer, recipe: PromptRecipe, masks: GrammarMasks) -> P
     )
     if recipe.tracks:
         tracks = tracks[: recipe.tracks]
-    if not len(tracks):
-        raise ValueError("no track sounds both before and after")
+    if len(tracks) < max(recipe.least_tracks, 1):
+        raise ValueError(f"{len(tracks)} tracks sound both before and after, {recipe.least_tracks} are needed")
     genres = (GENRES.index(song.genre),) if song.genre else ()
     reason = "too long"
     for past in range(recipe.past, 0, -1):

@@ -85,6 +85,7 @@ class DataSection:
     past: int = field(default=4, metadata={"help": "bars given at most"})
     bars: int = field(default=2, metadata={"help": "bars to generate"})
     tracks: int = field(default=1, metadata={"help": "first so many sounding tracks of a song; 0: all"})
+    least_tracks: int = field(default=1, metadata={"help": "songs of fewer such tracks give no prompt"})
     prompt_length: int = field(default=128, metadata={"help": "most tokens of a prompt"})
     chords: bool = field(default=False, metadata={"help": "give the chords of songs that have them"})
 
@@ -141,6 +142,7 @@ class Recipe:
             past=data.past,
             bars=data.bars,
             tracks=data.tracks,
+            least_tracks=data.least_tracks,
             prompt_length=data.prompt_length,
             response_length=int(self.training["response_length"]),
             chords=data.chords,

@@ -8,8 +8,8 @@ Design decisions
   `RewardAdapter` gives every position the whole row's reward, so that any choice is right, whatever the padding.
 - A judge is `BertmReward`, which calls the classifier's own `forward`: on what TRL hands over (padding by mask, id 0
   over pads, positions counted from the first real token) its score is the classifier's, bit for bit.
-- A judge reads the row as it stands (`view="row"`: prompt and answer), or the answer alone, as a bare segment
-  (`view="answer"`).
+- A judge reads the row as it stands (`view="row"`: prompt and answer), the answer alone, as a bare segment
+  (`view="answer"`), or that in the form its configuration names (`view="window"`: e.g. all pitched tracks in one).
 - Most of a judge's score belongs to the prompt, which no answer can change. `HumanBaseline` takes from each row what
   the song's own continuation of its prompt was given: a constant of the prompt, so the policy's gradient keeps its
   direction and loses most of its noise.
@@ -28,29 +28,32 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from ...models.metric_vocabulary import TokenKind
+from ...models.metric_vocabulary import MetricVocabulary, TokenKind
+from ...models.midi_codec import parse_segment
 from ...models.reward_bertm import BertmReward
 from ...models.tokenization_mortm import MortmTokenizer
-from ...models.window_bertm import pad_rows
+from ...models.window_bertm import bare_segment, clip_durations, in_window_form, pad_rows
 from .errors import RlmfError
 from .rules import RULES, NoteReader
 
 
-VIEWS = ("row", "answer")
+VIEWS = ("row", "answer", "window")
 
 
 class JudgeReward(nn.Module):
     """BERTM as a reward (`BertmReward`: one checkpoint or an ensemble, its modes), on rows or on their answers alone.
 
     Args:
-        reward: module of (ids, mask) -> `[B]`. view: "row" or "answer". bos, marker: ids of `<EOS>` and `<MGEN>`.
+        reward: module of (ids, mask) -> `[B]`; for "window" a `BertmReward`. view: one of `VIEWS`.
+        vocabulary: the token table.
     """
 
-    def __init__(self, reward: nn.Module, view: str = "row", bos: int = 1, marker: int = 12):
+    def __init__(self, reward: nn.Module, view: str, vocabulary: MetricVocabulary):
         super().__init__()
         if view not in VIEWS:
             raise RlmfError(f"no view {view!r}; there are {', '.join(VIEWS)}")
-        self.reward, self.view, self.bos, self.marker = reward, view, bos, marker
+        self.reward, self.view, self.vocabulary = reward, view, vocabulary
+        self.bos, self.marker = vocabulary.id(TokenKind.BOS), vocabulary.id(TokenKind.MGEN)
         self.requires_grad_(False)
         self.eval()
 
@@ -65,7 +68,17 @@ class JudgeReward(nn.Module):
             start = torch.where((ids == self.marker) & mask.bool(), place, 0).amax(1, keepdim=True) - 1
             ids = torch.where(place == start, self.bos, ids)
             mask = mask.bool() & (place >= start)
+        elif self.view == "window":
+            rows = [self._window(row[real]) for row, real in zip(ids.cpu().numpy(), mask.bool().cpu().numpy())]
+            ids, mask = pad_rows(rows, self.reward.config.pad_token_id or 0, ids.device)
         return self.reward(ids, mask.long())
+
+    def _window(self, ids: np.ndarray) -> np.ndarray:
+        """The generated field of a row as the judge's windows are written."""
+        music = parse_segment(self.vocabulary, ids).generated
+        if music is None:  # no field at all: nothing that could be written otherwise
+            return ids
+        return bare_segment(self.vocabulary, in_window_form(clip_durations(music), self.reward.config.window_form))
 
 
 class MusicReward(nn.Module):
@@ -305,6 +318,5 @@ def build_reward(terms: Sequence[dict], tokenizer) -> MusicReward:
 
 
 def _build_judge(options: dict, tokenizer) -> nn.Module:
-    vocabulary, view = tokenizer.vocabulary, options.pop("view", "row")
-    reward = load_judge(options.pop("model"), tokenizer, **options)
-    return JudgeReward(reward, view, vocabulary.id(TokenKind.BOS), vocabulary.id(TokenKind.MGEN))
+    view = options.pop("view", "row")
+    return JudgeReward(load_judge(options.pop("model"), tokenizer, **options), view, tokenizer.vocabulary)

@@ -210,6 +210,23 @@ class ChordFit:
         return _share(fits[under], notes.row[use][under], notes.rows, self.neutral)
 
 
+class Consonance:
+    """Share of the neighbouring generated pitched notes of one onset, over all tracks, that are no semitone apart
+    (modulo the octave). A row in which no notes begin together gets `neutral`."""
+
+    def __init__(self, neutral: float = 1.0):
+        self.neutral = neutral
+
+    def __call__(self, notes: Notes) -> torch.Tensor:
+        use = notes.new & (notes.program != DRUMS)
+        place = (notes.row[use] * 1024 + notes.bar[use]) * 256 + notes.onset[use]
+        sounds = torch.unique(place * 128 + notes.pitch[use])  # sorted: by row, onset, pitch
+        place, pitch = sounds // 128, sounds % 128
+        together = place[1:] == place[:-1]
+        step = (pitch[1:] - pitch[:-1])[together] % 12
+        return _share((step != 1) & (step != 11), place[1:][together] // (1024 * 256), notes.rows, self.neutral)
+
+
 def _hash(values: torch.Tensor) -> torch.Tensor:
     """A well mixed int64 of each int64 (splitmix64's finaliser), so that sums of them tell sets apart."""
     x = values * -7046029254386353131
@@ -288,6 +305,7 @@ class RepetitionGuard:
 RULES = {
     "scale": ScaleAdherence,
     "chords": ChordFit,
+    "consonance": Consonance,
     "bar_pattern": BarPattern,
     "density_guard": DensityGuard,
     "repetition_guard": RepetitionGuard,

@@ -50,6 +50,14 @@ def test_a_prompt_gives_the_first_sounding_bars_and_asks_for_a_fixed_number(toke
     check(tokenizer.vocabulary, np.concatenate([prompt.ids, prompt.answer]), complete=True)
 
 
+def test_songs_of_too_few_tracks_give_no_prompt(tokenizer):
+    recipe = PromptRecipe(past=2, bars=2, tracks=0, least_tracks=2, prompt_length=200)
+    songs = store(song(tokenizer, "one"), song(tokenizer, "two", instruments=("<INST_0>", "<INST_40>")))
+    prompts, skipped = first_bar_prompts(songs, tokenizer, recipe)
+    assert [p.path for p in prompts] == ["two"]
+    assert skipped == [("one", "1 tracks sound both before and after, 2 are needed")]
+
+
 def test_long_prompts_give_fewer_bars_and_say_why_where_none_fits(tokenizer):
     dense = song(tokenizer, "dense", notes_a_bar=8)
     recipe = PromptRecipe(past=4, bars=2, prompt_length=70, response_length=96)

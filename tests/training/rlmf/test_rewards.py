@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mortm_hf.models.metric_vocabulary import MetricVocabulary
+from mortm_hf.models.midi_codec import parse_segment
 from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
 from mortm_hf.models.reward_bertm import BertmReward
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
+from mortm_hf.models.window_bertm import bare_segment, clip_durations, condense
 from mortm_hf.training.rlmf.errors import RlmfError
 from mortm_hf.training.rlmf.rewards import (
     HumanBaseline,
@@ -20,6 +23,10 @@ from mortm_hf.training.rlmf.rewards import (
     load_judge,
 )
 from mortm_hf.training.rlmf.rules import ScaleAdherence
+from tests.training.rlmf.small_runs import rollout
+
+
+VOCABULARY = MetricVocabulary.default()
 
 
 def layout(name: str, rows: int = 6, length: int = 24):
@@ -67,7 +74,7 @@ def test_the_adapter_gives_the_judges_own_score_at_every_position(judge_folder, 
     from trl.experimental.utils import get_reward
 
     judge = BertmForSequenceClassification.from_pretrained(judge_folder).eval()
-    adapter = RewardAdapter(JudgeReward(BertmReward(judge, mode="machine_logit")))
+    adapter = RewardAdapter(JudgeReward(BertmReward(judge, mode="machine_logit"), "row", VOCABULARY))
     ids, width = layout(name)
     mask = ids != 0
     with torch.no_grad():
@@ -84,7 +91,7 @@ def test_the_adapter_gives_the_judges_own_score_at_every_position(judge_folder, 
 
 def test_a_judge_may_read_the_answer_alone(judge_folder):
     judge = BertmForSequenceClassification.from_pretrained(judge_folder).eval()
-    whole, bare = (JudgeReward(BertmReward(judge, mode="logit"), view=view) for view in ("row", "answer"))
+    whole, bare = (JudgeReward(BertmReward(judge, mode="logit"), view, VOCABULARY) for view in ("row", "answer"))
     ids, width = layout("left right")
     mask = ids != 0
     given = bare(ids, mask)
@@ -96,7 +103,22 @@ def test_a_judge_may_read_the_answer_alone(judge_folder):
     changed[:, 5:8] = 77  # the prompt
     torch.testing.assert_close(bare(changed, mask), given, atol=2e-6, rtol=0)
     with pytest.raises(RlmfError, match="no view"):
-        JudgeReward(BertmReward(judge), view="elsewhere")
+        JudgeReward(BertmReward(judge), "elsewhere", VOCABULARY)
+
+
+def test_a_judge_may_read_the_answer_as_its_windows_are_written(judge_folder, masked_policy, tokenizer, prompts):
+    judge = BertmForSequenceClassification.from_pretrained(judge_folder).eval()
+    judge.config.window_form = "condensed"
+    reward = BertmReward(judge, tokenizer, mode="logit")
+    seen = JudgeReward(reward, "window", tokenizer.vocabulary)
+    ids, mask, _, _ = rollout(masked_policy, tokenizer, prompts[:6])
+    given = seen(ids, mask)
+    for row in range(len(ids)):
+        music = parse_segment(tokenizer.vocabulary, ids[row][mask[row]].numpy()).generated
+        bare = bare_segment(tokenizer.vocabulary, condense(clip_durations(music)))
+        assert float(given[row]) == pytest.approx(reward.rate(bare), abs=2e-6)
+    judge.config.window_form = "tracks"
+    assert not torch.allclose(seen(ids, mask), given), "another form is another score"
 
 
 def test_sums_and_their_terms(tokenizer, judge_folder):

@@ -11,6 +11,7 @@ from mortm_hf.models.midi_codec import parse_segment
 from mortm_hf.training.rlmf.rules import (
     BarPattern,
     ChordFit,
+    Consonance,
     DensityGuard,
     NoteReader,
     RepetitionGuard,
@@ -105,6 +106,19 @@ def test_chords():
     assert fit(notes(*rows)).tolist() == [0.0, 0.5, 1.0], "neutral without chords; each row has its own chords"
     none = row(C, C).replace("CR_C CQ_None", "CR_N CQ_None")
     assert fit(notes(none)).item() == 0.0, "the first note is under no chord, the second under G7"
+
+
+def test_consonance():
+    rule = Consonance(neutral=0.7)
+    third, second, ninth = "s_0 p_60 d_4 s_0 p_64 d_4", "s_5 p_60 d_4 s_5 p_61 d_4", "s_0 p_60 d_4 s_0 p_73 d_4"
+    seventh = "s_0 p_60 d_4 s_0 p_71 d_4"
+    rows = [answer(third, second), answer(ninth), answer(C, "s_0 p_61 d_24"), answer(seventh)]
+    assert rule(notes(*rows)).tolist() == pytest.approx([0.5, 0.0, 0.7, 0.0])
+    two = f"<EOS> <MGEN> <INST_0> {bars(C, C)} <ESEQ> <INST_40> {bars('s_0 p_61 d_4', 's_0 p_67 d_4')} <ESEQ> <TE>"
+    assert rule(notes(two)).item() == 0.5, "tracks are heard together"
+    drums = two.replace("<INST_40>", "<INST_DRUMS>")
+    assert rule(notes(drums)).item() == pytest.approx(0.7)
+    assert rule(notes(answer(third, past=bars(second)))).item() == 1.0, "the given bars do not count"
 
 
 def test_bar_patterns():
