@@ -35,8 +35,6 @@ from .store import Song, build_store
 
 LEAST_SONGS = 20
 SETS = ("folk", "drums", "genre", "quality")
-# what the windows of the quality set answer, and how the names of their kinds end
-QUESTIONS = {"section": "", "phrase": ", 2 bars"}
 FORMS = ("field", "full", "mixed", "condensed")  # in which windows of the quality set are heard
 FOLK_STYLES = ("reel", "jig", "hornpipe", "waltz", "morris")  # kinds with at least 20 train songs, mixed ones left out
 DRUM_STYLES = ("rock", "jazz", "latin", "funk")  # styles that the test split holds more than once
@@ -205,21 +203,6 @@ def load(
         raise ValueError(f"only the quality set has prompts: form must be 'field', got {form!r}")
     build = {"folk": folk_rule, "drums": drum_rule, "genre": genre_rule}[name]()
     return labelled_windows(build, splits, data, cache, vocabulary, **options)
-
-
-def of_question(data: LabelledData, question: str) -> LabelledData:
-    """The windows of a quality set that answer one question ("section": eight bars, "phrase": two bars of one track);
-    "" keeps all.
-
-    Raises:
-        ValueError: another word.
-    """
-    if not question:
-        return data
-    if question not in QUESTIONS:
-        raise ValueError(f"question is one of {', '.join(QUESTIONS)}, got {question!r}")
-    kept = [e for e in data.examples if e.kind[len(e.kind.partition(", ")[0]) :] == QUESTIONS[question]]
-    return replace(data, examples=kept)
 
 
 def of_tracks(data: LabelledData, least: int) -> LabelledData:

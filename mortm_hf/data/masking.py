@@ -237,13 +237,10 @@ class MaskedPackDataset(Dataset):
     """Packs (`PackDataset`) with masks: item `i` depends on (seed, epoch, i) only, so a resumed run sees the same.
 
     `attention` documents are those of the packs; labels of the packs are replaced by those of the masks.
-
-    Args:
-        alter: what is done to a flat batch, with the arguments and results of `mask_tokens`.
     """
 
-    def __init__(self, packs: PackDataset, vocabulary: MetricVocabulary, recipe, alter=mask_tokens):
-        self.packs, self.vocabulary, self.recipe, self.alter = packs, vocabulary, recipe, alter
+    def __init__(self, packs: PackDataset, vocabulary: MetricVocabulary, recipe: MaskingRecipe):
+        self.packs, self.vocabulary, self.recipe = packs, vocabulary, recipe
 
     def __len__(self) -> int:
         return len(self.packs)
@@ -254,7 +251,7 @@ class MaskedPackDataset(Dataset):
         rng = generator(self.packs.seed, epoch, number, 0x3A5C)
         shape = pack["input_ids"].shape
         starts = pack["cu_seq_lens_q"].numpy()[:-1]
-        ids, labels = self.alter(self.vocabulary, pack["input_ids"].numpy().reshape(-1), starts, self.recipe, rng)
+        ids, labels = mask_tokens(self.vocabulary, pack["input_ids"].numpy().reshape(-1), starts, self.recipe, rng)
         pack["input_ids"] = torch.from_numpy(ids).reshape(shape)
         pack["labels"] = torch.from_numpy(labels).reshape(shape)
         return pack

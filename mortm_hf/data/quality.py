@@ -2,9 +2,9 @@
 
 Design decisions
 - Every machine window answers the same question as a human one: eight bars after four given bars of a song, for the
-  same tracks in the same meters; or (`PHRASE`) two bars of one track, as reinforcement learning asks. Human, sampled
-  and corrupted music then pass through one function (`field_of`): velocity, tempo, names and header go, notes end at
-  the closing bar line. What is left to hear is the music.
+  same tracks in the same meters. Human, sampled and corrupted music then pass through one function (`field_of`):
+  velocity, tempo, names and header go, notes end at the closing bar line. What is left to hear is the music. A judge
+  of fewer bars hears parts of these windows.
 - Length tells nothing: a sample that is much longer than its human twin is left out (`LONGEST`), as are the last few
   of a batch to end, for which all others would have to wait (`ENOUGH`).
 - Machines: the starter at several temperatures, a model of random weights under the same grammar, and human bars
@@ -19,7 +19,6 @@ Knows: stores, the prompt builder, `generate`. Must not know: classifiers, metri
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import os
@@ -37,7 +36,7 @@ from ..models.metric_score import MetricScore
 from ..models.metric_vocabulary import GENRES, MetricVocabulary
 from ..models.midi_codec import parse_segment
 from .corruptions import CORRUPTIONS, corrupt, tidy
-from .labels import QUESTIONS, LabelledData, LabelledExample, bare_segment
+from .labels import LabelledData, LabelledExample, bare_segment
 from .manifest import CorpusFilter, Selection
 from .store import ScoreStore, build_store
 
@@ -45,9 +44,11 @@ from .store import ScoreStore, build_store
 NAMES = ("human", "machine")
 TEMPERATURES = (0.8, 1.0, 1.2)
 TOP_P = 0.95
-GIVEN = 4  # bars of a prompt
+GIVEN, ASKED = 4, 8  # bars of a prompt, and of the answer
+TRACKS, PROMPT, ANSWER = 4, 1024, 640  # most tracks, most tokens of prompt and answer
 LONGEST, SPARE = 1.5, 16  # an answer may take so many times the tokens of the human's, and so many more
 ENOUGH = 0.9  # a batch is done when this share of it is
+ROUND = 2304  # prompts that are put into batches together: a larger set begins with the batches of a smaller one
 SPLITS = ("train", "validation", "test")
 HUMAN, RANDOM = "human", "random weights"
 SELECTION = Selection(
@@ -64,26 +65,6 @@ STARTER = Path(__file__).resolve().parent.parent / "starter"
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked after `GIVEN` bars.
-
-    Attributes:
-        asked: bars. tracks: most tracks that sound in them. prompt, answer: most tokens of each. name: suffix of the
-            kinds of its windows.
-    """
-
-    asked: int = 8
-    tracks: int = 4
-    prompt: int = 1024
-    answer: int = 640
-    name: str = QUESTIONS["section"]
-
-
-SECTION = Question()
-PHRASE = Question(asked=2, tracks=1, prompt=128, answer=96, name=QUESTIONS["phrase"])
-
-
-@dataclass(frozen=True)
 class Sizes:
     """How many windows of one split: human ones, and machine ones of each origin (those of the starter in all)."""
 
@@ -94,16 +75,9 @@ class Sizes:
 
 
 SIZES = {
-    SECTION: {
-        "train": Sizes(4800, 2304, 288, 1200),
-        "validation": Sizes(150, 96, 32, 60),
-        "test": Sizes(400, 288, 96, 300),
-    },
-    PHRASE: {
-        "train": Sizes(4800, 3456, 288, 1200),
-        "validation": Sizes(150, 96, 32, 60),
-        "test": Sizes(400, 288, 96, 300),
-    },
+    "train": Sizes(4800, 4608, 288, 1200),
+    "validation": Sizes(150, 96, 32, 60),
+    "test": Sizes(400, 288, 96, 300),
 }
 
 
@@ -136,37 +110,33 @@ def field_of(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray:
     return bare_segment(vocabulary, tidy(score))
 
 
-def choose_tasks(
-    vocabulary: MetricVocabulary, store: ScoreStore, count: int, seed: int = 0, question: Question = SECTION
-) -> list[Task]:
+def choose_tasks(vocabulary: MetricVocabulary, store: ScoreStore, count: int, seed: int = 0) -> list[Task]:
     """`count` windows of a store, in a seeded order, the corpora by turns as long as they last.
 
-    Windows begin every eight bars from bar 4 on and have bars of one length, and what the question allows of tracks
-    and tokens. The prompt states everything but density.
+    Windows begin every eight bars from bar 4 on and have bars of one length, at most `TRACKS` tracks, and prompts and
+    answers of bounded length. The prompt states everything but density.
     """
     rng, n_bars = np.random.default_rng(seed), store.n_bars()
     queues = []
     for rows in store.corpora().values():
-        places = [(int(i), at) for i in rows for at in range(GIVEN, n_bars[i] - question.asked + 1, 8)]
+        places = [(int(i), at) for i in rows for at in range(GIVEN, n_bars[i] - ASKED + 1, 8)]
         queues.append([places[i] for i in rng.permutation(len(places))])
     found: list[Task] = []
     while len(found) < count and any(queues):
         for queue in queues:
             task = None
             while queue and task is None:
-                task = _task(vocabulary, store[queue[0][0]], queue.pop(0)[1], question)
+                task = _task(vocabulary, store[queue[0][0]], queue.pop(0)[1])
             if task is not None and len(found) < count:
                 found.append(task)
     return found
 
 
-def _task(vocabulary: MetricVocabulary, song, start: int, question: Question) -> Task | None:
-    window = song.score.window(start, start + question.asked)
+def _task(vocabulary: MetricVocabulary, song, start: int) -> Task | None:
+    window = song.score.window(start, start + ASKED)
     tracks = window.sounding_tracks()
-    if question.tracks == 1:  # one of them, for a voice is asked in any texture
-        tracks = tracks[(start // 8) % max(len(tracks), 1) :][:1]
     length = window.bars.length
-    if not 0 < len(tracks) <= question.tracks or (length != length[0]).any() or window.bars.irregular.any():
+    if not 0 < len(tracks) <= TRACKS or (length != length[0]).any() or window.bars.irregular.any():
         return None
     genres = (GENRES.index(song.genre),) if song.genre else ()
     try:
@@ -174,7 +144,7 @@ def _task(vocabulary: MetricVocabulary, song, start: int, question: Question) ->
             vocabulary,
             song.score,
             start,
-            question.asked,
+            ASKED,
             past_bars=GIVEN,
             targets=tracks,
             genres=genres,
@@ -183,7 +153,7 @@ def _task(vocabulary: MetricVocabulary, song, start: int, question: Question) ->
         )
     except PromptError:
         return None
-    if answer > question.prompt or len(ids) - answer > question.answer:
+    if answer > PROMPT or len(ids) - answer > ANSWER:
         return None
     human = tidy(window.take_tracks(tracks))
     return Task(ids[:answer].copy(), len(ids) - answer, human, song.song_id, song.cluster, song.split)
@@ -324,19 +294,16 @@ class Batch:
     temperature: float
     tasks: tuple[int, ...]
     seed: int
-    question: Question = SECTION
 
     def file(self, weights: str, seed: int) -> str:
         """Name of the file of its samples."""
-        asked = list(dataclasses.astuple(self.question))
+        asked = [GIVEN, ASKED, TRACKS, PROMPT, ANSWER]
         content = json.dumps([self.split, self.kind, self.temperature, self.tasks, self.seed, asked, weights, seed])
         return f"{self.split}-{self.kind.replace(' ', '_')}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.npz"
 
 
-def plan_batches(
-    tasks: dict[str, list[Task]], sizes: dict[str, Sizes], size: int = 32, question: Question = SECTION
-) -> list[Batch]:
-    """All sampling of one question, test first, temperatures by turns, so that an early end leaves a fair part.
+def plan_batches(tasks: dict[str, list[Task]], sizes: dict[str, Sizes], size: int = 32) -> list[Batch]:
+    """All sampling, test first, temperatures by turns, so that an early end leaves a fair part.
 
     Prompts of one batch have answers of about one length: a batch lasts as long as its longest.
     """
@@ -344,15 +311,18 @@ def plan_batches(
     for order, split in enumerate(("test", "validation", "train")):
         given, want = tasks[split], sizes[split]
         jobs = [(RANDOM, 1.0, list(range(len(given)))[: want.random])]
-        for turn, temperature in enumerate(TEMPERATURES):
-            places = list(range(len(given)))[: want.starter][turn :: len(TEMPERATURES)]
-            jobs.append((f"starter T={temperature}", temperature, places))
-        for kind, temperature, places in jobs:
+        prompts = list(range(len(given)))[: want.starter]
+        for at in range(0, len(prompts), ROUND):
+            for turn, temperature in enumerate(TEMPERATURES):
+                places = prompts[at : at + ROUND][turn :: len(TEMPERATURES)]
+                jobs.append((f"starter T={temperature}", temperature, places))
+        for job, (kind, temperature, places) in enumerate(jobs):
             places = sorted(places, key=lambda i: given[i].answer)
             parts = [tuple(places[i : i + size]) for i in range(0, len(places), size)]
             for rank, number in enumerate(np.random.default_rng(0).permutation(len(parts))):
-                first = -1 if kind == RANDOM else order * 1000 + rank
-                batches.append((first, Batch(split, kind, temperature, parts[number], len(batches), question)))
+                turn = (job - 1) // len(TEMPERATURES)  # of the prompts, ROUND by ROUND
+                first = -1 if kind == RANDOM else order * 10000 + turn * 1000 + rank
+                batches.append((first, Batch(split, kind, temperature, parts[number], len(batches))))
     return [batch for _, batch in sorted(batches, key=lambda pair: pair[0])]
 
 
@@ -378,7 +348,7 @@ def make(
     data: str | Path,
     cache: str | Path,
     model: str | Path = STARTER,
-    sizes: dict[Question, dict[str, Sizes]] | None = None,
+    sizes: dict[str, Sizes] | None = None,
     batch: int = 96,
     seed: int = 0,
     minutes: float = 0.0,
@@ -404,16 +374,10 @@ def make(
     vocabulary = tokenizer.vocabulary
     weights = weights_name(model)
     stores = {split: build_store(data, SELECTION, split, cache) for split in SPLITS}
-    tasks = {
-        question: {
-            split: choose_tasks(vocabulary, stores[split], size.human, seed, question) for split, size in of.items()
-        }
-        for question, of in sizes.items()
-    }
+    tasks = {split: choose_tasks(vocabulary, stores[split], size.human, seed) for split, size in sizes.items()}
     samples = cache / "quality"
     samples.mkdir(parents=True, exist_ok=True)
-    batches = [b for question, of in sizes.items() for b in plan_batches(tasks[question], of, batch, question)]
-    batches.sort(key=lambda b: (SPLITS[::-1].index(b.split), b.question.asked))  # test first, the short ones first
+    batches = plan_batches(tasks, sizes, batch)
     if without_starter:
         batches = [b for b in batches if b.kind == RANDOM]
     trained = untrained = None
@@ -421,7 +385,7 @@ def make(
     found: list[tuple[str, Task, np.ndarray]] = []
     for one in tqdm(batches, desc="sampling", unit="batch", dynamic_ncols=True):
         path = samples / one.file("random" if one.kind == RANDOM else weights, seed)
-        rows = [tasks[one.question][one.split][i] for i in one.tasks]
+        rows = [tasks[one.split][i] for i in one.tasks]
         if not path.is_file() and time.monotonic() < until:
             if one.kind == RANDOM:
                 sampled = untrained = untrained or fastest(random_model(len(vocabulary), seed))
@@ -430,15 +394,13 @@ def make(
             scores = sample_fields(sampled, tokenizer, rows, one.temperature, seed=seed * 1000003 + one.seed)
             _write_fields(path, [None if s is None else field_of(vocabulary, s) for s in scores])
         if path.is_file():
-            kind = one.kind + one.question.name
-            found += [(kind, task, ids) for task, ids in zip(rows, _read_fields(path)) if len(ids)]
-    for question, of in sizes.items():
-        for split, given in tasks[question].items():
-            found += [(HUMAN + question.name, task, field_of(vocabulary, task.human)) for task in given]
-            for kind, task, score in corrupted(given, of[split].corrupted, seed):
-                found.append((kind + question.name, task, field_of(vocabulary, score)))
+            found += [(one.kind, task, ids) for task, ids in zip(rows, _read_fields(path)) if len(ids)]
+    for split, given in tasks.items():
+        found += [(HUMAN, task, field_of(vocabulary, task.human)) for task in given]
+        for kind, task, score in corrupted(given, sizes[split].corrupted, seed):
+            found.append((kind, task, field_of(vocabulary, score)))
     examples = [
-        LabelledExample(ids, int(not kind.startswith(HUMAN)), task.song, task.cluster, task.split, kind, task.prompt)
+        LabelledExample(ids, int(kind != HUMAN), task.song, task.cluster, task.split, kind, task.prompt)
         for kind, task, ids in found
     ]
     result = LabelledData(NAMES, examples, vocabulary)

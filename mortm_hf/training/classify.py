@@ -76,7 +76,6 @@ class LabelRecipe:
     half: str = field(
         default="", metadata={"help": "first or second: train on half of the songs, for judges that share no music"}
     )
-    question: str = field(default="", metadata={"help": "quality: section or phrase, to train on these alone"})
     form: str = field(
         default="field",
         metadata={"help": "quality: field, full (behind its prompt), mixed (batches of either) or condensed"},
@@ -460,10 +459,6 @@ def classify(
     if sets is None:
         where = {"data": recipe.data, "cache": recipe.cache or None, "tokenizer": tokenizer}
         sets = {split: labelled.load(recipe.set, split, **where) for split in ("train", "validation")}
-    try:
-        sets = {split: labelled.of_question(data, recipe.question) for split, data in sets.items()}
-    except ValueError as error:
-        raise TrainingError(str(error)) from None
     sets = {split: without(data, recipe.leave_out) for split, data in sets.items()}
     sets = {split: labelled.of_tracks(data, recipe.least_tracks) for split, data in sets.items()}
     train = half_of(sets["train"], recipe.half)
@@ -485,7 +480,7 @@ def classify(
         folder,
         stated,
         arguments.fresh,
-        later={"data": {"half": "", "question": "", "pairs": False, "bars": [], "least_tracks": 1}},
+        later={"data": {"half": "", "pairs": False, "bars": [], "least_tracks": 1}},
     )
     if arguments.fresh:
         shutil.rmtree(folder / "best", ignore_errors=True)

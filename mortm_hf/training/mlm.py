@@ -21,13 +21,14 @@ import torch
 import transformers
 import yaml
 
-from ..data.masking import MaskedPackDataset, MaskingRecipe, mask_tokens
+from ..data.masking import MaskedPackDataset, MaskingRecipe
 from ..data.packing import PackDataset, single_pack
 from ..data.pieces import PieceSource
-from ..data.replacing import LABELS, ReplacingRecipe, replace_pitches
+from ..data.replacing import LABELS, ReplacedPackDataset, ReplacingRecipe
 from ..data.store import build_store
 from ..models.configuration_bertm import BertmConfig
 from ..models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
+from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
@@ -96,6 +97,26 @@ def _build(section: dict, vocab_size: int, finds: bool, arguments: PretrainArgum
     return model
 
 
+def _proposer(task: ReplacingRecipe, half: bool):
+    """Function: a pack -> logits `[rows, length, vocabulary]` of the generator that the task names; None without."""
+    if not task.generator:
+        return None
+    from .. import STARTER
+
+    attention.register()
+    folder = STARTER if task.generator == "starter" else task.generator
+    model = _loaded(MortmForCausalLM, folder, dtype=torch.float32, attn_implementation=attention.NAME).eval()
+    model.set_experts_implementation("grouped_mm")
+
+    @torch.no_grad()
+    def propose(pack: dict[str, torch.Tensor]):
+        given = {name: value for name, value in pack.items() if name != "labels"}
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return model(**given, use_cache=False).logits.float().numpy()
+
+    return propose
+
+
 def pretrain_mlm(
     section: dict,
     pieces: dict,
@@ -150,6 +171,11 @@ def pretrain_mlm(
     if arguments.experts_implementation:
         model.set_experts_implementation(arguments.experts_implementation)
 
+    if finds:
+        altered = ReplacedPackDataset(packs, vocabulary, task, _proposer(task, arguments.bf16))
+    else:
+        altered = MaskedPackDataset(packs, vocabulary, task)
+
     arguments.per_device_train_batch_size = 1  # one item of the dataset is one pack
     arguments.remove_unused_columns = False
     arguments.save_strategy = "no"  # by the clock: RunLog asks for checkpoints
@@ -167,7 +193,7 @@ def pretrain_mlm(
     trainer = PackTrainer(
         model=model,
         args=arguments,
-        train_dataset=MaskedPackDataset(packs, vocabulary, task, replace_pitches if finds else mask_tokens),
+        train_dataset=altered,
         data_collator=single_pack,
         processing_class=tokenizer,
         callbacks=[log],

@@ -205,16 +205,6 @@ def test_a_prompt_is_moved_with_its_key():
     assert moved == ["<EOS>", "<SYSTEM>", "<INST_0>", "k_BbM", *names[4:9], "p_63", "d_24"]
 
 
-def test_questions_are_told_apart():
-    rows = [labels.LabelledExample(np.arange(3), 0, "s", "c", "train", kind) for kind in ("human", "human, 2 bars")]
-    data = labels.LabelledData(("human", "machine"), rows)
-    assert [e.kind for e in labels.of_question(data, "section").examples] == ["human"]
-    assert [e.kind for e in labels.of_question(data, "phrase").examples] == ["human, 2 bars"]
-    assert labels.of_question(data, "") is data
-    with pytest.raises(ValueError, match="section, phrase"):
-        labels.of_question(data, "bar")
-
-
 def test_refusals_say_what_to_do(pack, tmp_path):
     with pytest.raises(ValueError, match="folk, drums, genre, quality"):
         labels.load("mood", data=pack)

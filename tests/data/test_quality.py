@@ -15,7 +15,6 @@ from tests.sample_songs import midi, store, write_pack
 
 VOCABULARY = MetricVocabulary.default()
 SIZES = {split: quality.Sizes(6, 6, 2, 3) for split in quality.SPLITS}
-QUESTIONS = {quality.SECTION: SIZES, quality.PHRASE: SIZES}
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +36,6 @@ def test_tasks_ask_for_eight_whole_bars_behind_four(tasks):
     assert all(np.array_equal(a.prompt, b.prompt) for a, b in zip(tasks, again))
     other = quality.choose_tasks(VOCABULARY, store(6, bars=36), 9, seed=2)
     assert any(not np.array_equal(a.prompt, b.prompt) for a, b in zip(tasks, other))
-
-
-def test_phrases_are_two_bars_of_one_track_and_short():
-    phrases = quality.choose_tasks(VOCABULARY, store(6, bars=36), 9, seed=1, question=quality.PHRASE)
-    assert len(phrases) == 9
-    for task in phrases:
-        assert task.human.n_bars == 2 and task.human.n_tracks == 1
-        assert len(task.prompt) <= 128 and task.answer <= 96
-    assert len({int(t.human.programs[0]) for t in phrases}) > 1  # not always the first track
 
 
 def test_rows_that_are_too_long_are_left_out_and_the_last_ones_not_waited_for():
@@ -125,15 +115,14 @@ def test_a_set_is_made_resumed_and_loaded(pack, tmp_path, monkeypatch):
     MortmTokenizer().save_pretrained(model)
     cache = tmp_path / "cache"
     monkeypatch.setattr(quality, "LONGEST", 20)  # random weights write longer bars than the songs have
-    made = quality.make(pack, cache, model, sizes=QUESTIONS, batch=3)
-    kinds = set(made.column("kind"))
-    plain = {"human", quality.RANDOM, *CORRUPTIONS, *(f"starter T={t}" for t in quality.TEMPERATURES)}
-    assert kinds == plain | {f"{kind}, 2 bars" for kind in plain}
+    made = quality.make(pack, cache, model, sizes=SIZES, batch=3)
+    starter = [f"starter T={t}" for t in quality.TEMPERATURES]
+    assert set(made.column("kind")) == {"human", quality.RANDOM, *CORRUPTIONS, *starter}
     for split in quality.SPLITS:
         part = made.split(split)
         assert {s.partition("/")[2] for s in part.column("song")} == {f"{split}.mid"}
-        human = [e for e in part.examples if e.kind.startswith("human")]
-        assert all(e.label == 1 - e.kind.startswith("human") for e in part.examples)
+        human = [e for e in part.examples if e.kind == "human"]
+        assert all(e.label == (e.kind != "human") for e in part.examples)
         for example in part.examples:
             validate([VOCABULARY.tokens[i] for i in example.full()])
             twin = next(h for h in human if np.array_equal(h.context, example.context))
@@ -144,12 +133,12 @@ def test_a_set_is_made_resumed_and_loaded(pack, tmp_path, monkeypatch):
             assert not np.isin(VOCABULARY.kind[example.ids], (TokenKind.VELOCITY, TokenKind.TEMPO)).any()
 
     monkeypatch.setattr(quality, "sample_fields", None)  # nothing is sampled a second time
-    again = quality.make(pack, cache, model, sizes=QUESTIONS, batch=3)
+    again = quality.make(pack, cache, model, sizes=SIZES, batch=3)
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(made.examples, again.examples))
     assert len(labels.load("quality", "test", cache=cache)) == len(made.split("test"))
     (model / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(Exception, match=r"sample|callable|header"):  # other weights: sampled anew
-        quality.make(pack, cache, model, sizes=QUESTIONS, batch=3)
+        quality.make(pack, cache, model, sizes=SIZES, batch=3)
 
 
 def test_refusals(tmp_path, capsys):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from mortm_hf.data.masking import MaskedPackDataset
 from mortm_hf.data.packing import IGNORE, PackDataset
 from mortm_hf.data.pieces import PieceSource
-from mortm_hf.data.replacing import ReplacingRecipe, replace_pitches
+from mortm_hf.data.replacing import ReplacedPackDataset, ReplacingRecipe, condensed_documents, replace_pitches
 from mortm_hf.models.metric_vocabulary import MetricVocabulary, TokenKind
+from mortm_hf.models.midi_codec import parse_segment
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import store
 
@@ -72,14 +72,59 @@ def test_the_share_is_drawn_for_every_document():
     assert share.min() < 0.15 and share.max() > 0.4
 
 
+def test_a_generator_writes_the_new_pitches_and_may_write_the_old_ones(packs):
+    ids, _, labels = spoiled(packs, 0)
+    starts = packs[0]["cu_seq_lens_q"].numpy()[:-1]
+    note = np.flatnonzero(labels >= 0)
+    logits = np.zeros((len(ids), len(VOCABULARY)), dtype=np.float32)
+    sure = np.where(np.arange(len(note)) % 2, VOCABULARY["<SME>"], ids[note])  # of every other note the old pitch
+    logits[note - 1, sure] = 100.0
+    rng = np.random.default_rng(0)
+    out, found = replace_pitches(VOCABULARY, ids, starts, ReplacingRecipe((0.8, 0.8)), rng, logits)
+    wrong = found[note] == 1
+    assert np.array_equal(out != ids, found == 1) and not wrong[::2].any() and wrong[1::2].mean() > 0.4
+    moved = VOCABULARY.value[out[note]].astype(int) - VOCABULARY.value[ids[note]]
+    assert np.abs(moved).max() > 7  # anywhere between its neighbours, as the generator likes
+
+
+def test_windows_are_condensed_with_their_labels():
+    words = (
+        "<EOS> <MGEN> <INST_0> <SME> s_0 p_60 d_24 s_24 p_64 d_24 <ESEQ> <INST_40> <SME> s_0 p_60 d_48 s_0 p_72 d_9 "
+    )
+    words += "<ESEQ> <INST_DRUMS> <SME> s_0 p_36 d_1 <ESEQ> <TE>"
+    ids = np.array([VOCABULARY[w] for w in words.split()])
+    labels = np.full(len(ids), IGNORE)
+    labels[np.flatnonzero(VOCABULARY.kind[ids] == TokenKind.PITCH)] = [1, 1, 0, 1, IGNORE]
+    twice, marks = np.tile(ids, 2), np.tile(labels, 2)
+    documents = condensed_documents(VOCABULARY, twice, marks, np.array([0, len(ids)]))
+    assert len(documents) == 2
+    row, target = documents[1]
+    score = parse_segment(VOCABULARY, row).generated
+    assert score.programs.tolist() == [0, 128] and score.pitch.tolist() == [60, 72, 64, 36]
+    pitched = VOCABULARY.kind[row] == TokenKind.PITCH
+    assert target[pitched].tolist() == [0, 1, 1, IGNORE]  # 60 stands in the other track as well: it is no mistake
+    assert (target[~pitched] == IGNORE).all()
+
+
 def test_packs_are_a_function_of_seed_epoch_and_index(packs):
-    one, two = (MaskedPackDataset(packs, VOCABULARY, ReplacingRecipe(), replace_pitches) for _ in range(2))
-    two[5]
-    for index in (0, 3, 9):
-        for name in ("input_ids", "labels"):
-            assert one[index][name].equal(two[index][name])
-    assert set(one[0]["labels"].unique().tolist()) == {IGNORE, 0, 1}
-    assert not one[0]["input_ids"].equal(packs[0]["input_ids"])
+    def propose(pack):
+        ids = pack["input_ids"].numpy()
+        return np.random.default_rng(int(ids.sum())).normal(size=(*ids.shape, len(VOCABULARY)))
+
+    for given in (None, propose):
+        one, two = (ReplacedPackDataset(packs, VOCABULARY, ReplacingRecipe((0.3, 0.5)), given) for _ in range(2))
+        two[5]
+        for index in (0, 3, 9):
+            for name in ("input_ids", "labels", "position_ids", "cu_seq_lens_q"):
+                assert one[index][name].equal(two[index][name])
+        pack = one[0]
+        assert pack["input_ids"].shape == packs[0]["input_ids"].shape
+        ids, labels = pack["input_ids"].numpy(), pack["labels"].numpy()
+        assert (
+            set(np.unique(labels)) == {IGNORE, 0, 1} and (VOCABULARY.kind[ids[labels >= 0]] == TokenKind.PITCH).all()
+        )
+        instruments = ids[VOCABULARY.kind[ids] == TokenKind.INSTRUMENT]
+        assert set(instruments.tolist()) == {VOCABULARY["<INST_0>"], VOCABULARY["<INST_DRUMS>"]}
 
 
 def test_faults_and_music_without_pitched_notes():

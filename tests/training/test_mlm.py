@@ -158,6 +158,15 @@ def test_wrong_notes_are_found_by_a_token_classifier(recipe, tmp_path):
     use = pack["labels"] >= 0
     expected = torch.nn.functional.cross_entropy(out.logits[use], pack["labels"][use])
     assert torch.allclose(out.loss, expected, atol=1e-5) and 0.02 < pack["labels"][use].float().mean() < 0.3
+    for wrong, said in (
+        ("replacing: {generator: nowhere}", "cannot load a model from nowhere"),
+        ("replacing: {rate: 2}", "rate"),
+    ):
+        recipe.write_text(
+            TINY.replace("masking: {ways: {note: 2, bar: 1, pitch: 1}, attribute_span: [0.5, 1.0]}", wrong)
+        )
+        with pytest.raises(ValueError, match=said):
+            run(recipe, tmp_path / "other")
     recipe.write_text(TINY + "replacing: {}\n")
     with pytest.raises(ValueError, match="two tasks"):
         read_mlm_recipe(recipe, [])
