@@ -25,6 +25,7 @@ TRAIN_EXAMPLES = """examples:
   mortm train my.yaml --output_dir runs/mine                                again: goes on where it stopped
   mortm train starter --data pack --output_dir runs/mine --fields           lists all fields with their defaults
   mortm train bertm_small --data pack --output_dir runs/encoder             an encoder, on hidden notes
+  mortm train bertm_notes --data pack --output_dir runs/notes               a critic's encoder, on wrong notes
   mortm train bertm_genre --data pack --output_dir runs/genre               a classifier from the bundled encoder
 
 A run ends with a checkpoint when it is interrupted (Ctrl-C). Curves: tensorboard --logdir runs/mine/runs

@@ -24,7 +24,7 @@ def write(tmp_path, text):
 def test_the_recipes_of_the_package_are_complete(name):
     recipe = read_recipe(name, ["--output_dir", "run"])
     assert recipe.reward.terms and recipe.corpora
-    assert recipe.prompts().response_length == {"rlmf_rules": 96, "rlmf_quality": 144}[name]
+    assert recipe.prompts().response_length == {"rlmf_rules": 96, "rlmf_quality": 128}[name]
     pytest.importorskip("trl")
     args = recipe.arguments("run")
     assert args.gradient_accumulation_steps == 1 and args.temperature == 1.0 and args.stop_token == "eos"
