@@ -2,15 +2,15 @@
 
     python benchmarks/rlmf.py --train rlmf_quality --data PACK --out RUNS --judge FOLDER     five runs, then the tables
     python benchmarks/rlmf.py --data PACK --runs RUNS/* --judge FOLDER [--count 128] [--seeds 0 1 2] [--best-of 4]
-    python benchmarks/rlmf.py --runs RUNS/* --reprint [--png curves.png]
+    python benchmarks/rlmf.py --reports model_cards/rlmf-quality.json [--png curves.png]     the tables again
 
 `--train` runs a recipe with three seeds at its own kl_coef and one seed each at a quarter and four times of it (`--kl`
-names others, the main one first); runs that are finished are not repeated. Every run folder gets `comparison.json`,
-and `--reprint` prints the tables from these files alone. The prompts are the first bars of `--count` songs of the test
-split, cut as the runs' recipe says; every arm answers them under the same row seeds. "frozen" is the policy before,
-"best of N" its best of N samples by the runs' reward. Intervals: 95 %, by song. A run is better if its reward rose by
-two standard errors; it is not inferior if its diversity fell by no more than 5 % (with two standard errors over the
-seeds).
+names others, the main one first); runs that are finished are not repeated. Every run folder gets `comparison.json`;
+`--json` joins them in one file, and `--reports` prints the tables from such a file alone. The prompts are the first
+bars of `--count` songs of the test split, cut as the runs' recipe says; every arm answers them under the same row
+seeds. "frozen" is the policy before, "best of N" its best of N samples by the runs' reward. Intervals: 95 %, by song.
+A run is better if its reward rose by two standard errors; it is not inferior if its diversity fell by no more than 5 %
+(with two standard errors over the seeds).
 """
 
 from __future__ import annotations
@@ -97,11 +97,12 @@ def measure(options) -> None:
     train = [song.score for song in read_songs(recipe, options.cache, "train").songs]
     print(f"{len(prompts)} prompts of {len(songs)} songs ({options.split}), {len(train)} training songs", flush=True)
     reward = build_reward(recipe.reward.terms, tokenizer)
-    judges = build_reward(
-        [{"kind": "judge", "name": f"judge {Path(j).name}", "model": j, "mode": "logit"} for j in options.judge]
-        + [{"kind": kind, "name": f"rule {kind}"} for kind in ("scale", "bar_pattern", "repetition_guard")],
-        tokenizer,
-    )
+    view = next((term.get("view", "row") for term in recipe.reward.terms if term["kind"] == "judge"), "row")
+    others = [{"kind": "judge", "model": j, "mode": "logit", "view": view} for j in options.judge]
+    for number, term in enumerate(others):
+        term["name"] = "independent judge" if len(others) == 1 else f"independent judge {number + 1}"
+    rules = ("scale", "consonance", "bar_pattern", "repetition_guard")
+    judges = build_reward([*others, *({"kind": kind, "name": f"rule {kind}"} for kind in rules)], tokenizer)
 
     def rated(arm: c.Arm) -> c.Arm:
         for answers in arm.answers:
@@ -165,6 +166,8 @@ def measure(options) -> None:
                 "first": float(np.mean(values[:5])),
                 "last": float(np.mean(values[-5:])),
                 "kl": float(np.mean(kl[-5:])),
+                "rewards": [round(v, 4) for v in values],
+                "kls": [round(v, 4) for v in kl],
             }
         partial = folder / "comparison.json.partial"
         partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -254,7 +257,7 @@ def trade_off(reports: list[dict], names: list[str]) -> str:
     return table(rows)
 
 
-def draw_curves(folders: list[Path], path: Path) -> None:
+def draw_curves(reports: list[dict], path: Path) -> None:
     """Reward and KL of every update, one line a run."""
     import matplotlib
 
@@ -262,16 +265,16 @@ def draw_curves(folders: list[Path], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.6))
-    for folder in folders:
-        log = training_log(folder)
-        for ax, key in zip(axes, ("reward/reward", "objective/kl")):
-            ax.plot([line["step"] for line in log], [line[key] for line in log], label=folder.name, linewidth=1.3)
+    for report in reports:
+        for ax, key in zip(axes, ("rewards", "kls")):
+            values = report.get("log", {}).get(key, [])
+            ax.plot(range(1, len(values) + 1), values, label=report["run"], linewidth=1.3)
     for ax, title in zip(axes, ("reward", "KL to the frozen policy, nats an answer")):
         ax.set_title(title)
         ax.set_xlabel("update")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -284,7 +287,7 @@ def main() -> None:
     parser.add_argument("--train-seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds at the main kl_coef")
     parser.add_argument("--fields", nargs=argparse.REMAINDER, default=[], help="further fields of the recipe (last)")
     parser.add_argument("--png", type=Path, help="draw the learning curves")
-    parser.add_argument("--reprint", action="store_true", help="print the tables from the runs' comparison.json")
+    parser.add_argument("--reports", type=Path, help="print the tables from a file that --json wrote, and stop")
     parser.add_argument("--data", type=Path, help="training pack")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "rlmf", help="folder for songs and samples")
     parser.add_argument("--judge", nargs="*", default=[], help="folders of classifiers that took no part")
@@ -296,23 +299,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write all reports to one file")
     options = parser.parse_args()
-    if not options.runs and not options.train:
-        parser.error("name --runs, or --train a recipe")
-    if not options.reprint:
+    if options.reports:
+        reports = json.loads(options.reports.read_text(encoding="utf-8"))
+    else:
+        if not options.runs and not options.train:
+            parser.error("name --runs, or --train a recipe, or --reports of earlier ones")
         if options.data is None:
-            parser.error("--data is needed, or --reprint")
+            parser.error("--data is needed")
         if options.train:
             if options.out is None:
                 parser.error("--train needs --out")
             options.runs = sweep(options)
         measure(options)
-    missing = [str(f) for f in options.runs if not (f / "comparison.json").is_file()]
-    if missing:
-        raise SystemExit(f"no comparison.json in {', '.join(missing)}: run without --reprint first")
-    reports = [json.loads((f / "comparison.json").read_text(encoding="utf-8")) for f in options.runs]
+        reports = [json.loads((f / "comparison.json").read_text(encoding="utf-8")) for f in options.runs]
     print(tables(reports))
     if options.png:
-        draw_curves(options.runs, options.png)
+        draw_curves(reports, options.png)
     if options.json:
         options.json.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
 

@@ -109,7 +109,7 @@ def test_non_inferiority_takes_the_spread_into_account():
 
 
 @pytest.mark.slow
-def test_the_benchmark_measures_runs_and_prints_from_their_folders(
+def test_the_benchmark_measures_runs_and_prints_from_their_reports(
     tmp_path, policy_folder, judge_folder, tokenizer, prompts, monkeypatch, capsys
 ):
     """Two runs of a tiny policy through `benchmarks/rlmf.py`, with songs in place of a pack."""
@@ -129,7 +129,8 @@ def test_the_benchmark_measures_runs_and_prints_from_their_folders(
     spec.loader.exec_module(bench)
     runs = ["--runs", str(tmp_path / "run0"), str(tmp_path / "run1")]
     rest = ["--data", str(tmp_path), "--cache", str(tmp_path / "cache"), "--judge", str(judge_folder), "--count", "6"]
-    monkeypatch.setattr(sys, "argv", ["rlmf.py", *runs, *rest, "--best-of", "2"])
+    joined = tmp_path / "joined.json"
+    monkeypatch.setattr(sys, "argv", ["rlmf.py", *runs, *rest, "--best-of", "2", "--json", str(joined)])
     bench.main()
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "run0" / "comparison.json").read_text(encoding="utf-8"))
@@ -137,7 +138,9 @@ def test_the_benchmark_measures_runs_and_prints_from_their_folders(
     assert report["gains"]["reward"]["best of 2"]["value"] >= 0
     assert report["arms"]["frozen"]["kl"]["value"] == 0.0
     monkeypatch.setattr(comparison, "answer_prompts", lambda *a, **k: pytest.fail("reprinting samples nothing"))
-    monkeypatch.setattr(sys, "argv", ["rlmf.py", *runs, "--reprint"])
+    picture = tmp_path / "curves.png"
+    monkeypatch.setattr(sys, "argv", ["rlmf.py", "--reports", str(joined), "--png", str(picture)])
     bench.main()
     again = capsys.readouterr().out
-    assert printed.endswith(again) and f"judge {judge_folder.name}" in again and "| best of 2 |" in again
+    assert printed.endswith(again) and "independent judge" in again and "| best of 2 |" in again
+    assert picture.read_bytes().startswith(b"\x89PNG")
