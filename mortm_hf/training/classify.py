@@ -11,6 +11,8 @@ Design decisions
 - `pairs` sets every machine window beside the human one that answers the same prompt, moved alike: what the two share
   (song, texture, key) cancels in the gradient, and a second term ranks them (Bradley and Terry 1952, as reward models
   are trained).
+- `hints` adds a second loss: the pooled state has to tell what can be counted in the window (`hints`). The layer that
+  reads it off belongs to the run's checkpoints, not to its result.
 - Two labels make one logit, that of the second label, trained with binary cross-entropy; more make a softmax.
 - Validation is by song (the mean of its windows' log-probabilities): macro-F1, or AUC where there is one logit. The
   best model by it is kept in `best/` and becomes `final/`; the test split is not read here. Its windows have the form
@@ -50,6 +52,7 @@ from ..models.tokenization_mortm import MortmTokenizer
 from ..models.window_bertm import batches_by_length, pad_rows
 from .arguments import PretrainArguments, find_recipe
 from .errors import TrainingError
+from .hints import HintLayer, HintTable
 from .pretrain import newest_checkpoint
 from .runs import apply_decay, bundled_encoder, command_line, same_run
 from .trainer import PackTrainer, RunLog
@@ -85,6 +88,9 @@ class LabelRecipe:
         metadata={"help": "condensed form: hear so many consecutive bars of a window, from and to; none: all"},
     )
     least_tracks: int = field(default=1, metadata={"help": "quality: leave out windows of fewer tracks"})
+    hints: float = field(
+        default=0.0, metadata={"help": "weight of a loss on the window's bag of features, read off the pooled state"}
+    )
     pairs: bool = field(default=False, metadata={"help": "quality: draw machine windows with their human twins"})
     augment: bool = field(default=False, metadata={"help": "move windows by -5 to 6 semitones"})
     rows: int = field(default=16, metadata={"help": "windows of a batch"})
@@ -231,6 +237,10 @@ class LabelledBatches(Dataset):
         self.scores = None
         if recipe.form == "condensed":
             self.scores = [parse_segment(data.vocabulary, e.ids).generated for e in data.examples]
+        self.hints = None
+        if recipe.hints:
+            some = np.linspace(0, len(data) - 1, min(2000, len(data))).astype(int)
+            self.hints = HintTable(data.vocabulary, [self._row(i, False, 0, (0, EPOCHS)) for i in some])
         self.per_epoch = max(1, len(data) // recipe.rows)
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
@@ -268,7 +278,10 @@ class LabelledBatches(Dataset):
             for i, shift, span in zip(chosen.tolist(), shifts.tolist(), spans.tolist())
         ]
         ids, mask = pad_rows(rows, self.pad)
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[chosen])}
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[chosen])}
+        if self.hints is not None:
+            batch["hints"] = self.hints(rows)
+        return batch
 
     def _spans(self, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """`[rows, 2]` first bar and bar after the last of each window, as `recipe.bars` allows."""
@@ -294,17 +307,26 @@ class ClassifyTrainer(PackTrainer):
 
     Args:
         class_weights: `[labels]` weight of each class in the loss, or None. pairs: a batch holds machine windows, then
-            their human twins.
+            their human twins. hints: weight of the loss on the batch's `hints`; the model then has a layer `hints`.
     """
 
-    def __init__(self, *args, class_weights: torch.Tensor | None = None, pairs: bool = False, **kwargs):
+    def __init__(
+        self, *args, class_weights: torch.Tensor | None = None, pairs: bool = False, hints: float = 0.0, **kwargs
+    ):
         super().__init__(*args, **kwargs)
-        self.class_weights, self.pairs = class_weights, pairs
+        self.class_weights, self.pairs, self.hints = class_weights, pairs, hints
+        self._told: list[torch.Tensor] = []
         self.model_accepts_loss_kwargs = False  # the loss is a mean over windows, not over tokens
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels = inputs["labels"]
-        outputs = model(**{k: v for k, v in inputs.items() if k != "labels"})
+        labels, told = inputs["labels"], None
+        if "hints" in inputs:
+            layer = self.accelerator.unwrap_model(model).hints
+            hook = layer.listen(self.accelerator.unwrap_model(model).pool)
+        outputs = model(**{k: v for k, v in inputs.items() if k not in ("labels", "hints")})
+        if "hints" in inputs:
+            hook.remove()
+            told = layer.loss(inputs["hints"])
         logits = outputs.logits.float()
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         if logits.shape[-1] == 1:
@@ -315,7 +337,24 @@ class ClassifyTrainer(PackTrainer):
                 loss = loss + torch.nn.functional.softplus(human - machine).mean()
         else:
             loss = torch.nn.functional.cross_entropy(logits, labels, weight=weights)
+        if told is not None:
+            loss = loss + self.hints * told
+            self._told.append(told.detach())
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs, *args, **kwargs):
+        """With the loss of the hints beside the whole one."""
+        if "loss" in logs and self._told:
+            logs["hint_loss"] = round(float(torch.stack(self._told).mean()), 4)
+            self._told = []
+        super().log(logs, *args, **kwargs)
+
+    def save_result(self, folder: str) -> None:
+        """Save the model without the layer of its hints."""
+        layer = self.model._modules.pop("hints", None)
+        self.save_model(folder)
+        if layer is not None:
+            self.model.hints = layer
 
 
 @torch.no_grad()
@@ -480,7 +519,7 @@ def classify(
         folder,
         stated,
         arguments.fresh,
-        later={"data": {"half": "", "pairs": False, "bars": [], "least_tracks": 1}},
+        later={"data": {"half": "", "pairs": False, "bars": [], "least_tracks": 1, "hints": 0.0}},
     )
     if arguments.fresh:
         shutil.rmtree(folder / "best", ignore_errors=True)
@@ -505,18 +544,22 @@ def classify(
         arguments.max_minutes,
         arguments.save_minutes,
     )
+    batches = LabelledBatches(train, recipe, tokenizer.pad_token_id, arguments.seed, chances)
+    if recipe.hints:
+        model.hints = HintLayer(model.config.hidden_size, len(batches.hints))
     trainer = ClassifyTrainer(
         model=model,
         args=arguments,
-        train_dataset=LabelledBatches(train, recipe, tokenizer.pad_token_id, arguments.seed, chances),
+        train_dataset=batches,
         data_collator=single_pack,
         processing_class=tokenizer,
         callbacks=[log],
         class_weights=weights,
         pairs=recipe.pairs,
+        hints=recipe.hints,
     )
     trainer.add_callback(
-        SongValidation(log, folder, validation, arguments.eval_every, recipe.max_length, trainer.save_model)
+        SongValidation(log, folder, validation, arguments.eval_every, recipe.max_length, trainer.save_result)
     )
     trainer.train(resume_from_checkpoint=None if arguments.fresh else newest_checkpoint(folder))
     if trainer.state.global_step >= arguments.max_steps:

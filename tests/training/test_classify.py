@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mortm_hf.data.labels import LabelledData, LabelledExample, transpose_ids
+from mortm_hf.evaluation.features import bag_of_features, scores_of
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.metric_vocabulary import MetricVocabulary
 from mortm_hf.models.midi_codec import parse_segment
@@ -111,7 +112,7 @@ def test_it_learns_and_the_folder_is_complete(recipe, tmp_path, init):
 
 
 def test_resumed_run_equals_an_unbroken_one(recipe, tmp_path, init, monkeypatch):
-    words = ("--max_steps", "6", "--eval_every", "3", "--class_balance", "loss", "--augment", "True")
+    words = ("--max_steps", "6", "--eval_every", "3", "--class_balance", "loss", "--augment", "True", "--hints", "0.5")
     whole = run(recipe, tmp_path / "whole", init, *words)
     end = RunLog.on_step_end
 
@@ -273,6 +274,30 @@ def test_pairs_add_a_term_that_ranks_them(recipe, tmp_path, init):
         plain = torch.nn.functional.binary_cross_entropy_with_logits(z, label)
     ranked = torch.log1p(torch.exp(z[label == 0] - z[label == 1])).mean()
     assert loss == pytest.approx(float(plain + ranked), rel=1e-5)
+
+
+def test_hints_are_read_off_the_pooled_state_and_left_out_of_the_result(recipe, tmp_path, init):
+    words = ("--hints", "0.5", "--max_steps", "12", "--eval_every", "6")
+    trainer = run(recipe, tmp_path / "run", init, *words)
+    batch = trainer.train_dataset[0]
+    rows = [row[mask.bool()].numpy() for row, mask in zip(batch["input_ids"], batch["attention_mask"])]
+    values = bag_of_features(scores_of(VOCABULARY, rows)).values
+    whole = bag_of_features(scores_of(VOCABULARY, [e.ids for e in trainer.train_dataset.data.examples])).values
+    mean, spread = whole.mean(0), np.where(whole.std(0) > 1e-6, whole.std(0), np.inf)
+    assert np.allclose(batch["hints"], ((values - mean) / spread).clip(-5, 5), atol=1e-4)
+    model = trainer.model.eval()
+    with torch.no_grad():
+        loss = trainer.compute_loss(model, batch)
+        given = {k: batch[k] for k in ("input_ids", "attention_mask")}
+        states = model.model(**given).last_hidden_state
+        pooled = model.pool(states, batch["attention_mask"])
+        told = (model.hints.read(pooled) - batch["hints"]).pow(2).mean()
+        batch.pop("hints")
+        plain = trainer.compute_loss(model, batch)
+    assert loss == pytest.approx(float(plain + 0.5 * told), rel=1e-4)
+    kept = BertmForSequenceClassification.from_pretrained(tmp_path / "run" / "final").state_dict()
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("hints")}
+    assert kept.keys() == own.keys() and len(own) < len(model.state_dict())
 
 
 def test_batches_are_a_function_of_seed_epoch_and_index():
