@@ -29,7 +29,7 @@ from .routing import ExpertAlarm, RouterStatistics
 
 
 logger = logging.getLogger(__name__)
-_NUMBERS = ("loss", "aux_loss", "grad_norm", "learning_rate", "tokens_per_second")
+_NUMBERS = ("loss", "aux_loss", "hint_loss", "grad_norm", "learning_rate", "tokens_per_second")
 
 
 def read_log(path: str | Path) -> list[dict]:

@@ -279,6 +279,9 @@ def test_pairs_add_a_term_that_ranks_them(recipe, tmp_path, init):
 def test_hints_are_read_off_the_pooled_state_and_left_out_of_the_result(recipe, tmp_path, init):
     words = ("--hints", "0.5", "--max_steps", "12", "--eval_every", "6")
     trainer = run(recipe, tmp_path / "run", init, *words)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    told = [line["hint_loss"] for line in lines if "loss" in line]
+    assert len(told) == 12 and told[-1] < told[0]
     batch = trainer.train_dataset[0]
     rows = [row[mask.bool()].numpy() for row, mask in zip(batch["input_ids"], batch["attention_mask"])]
     values = bag_of_features(scores_of(VOCABULARY, rows)).values
@@ -346,10 +349,11 @@ def test_scores_do_not_depend_on_the_batch(init):
     assert np.abs(evaluate(model, rows, max_length=6) - whole).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["bertm_genre", "bertm_quality"])
+@pytest.mark.parametrize("name", ["bertm_genre", "bertm_quality", "bertm_phrase"])
 def test_package_recipes_are_read(name):
     section, data, arguments = read_classify_recipe(name, ["--output_dir", "x"])
-    assert data.set == name.partition("_")[2] and arguments.init == "bertm-small" and section == {}
+    assert data.set == ("genre" if name == "bertm_genre" else "quality")
+    assert arguments.init == "bertm-small" and section == {}
 
 
 @pytest.mark.parametrize(
@@ -360,6 +364,7 @@ def test_package_recipes_are_read(name):
         (("", ""), ("--class_balance", "much"), "class_balance"),
         (("", ""), ("--init", "no/such"), "no/such"),
         (("", ""), ("--half", "third"), "first or second"),
+        (("", ""), ("--bars", "2", "4"), "condensed form only"),
         (("", ""), ("--nonsense", "1"), "nonsense"),
     ],
 )
