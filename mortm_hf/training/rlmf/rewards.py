@@ -290,7 +290,8 @@ def build_reward(terms: Sequence[dict], tokenizer) -> MusicReward:
 
     Each term has a `kind` (a rule of `rules.RULES`, or "judge"), `weight` (default 1), `name` (default: the kind) and
     the arguments of its class. A judge has `model` (a folder, the name of a bundled checkpoint, or a list of these),
-    `view`, and `BertmReward`'s `mode`, `combine` and `machine_label`.
+    `view` (by default "row", or "window" where its configuration names another form than tracks), and `BertmReward`'s
+    `mode`, `combine` and `machine_label`.
 
     Raises:
         RlmfError: unknown kinds or arguments; judges that cannot be loaded or have another token table.
@@ -318,5 +319,7 @@ def build_reward(terms: Sequence[dict], tokenizer) -> MusicReward:
 
 
 def _build_judge(options: dict, tokenizer) -> nn.Module:
-    view = options.pop("view", "row")
-    return JudgeReward(load_judge(options.pop("model"), tokenizer, **options), view, tokenizer.vocabulary)
+    view = options.pop("view", None)
+    reward = load_judge(options.pop("model"), tokenizer, **options)
+    own = "row" if getattr(reward.config, "window_form", "tracks") == "tracks" else "window"
+    return JudgeReward(reward, view or own, tokenizer.vocabulary)

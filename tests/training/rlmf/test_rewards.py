@@ -106,7 +106,9 @@ def test_a_judge_may_read_the_answer_alone(judge_folder):
         JudgeReward(BertmReward(judge), "elsewhere", VOCABULARY)
 
 
-def test_a_judge_may_read_the_answer_as_its_windows_are_written(judge_folder, masked_policy, tokenizer, prompts):
+def test_a_judge_may_read_the_answer_as_its_windows_are_written(
+    judge_folder, masked_policy, tokenizer, prompts, tmp_path
+):
     judge = BertmForSequenceClassification.from_pretrained(judge_folder).eval()
     judge.config.window_form = "condensed"
     reward = BertmReward(judge, tokenizer, mode="logit")
@@ -119,6 +121,13 @@ def test_a_judge_may_read_the_answer_as_its_windows_are_written(judge_folder, ma
         assert float(given[row]) == pytest.approx(reward.rate(bare), abs=2e-6)
     judge.config.window_form = "tracks"
     assert not torch.allclose(seen(ids, mask), given), "another form is another score"
+    for form, view in (("tracks", "row"), ("condensed", "window")):  # what a recipe means that names no view
+        folder = tmp_path / form
+        judge.config.window_form = form
+        judge.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        reward = build_reward([{"kind": "judge", "model": str(folder)}], tokenizer)
+        assert reward.judges["judge"].view == view
 
 
 def test_sums_and_their_terms(tokenizer, judge_folder):
