@@ -52,7 +52,7 @@ from ..models.tokenization_mortm import MortmTokenizer
 from ..models.window_bertm import batches_by_length, pad_rows
 from .arguments import PretrainArguments, find_recipe
 from .errors import TrainingError
-from .hints import HintLayer, HintTable
+from .hints import HintLayer, HintTable, note_intervals
 from .pretrain import newest_checkpoint
 from .runs import apply_decay, bundled_encoder, command_line, same_run
 from .trainer import PackTrainer, RunLog
@@ -89,7 +89,8 @@ class LabelRecipe:
     )
     least_tracks: int = field(default=1, metadata={"help": "quality: leave out windows of fewer tracks"})
     hints: float = field(
-        default=0.0, metadata={"help": "weight of a loss on the window's bag of features, read off the pooled state"}
+        default=0.0,
+        metadata={"help": "weight of a loss on what can be counted in a window, and on its notes' intervals"},
     )
     pairs: bool = field(default=False, metadata={"help": "quality: draw machine windows with their human twins"})
     augment: bool = field(default=False, metadata={"help": "move windows by -5 to 6 semitones"})
@@ -281,6 +282,7 @@ class LabelledBatches(Dataset):
         batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[chosen])}
         if self.hints is not None:
             batch["hints"] = self.hints(rows)
+            batch["intervals"] = torch.from_numpy(note_intervals(self.data.vocabulary, ids.numpy()))
         return batch
 
     def _spans(self, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -323,10 +325,10 @@ class ClassifyTrainer(PackTrainer):
         if "hints" in inputs:
             layer = self.accelerator.unwrap_model(model).hints
             hook = layer.listen(self.accelerator.unwrap_model(model).pool)
-        outputs = model(**{k: v for k, v in inputs.items() if k not in ("labels", "hints")})
+        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
         if "hints" in inputs:
             hook.remove()
-            told = layer.loss(inputs["hints"])
+            told = layer.loss(inputs["hints"], inputs["intervals"])
         logits = outputs.logits.float()
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         if logits.shape[-1] == 1:

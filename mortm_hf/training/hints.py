@@ -6,8 +6,10 @@ Design decisions
   (`evaluation.features`), which is exact for every window, transposed and cut ones included.
 - Features are measured in deviations over the training windows, at most `FAR` of them; one that never varies asks
   nothing.
+- A count can only be learnt of what the notes' own states tell. So every note is asked for its intervals too: to the
+  note below it at its onset, and, where it is the highest, from the highest one before.
 
-Knows: the bag of features. Must not know: labels, trainers.
+Knows: the bag of features, kinds of tokens. Must not know: labels, trainers.
 """
 
 from __future__ import annotations
@@ -17,11 +19,35 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..data.packing import IGNORE
 from ..evaluation.features import bag_of_features, scores_of
-from ..models.metric_vocabulary import MetricVocabulary
+from ..models.metric_vocabulary import DRUMS, MetricVocabulary, TokenKind
 
 
 FAR = 5.0
+HARMONIC, MELODIC = 13, 27  # semitones modulo 12 and "none below"; -13 (or more) to 13 (or more)
+
+
+def note_intervals(vocabulary: MetricVocabulary, ids: np.ndarray) -> np.ndarray:
+    """`[..., 2]` int64 intervals of every pitched note, on its pitch token, of rows of ids `[..., length]`.
+
+    First the semitones modulo 12 to the note before it at its onset in its track (12: it is the lowest), then those
+    from the highest note of the onset before to the highest of this one, as 0 (-13 or less) to 26; -100 elsewhere.
+    """
+    flat = np.asarray(ids).reshape(-1)
+    kind, place = vocabulary.kind[flat], np.arange(flat.size)
+    head = np.maximum.accumulate(np.where(np.isin(kind, (TokenKind.INSTRUMENT, TokenKind.BOS)), place, 0))
+    bar = np.cumsum(kind == TokenKind.BAR)
+    note = np.flatnonzero((kind == TokenKind.PITCH) & (flat[head] != vocabulary.id(TokenKind.INSTRUMENT, DRUMS)))
+    found = np.full((flat.size, 2), IGNORE, dtype=np.int64)
+    pitch, onset = vocabulary.value[flat[note]].astype(np.int64), vocabulary.value[flat[note - 1]]
+    track = head[note]
+    chord = (bar[note][1:] == bar[note][:-1]) & (onset[1:] == onset[:-1]) & (track[1:] == track[:-1])
+    found[note, 0] = np.where(np.append(False, chord), np.diff(pitch, prepend=0) % 12, 12)[: len(note)]
+    top = np.flatnonzero(np.append(~chord, True)[: len(note)])
+    step = np.clip(np.diff(pitch[top]), -13, 13) + 13
+    found[note[top[1:]], 1] = np.where(track[top[1:]] == track[top[:-1]], step, IGNORE)
+    return found.reshape(*np.shape(ids), 2)
 
 
 class HintTable:
@@ -49,22 +75,33 @@ class HintTable:
 
 
 class HintLayer(torch.nn.Module):
-    """Reads features off a pooled state: one linear layer."""
+    """Reads features off a pooled state, and intervals off the notes' states: linear layers."""
 
     def __init__(self, hidden_size: int, features: int):
         super().__init__()
         self.read = torch.nn.Linear(hidden_size, features)
-        self.pooled: torch.Tensor | None = None
+        self.notes = torch.nn.Linear(hidden_size, HARMONIC + MELODIC)
+        self.heard: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def listen(self, pool: torch.nn.Module):
-        """A hook that keeps what `pool` gives."""
+        """A hook that keeps what `pool` takes and gives."""
 
-        def keep(_module, _given, pooled):
-            self.pooled = pooled
+        def keep(_module, given, pooled):
+            self.heard = given[0], pooled
 
         return pool.register_forward_hook(keep)
 
-    def loss(self, hints: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of `[rows, features]`, in deviations."""
-        pooled, self.pooled = self.pooled, None
-        return torch.nn.functional.mse_loss(self.read(pooled.float()), hints)
+    def loss(self, features: torch.Tensor, intervals: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of `features` [rows, features], in deviations, and cross-entropy of `intervals`
+        [rows, length, 2] (`note_intervals`), in nats: their sum, the two intervals as halves."""
+        (states, pooled), self.heard = self.heard, None
+        told = torch.nn.functional.mse_loss(self.read(pooled.float()), features)
+        logits = self.notes(states.float()).split((HARMONIC, MELODIC), dim=-1)
+        for number, scores in enumerate(logits):
+            target = intervals[..., number]
+            # a batch may hold no such note: the sum of nothing is 0, its mean is not
+            total = torch.nn.functional.cross_entropy(
+                scores.flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="sum"
+            )
+            told = told + 0.5 * total / (target != IGNORE).sum().clamp(min=1)
+        return told
