@@ -27,6 +27,8 @@ from ._version import __version__
 # The folder of the bundled checkpoint: the default of every command and pipeline that makes music.
 _HERE = os.path.dirname(os.path.abspath(__file__))
 STARTER = os.path.join(_HERE, "starter")
+# The same after reinforcement learning from BERTM's judgement: tracks that agree better.
+STARTER_ALIGNED = os.path.join(_HERE, "checkpoints", "mortm-aligned")
 # The bundled encoder (masked language model), and its two heads: genres, and "made by a machine".
 BERTM = os.path.join(_HERE, "checkpoints", "bertm-small")
 BERTM_GENRE = os.path.join(_HERE, "checkpoints", "bertm-genre")
@@ -84,6 +86,7 @@ __all__ = [
     *_MODULE_OF,
     "pipeline",
     "STARTER",
+    "STARTER_ALIGNED",
     "BERTM",
     "BERTM_GENRE",
     "BERTM_QUALITY",
