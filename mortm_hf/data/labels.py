@@ -25,11 +25,12 @@ import numpy as np
 
 from ..models.metric_grid import COMMON_TIME, BarTable
 from ..models.metric_score import MetricScore
-from ..models.metric_vocabulary import DRUMS, KEY_NAMES, METER_TICKS, MetricVocabulary, TokenKind
+from ..models.metric_vocabulary import KEY_NAMES, METER_TICKS, MetricVocabulary, TokenKind
 from ..models.midi_codec import parse_segment
 from ..models.window_bertm import bare_segment, clip_durations, condense, merge_tracks
 from .annotations import transpose_key
 from .manifest import CorpusFilter, Selection, SongFile, read_manifest
+from .notes import pitched_notes
 from .store import Song, build_store
 
 
@@ -389,17 +390,13 @@ def duple_passages(score: MetricScore) -> list[MetricScore]:
 
 def transpose_ids(vocabulary: MetricVocabulary, ids: np.ndarray, semitones: int) -> np.ndarray:
     """Ids with their pitches and keys moved (not pitches of drum tracks); unmoved where a pitch would leave 0..127."""
-    kind = vocabulary.kind[ids]
-    place = np.arange(len(ids))
-    head = np.maximum.accumulate(np.where(kind == TokenKind.INSTRUMENT, place, 0))
-    drum = ids[head] == vocabulary.id(TokenKind.INSTRUMENT, DRUMS)
-    moved = (kind == TokenKind.PITCH) & ~drum
-    pitch = vocabulary.value[ids[moved]] + semitones
+    notes = pitched_notes(vocabulary, ids)
+    pitch = notes.pitch + semitones
     if not len(pitch) or pitch.min() < 0 or pitch.max() > 127:
         return ids
     out = ids.copy()
-    out[moved] = vocabulary.lookup(TokenKind.PITCH)[pitch]
-    for at in np.flatnonzero(kind == TokenKind.KEY):  # one, of a header
+    out[notes.at] = vocabulary.lookup(TokenKind.PITCH)[pitch]
+    for at in np.flatnonzero(vocabulary.kind[ids] == TokenKind.KEY):  # one, of a header
         name = transpose_key(KEY_NAMES[vocabulary.value[ids[at]]], semitones)
         out[at] = vocabulary.lookup(TokenKind.KEY)[KEY_NAMES.index(name)]
     return out

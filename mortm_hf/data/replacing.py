@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 from ..models.metric_vocabulary import DRUMS, MetricVocabulary, TokenKind
 from ..models.midi_codec import parse_segment
 from ..models.window_bertm import bare_segment, clip_durations, condense
+from .notes import pitched_notes
 from .packing import IGNORE, Document, PackDataset, generator, pack_rows
 
 
@@ -73,10 +74,8 @@ def replace_pitches(
         logits: `[n, vocabulary]` a generator's, of the token behind each position; None: steps and leaps.
     """
     ids = np.asarray(ids, dtype=np.int64)
-    kind, place = vocabulary.kind[ids], np.arange(len(ids))
-    head = np.maximum.accumulate(np.where(kind == TokenKind.INSTRUMENT, place, 0))
-    bar = np.cumsum((kind == TokenKind.BAR) | (kind == TokenKind.INSTRUMENT))
-    note = np.flatnonzero((kind == TokenKind.PITCH) & (ids[head] != vocabulary.id(TokenKind.INSTRUMENT, DRUMS)))
+    notes = pitched_notes(vocabulary, ids)
+    note, pitch, chord = notes.at, notes.pitch, notes.chord
     labels = np.full(len(ids), IGNORE, dtype=np.int64)
     out = ids.copy()
     if not len(note):
@@ -86,9 +85,6 @@ def replace_pitches(
     rate = rng.uniform(*recipe.rate, len(starts))[document]
     chosen = rng.random(len(note)) < rate
 
-    pitch = vocabulary.value[ids[note]].astype(np.int64)
-    onset = vocabulary.value[ids[note - 1]]  # the token before a pitch is its onset
-    chord = (bar[note[1:]] == bar[note[:-1]]) & (onset[1:] == onset[:-1]) & (head[note[1:]] == head[note[:-1]])
     low = np.where(np.append(False, chord), np.append(-1, pitch[:-1]), -1)
     high = np.where(np.append(chord, False), np.append(pitch[1:], 128), 128)
     chosen[1:] &= ~(chord & chosen[:-1])

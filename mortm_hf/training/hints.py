@@ -9,7 +9,7 @@ Design decisions
 - A count can only be learnt of what the notes' own states tell. So every note is asked for its intervals too: to the
   note below it at its onset, and, where it is the highest, from the highest one before.
 
-Knows: the bag of features, kinds of tokens. Must not know: labels, trainers.
+Knows: the bag of features, notes in ids. Must not know: labels, trainers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..data.notes import pitched_notes
 from ..data.packing import IGNORE
 from ..evaluation.features import bag_of_features, scores_of
-from ..models.metric_vocabulary import DRUMS, MetricVocabulary, TokenKind
+from ..models.metric_vocabulary import MetricVocabulary
 
 
 FAR = 5.0
@@ -35,14 +36,9 @@ def note_intervals(vocabulary: MetricVocabulary, ids: np.ndarray) -> np.ndarray:
     from the highest note of the onset before to the highest of this one, as 0 (-13 or less) to 26; -100 elsewhere.
     """
     flat = np.asarray(ids).reshape(-1)
-    kind, place = vocabulary.kind[flat], np.arange(flat.size)
-    head = np.maximum.accumulate(np.where(np.isin(kind, (TokenKind.INSTRUMENT, TokenKind.BOS)), place, 0))
-    bar = np.cumsum(kind == TokenKind.BAR)
-    note = np.flatnonzero((kind == TokenKind.PITCH) & (flat[head] != vocabulary.id(TokenKind.INSTRUMENT, DRUMS)))
+    notes = pitched_notes(vocabulary, flat)
+    note, pitch, track, chord = notes.at, notes.pitch, notes.track, notes.chord
     found = np.full((flat.size, 2), IGNORE, dtype=np.int64)
-    pitch, onset = vocabulary.value[flat[note]].astype(np.int64), vocabulary.value[flat[note - 1]]
-    track = head[note]
-    chord = (bar[note][1:] == bar[note][:-1]) & (onset[1:] == onset[:-1]) & (track[1:] == track[:-1])
     found[note, 0] = np.where(np.append(False, chord), np.diff(pitch, prepend=0) % 12, 12)[: len(note)]
     top = np.flatnonzero(np.append(~chord, True)[: len(note)])
     step = np.clip(np.diff(pitch[top]), -13, 13) + 13
