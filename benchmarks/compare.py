@@ -130,7 +130,7 @@ def encoded_windows(stores, options):
 
     windows = read_windows(options.windows)
     if options.limit:
-        from benchmarks.starter_eval import limited
+        from benchmarks.bits_per_note import limited
 
         windows = limited(windows, stores["test"].songs, options.limit)
     vocabulary = MortmTokenizer().vocabulary
@@ -206,6 +206,7 @@ def run(options) -> int:
         model = GPT2LMHeadModel.from_pretrained(folder / "final", dtype=torch.float32)
         languages, pad = ("remi",), remi.pad
     log = read_log(folder)
+    model.to(arguments.device)
     with whole_rows(model):
         bits = {name: model_bits(model, windows[name], pad=pad).round(3).tolist() for name in languages}
     dataset = trainer.train_dataset
@@ -216,6 +217,7 @@ def run(options) -> int:
     speeds = [line["tokens_per_second"] for line in log if line.get("tokens_per_second")]
     result = {
         "arm": options.arm,
+        "device": torch.cuda.get_device_name() if arguments.device.type == "cuda" else "CPU, one thread",
         "seed": options.seed,
         "asked": tokens,
         "steps": steps,
@@ -265,13 +267,16 @@ def speed(options) -> int:
     for turn in range(options.rounds):
         for arm, (trainer, packs) in runs.items():
             model = trainer.model.train()
+            pack = trainer._prepare_inputs(packs[turn])
             started = time.perf_counter()
             with trainer.accelerator.autocast():  # as the runs compute: bf16 where `--bf16 True` is given
-                loss = model(**packs[turn], use_cache=False).loss
+                loss = model(**pack, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             trainer.optimizer.step()
             trainer.optimizer.zero_grad()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             steps[arm].append(2048 / (time.perf_counter() - started))
     median = {arm: round(statistics.median(values[1:]), 1) for arm, values in steps.items()}
     ratio = [d / m for d, m in zip(steps["dense"][1:], steps["moe"][1:])]

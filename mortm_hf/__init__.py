@@ -24,10 +24,12 @@ from . import _registration
 from ._version import __version__
 
 
-# The folder of the bundled checkpoint: the default of every command and pipeline that makes music.
 _HERE = os.path.dirname(os.path.abspath(__file__))
+# The bundled generator: the default of every command and pipeline that makes music.
+MORTM_SMALL = os.path.join(_HERE, "checkpoints", "mortm-small")
+# The same model after a shorter training on a CPU: what music feedback starts from and the judges have heard.
 STARTER = os.path.join(_HERE, "starter")
-# The same after reinforcement learning from BERTM's judgement: tracks that agree better.
+# The starter after reinforcement learning from BERTM's judgement: tracks that agree better.
 STARTER_ALIGNED = os.path.join(_HERE, "checkpoints", "mortm-aligned")
 # The bundled encoder (masked language model), and its two heads: genres, and "made by a machine".
 BERTM = os.path.join(_HERE, "checkpoints", "bertm-small")
@@ -36,7 +38,7 @@ BERTM_QUALITY = os.path.join(_HERE, "checkpoints", "bertm-quality")
 # Rendered sound, and a partner to play with.
 VMORTM = os.path.join(_HERE, "checkpoints", "vmortm-small")
 MORTM_LIVE = os.path.join(_HERE, "checkpoints", "live-small")
-# task -> the checkpoint it uses where none is given; any other task uses STARTER
+# task -> the checkpoint it uses where none is given; any other task uses MORTM_SMALL
 _BUNDLED = {
     "midi-classification": BERTM_GENRE,
     "midi-feature-extraction": BERTM,
@@ -85,6 +87,7 @@ _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in name
 __all__ = [
     *_MODULE_OF,
     "pipeline",
+    "MORTM_SMALL",
     "STARTER",
     "STARTER_ALIGNED",
     "BERTM",
@@ -102,8 +105,8 @@ def pipeline(task: str = "midi-generation", model=None, **kwargs):
     Args:
         task: "midi-generation", "chord-estimation", "midi-classification", "midi-feature-extraction" or
             "audio-continuation" (any other task of transformers is passed on as it is).
-        model: a folder, a repository of the Hub, or a model; by default the bundled one: `STARTER`, `BERTM_GENRE` for
-            classification, `BERTM` for feature extraction, `VMORTM` for sound.
+        model: a folder, a repository of the Hub, or a model; by default the bundled one: `MORTM_SMALL`, `BERTM_GENRE`
+            for classification, `BERTM` for feature extraction, `VMORTM` for sound.
         kwargs: those of `transformers.pipeline`, and defaults for the calls of the pipeline.
 
     Returns:
@@ -112,10 +115,10 @@ def pipeline(task: str = "midi-generation", model=None, **kwargs):
     import transformers
 
     if model is None:
-        model = _BUNDLED.get(task, STARTER)
+        model = _BUNDLED.get(task, MORTM_SMALL)
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
-    if model in (STARTER, *_BUNDLED.values()) and not os.path.isfile(os.path.join(model, "config.json")):
+    if model in (MORTM_SMALL, *_BUNDLED.values()) and not os.path.isfile(os.path.join(model, "config.json")):
         from .models.errors_mortm import MortmError
 
         raise MortmError(f"there is no bundled checkpoint in {model}: give model=, a folder or a Hub repository")

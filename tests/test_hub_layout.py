@@ -185,14 +185,16 @@ def test_only_safe_files(folder):
 
 
 def test_bundled_checkpoint_is_complete():
-    """The starter, once it is bundled, carries the code of this version."""
-    starter = Path(mortm_hf.STARTER)
-    if not (starter / "config.json").exists():
-        with pytest.raises(ValueError, match="no bundled checkpoint"):
-            mortm_hf.pipeline("midi-generation")
-        return
-    assert code_of(starter) == travelling()
-    assert (starter / "vocab.json").exists() and (starter / "model.safetensors").exists()
+    """The bundled generators carry the code of this version."""
+    for folder in map(Path, (mortm_hf.STARTER, mortm_hf.MORTM_SMALL)):
+        assert code_of(folder) == travelling()
+        assert (folder / "vocab.json").exists() and (folder / "model.safetensors").exists()
+
+
+def test_a_package_without_its_checkpoint_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(mortm_hf, "MORTM_SMALL", str(tmp_path))
+    with pytest.raises(ValueError, match="no bundled checkpoint"):
+        mortm_hf.pipeline("midi-generation")
 
 
 def test_fresh_interpreter_finds_our_classes(fresh):

@@ -130,6 +130,7 @@ mortm info song.mid
 def test_a_good_card_passes_and_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mortm_hf, "STARTER", runnable(tmp_path, False))
+    monkeypatch.setattr(mortm_hf, "MORTM_SMALL", mortm_hf.STARTER)
     assert problems(GOOD) == []
     assert run(GOOD) == 3
     assert (tmp_path / "new.mid").exists()

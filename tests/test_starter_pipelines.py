@@ -97,7 +97,7 @@ def test_the_same_music_without_the_package(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
-        [sys.executable, "-c", FRESH, mortm_hf.STARTER, str(SONG), str(tmp_path)],
+        [sys.executable, "-c", FRESH, mortm_hf.MORTM_SMALL, str(SONG), str(tmp_path)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -107,7 +107,7 @@ def test_the_same_music_without_the_package(tmp_path):
     assert run.returncode == 0, run.stderr[-4000:]
     told, tensors = json.loads((tmp_path / "found.json").read_text()), torch.load(tmp_path / "found.pt")
     assert told["package"] is False
-    model = mortm_hf.MortmForCausalLM.from_pretrained(mortm_hf.STARTER).eval()
+    model = mortm_hf.MortmForCausalLM.from_pretrained(mortm_hf.MORTM_SMALL).eval()
     with torch.no_grad():
         torch.testing.assert_close(model(tensors["ids"]).logits, tensors["logits"], atol=1e-5, rtol=1e-5)
     pipe = mortm_hf.pipeline("midi-generation", device="cpu")

@@ -88,7 +88,7 @@ def add_command(commands) -> None:
         choices=("fp32", "int8"),
         help="decode on the CPU in less time: fp32 gives the same music, int8 rounds the weights and takes least",
     )
-    drawing.add_argument("--model", help="folder or repository of a checkpoint (default: the bundled starter)")
+    drawing.add_argument("--model", help="folder or repository of a checkpoint (default: the bundled mortm-small)")
 
     more = parser.add_argument_group("further outputs, beside OUTPUT")
     more.add_argument("--wav", action="store_true", help="sound")

@@ -123,7 +123,7 @@ def run_finetune(args: argparse.Namespace) -> None:
     Raises:
         TrainingError: too few songs, a checkpoint that cannot be trained on them, an output that exists.
     """
-    from mortm_hf import STARTER
+    from mortm_hf import MORTM_SMALL
 
     try:
         from ..training.finetune import finetune
@@ -134,7 +134,7 @@ def run_finetune(args: argparse.Namespace) -> None:
         report = finetune(
             find_midi(args.input),
             args.output,
-            model=args.model or STARTER,
+            model=args.model or MORTM_SMALL,
             lora=args.lora,
             passes=args.passes,
             learning_rate=args.learning_rate,

@@ -302,20 +302,24 @@ class Batch:
         return f"{self.split}-{self.kind.replace(' ', '_')}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.npz"
 
 
-def plan_batches(tasks: dict[str, list[Task]], sizes: dict[str, Sizes], size: int = 32) -> list[Batch]:
+def plan_batches(
+    tasks: dict[str, list[Task]], sizes: dict[str, Sizes], size: int = 32, rounds: int = 1
+) -> list[Batch]:
     """All sampling, test first, temperatures by turns, so that an early end leaves a fair part.
 
-    Prompts of one batch have answers of about one length: a batch lasts as long as its longest.
+    Prompts of one batch have answers of about one length: a batch lasts as long as its longest. In each further round
+    the prompts of the train split are answered again, at the next temperature.
     """
     batches: list[tuple[int, Batch]] = []
     for order, split in enumerate(("test", "validation", "train")):
         given, want = tasks[split], sizes[split]
         jobs = [(RANDOM, 1.0, list(range(len(given)))[: want.random])]
         prompts = list(range(len(given)))[: want.starter]
-        for at in range(0, len(prompts), ROUND):
-            for turn, temperature in enumerate(TEMPERATURES):
-                places = prompts[at : at + ROUND][turn :: len(TEMPERATURES)]
-                jobs.append((f"starter T={temperature}", temperature, places))
+        for again in range(rounds if split == "train" else 1):
+            for at in range(0, len(prompts), ROUND):
+                for turn, temperature in enumerate(TEMPERATURES):
+                    places = prompts[at : at + ROUND][(turn + again) % len(TEMPERATURES) :: len(TEMPERATURES)]
+                    jobs.append((f"starter T={temperature}", temperature, places))
         for job, (kind, temperature, places) in enumerate(jobs):
             places = sorted(places, key=lambda i: given[i].answer)
             parts = [tuple(places[i : i + size]) for i in range(0, len(places), size)]
@@ -353,12 +357,18 @@ def make(
     seed: int = 0,
     minutes: float = 0.0,
     without_starter: bool = False,
+    rounds: int = 1,
+    part: tuple[int, int] = (0, 1),
+    device: str = "cpu",
 ) -> LabelledData:
     """Make (or go on making) the quality set and write `cache/quality.npz`.
 
     Args:
         data: training pack; cache: folder for stores, batches and the set. model: checkpoint that is sampled.
         minutes: stop sampling after this long (0: when all is done). without_starter: what needs no checkpoint only.
+        rounds: answers of the checkpoint to each prompt of a train song, up to one a temperature.
+        part: (k, n) samples every n-th batch from the k-th on, for n processes side by side; the set is made of all
+            batches that are there. device: where the checkpoint is sampled; on "cuda" in bf16.
 
     Raises:
         FileNotFoundError: no pack or no checkpoint there.
@@ -377,20 +387,23 @@ def make(
     tasks = {split: choose_tasks(vocabulary, stores[split], size.human, seed) for split, size in sizes.items()}
     samples = cache / "quality"
     samples.mkdir(parents=True, exist_ok=True)
-    batches = plan_batches(tasks, sizes, batch)
+    batches = plan_batches(tasks, sizes, batch, rounds)
     if without_starter:
         batches = [b for b in batches if b.kind == RANDOM]
     trained = untrained = None
     until = time.monotonic() + 60 * minutes if minutes else float("inf")
     found: list[tuple[str, Task, np.ndarray]] = []
-    for one in tqdm(batches, desc="sampling", unit="batch", dynamic_ncols=True):
+    for number, one in enumerate(tqdm(batches, desc="sampling", unit="batch", dynamic_ncols=True)):
         path = samples / one.file("random" if one.kind == RANDOM else weights, seed)
         rows = [tasks[one.split][i] for i in one.tasks]
-        if not path.is_file() and time.monotonic() < until:
+        if not path.is_file() and time.monotonic() < until and number % part[1] == part[0]:
             if one.kind == RANDOM:
                 sampled = untrained = untrained or fastest(random_model(len(vocabulary), seed))
             else:
-                sampled = trained = trained or fastest(MortmForCausalLM.from_pretrained(model, dtype="float32").eval())
+                if trained is None:
+                    dtype = "float32" if device == "cpu" else "bfloat16"
+                    trained = fastest(MortmForCausalLM.from_pretrained(model, dtype=dtype).eval().to(device))
+                sampled = trained
             scores = sample_fields(sampled, tokenizer, rows, one.temperature, seed=seed * 1000003 + one.seed)
             _write_fields(path, [None if s is None else field_of(vocabulary, s) for s in scores])
         if path.is_file():
@@ -440,6 +453,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="stop sampling after this long; 0: when all is done"
     )
+    parser.add_argument("--rounds", type=int, default=1, help="answers to each prompt of a train song")
+    parser.add_argument("--part", default="0/1", help="K/N: every N-th batch from the K-th on, for N processes")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--without-starter", action="store_true", help="only what needs no trained checkpoint")
     options = parser.parse_args(words)
 
@@ -455,6 +471,9 @@ def main(words: list[str] | None = None) -> int:
             seed=options.seed,
             minutes=options.minutes,
             without_starter=options.without_starter,
+            rounds=options.rounds,
+            part=tuple(map(int, options.part.split("/"))),
+            device=options.device,
         )
     except (ValueError, FileNotFoundError) as error:
         print(f"quality: {error}", file=sys.stderr)

@@ -93,7 +93,8 @@ def answer(
     processors = [FiniteLogits()]
     if sampling.grammar:
         plans = [a.plan for a in asks]
-        processors.append(MetricGrammarLogitsProcessor(tokenizer, plans, max_length=length))
+        rooms = [a.room for a in asks]  # each answer ends within its own
+        processors.append(MetricGrammarLogitsProcessor(tokenizer, plans, max_length=length, max_new_tokens=rooms))
     if sampling.do_sample:
         processors += [*sampling_filters(asdict(sampling)), SeededChoice(list(seeds), 0, width)]
     device = next(model.parameters()).device

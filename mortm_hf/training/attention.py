@@ -1,9 +1,11 @@
-"""Attention over packed documents on CPU: `sdpa_documents`.
+"""Attention over packed documents without a mask: `sdpa_documents`.
 
 Design decisions
 - sdpa with a block-diagonal mask computes every pair of a row and throws most away; on CPU that is a third of a
   training step. Here each document gets its own causal call: the loop runs over the few documents of a pack, never
   over tokens, and nothing is masked.
+- On CUDA in half precision (under autocast too) all documents go through one call of torch's own variable-length
+  FlashAttention-2, which needs no package besides torch and never asks the GPU where documents end.
 - Registered in transformers' attention interface, so the model stays as it is: `attn_implementation="sdpa_documents"`
   and the keyword `cu_seq_lens_q` (as flash attention's packed form has it) with every batch.
 - The mask function returns nothing; without `cu_seq_lens_q` the call is refused, because it would attend across
@@ -20,7 +22,20 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch built without it
+    varlen_attn = None
+
 NAME = "sdpa_documents"
+
+
+def half_on_cuda(tensor: torch.Tensor) -> torch.dtype | None:
+    """The half precision that attention on this tensor is computed in, None on other devices and in fp32."""
+    if not tensor.is_cuda:
+        return None
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else tensor.dtype
+    return dtype if dtype in (torch.bfloat16, torch.float16) else None
 
 
 def sdpa_documents(module, query, key, value, attention_mask=None, scaling=None, dropout=0.0, **kwargs):
@@ -28,15 +43,22 @@ def sdpa_documents(module, query, key, value, attention_mask=None, scaling=None,
 
     Args:
         query, key, value: `[rows, heads, length, head_dim]`; all documents of a row fill it from 0 to `length`.
-        cu_seq_lens_q: `[documents + 1]` int, bounds of the documents in the flattened `rows * length` tokens.
+        cu_seq_lens_q: `[documents + 1]` int32, bounds of the documents in the flattened `rows * length` tokens.
+        max_length_q: tokens of the longest document (used on CUDA).
 
     Returns:
         `[rows, length, heads, head_dim]` and `None`.
     """
-    bounds = kwargs.get("cu_seq_lens_q")
+    bounds, longest = kwargs.get("cu_seq_lens_q"), kwargs.get("max_length_q")
     if bounds is None or attention_mask is not None:
         raise ValueError(f"{NAME} attends inside documents only: pass cu_seq_lens_q with packed rows, and no mask")
     rows, heads, length, width = query.shape
+    dtype = half_on_cuda(query)
+    if dtype is not None and longest is not None and key.shape[1] == heads and not dropout and varlen_attn is not None:
+        flat = [x.transpose(1, 2).reshape(rows * length, heads, width).to(dtype) for x in (query, key, value)]
+        window = (-1, 0) if module.is_causal else (-1, -1)
+        out = varlen_attn(*flat, bounds, bounds, longest, longest, scale=scaling, window_size=window)
+        return out.reshape(rows, length, heads, width), None
     sizes = torch.diff(bounds).tolist()
     grouped = {"enable_gqa": True} if key.shape[1] != heads else {}
 

@@ -97,7 +97,7 @@ def _build(section: dict, vocab_size: int, finds: bool, arguments: PretrainArgum
     return model
 
 
-def _proposer(task: ReplacingRecipe, half: bool):
+def _proposer(task: ReplacingRecipe, half: bool, device: torch.device):
     """Function: a pack -> logits `[rows, length, vocabulary]` of the generator that the task names; None without."""
     if not task.generator:
         return None
@@ -106,13 +106,14 @@ def _proposer(task: ReplacingRecipe, half: bool):
     attention.register()
     folder = STARTER if task.generator == "starter" else task.generator
     model = _loaded(MortmForCausalLM, folder, dtype=torch.float32, attn_implementation=attention.NAME).eval()
+    model.to(device)
     model.set_experts_implementation("grouped_mm")
 
     @torch.no_grad()
     def propose(pack: dict[str, torch.Tensor]):
-        given = {name: value for name, value in pack.items() if name != "labels"}
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            return model(**given, use_cache=False).logits.float().numpy()
+        given = {n: v.to(device) if torch.is_tensor(v) else v for n, v in pack.items() if n != "labels"}
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return model(**given, use_cache=False).logits.float().cpu().numpy()
 
     return propose
 
@@ -172,7 +173,7 @@ def pretrain_mlm(
         model.set_experts_implementation(arguments.experts_implementation)
 
     if finds:
-        altered = ReplacedPackDataset(packs, vocabulary, task, _proposer(task, arguments.bf16))
+        altered = ReplacedPackDataset(packs, vocabulary, task, _proposer(task, arguments.bf16, arguments.device))
     else:
         altered = MaskedPackDataset(packs, vocabulary, task)
 

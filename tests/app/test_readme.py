@@ -32,7 +32,8 @@ def desk(tmp_path, song, tiny_model, monkeypatch):
     shutil.copy(song, tmp_path / "song.mid")
     shutil.copy(song, tmp_path / "collection" / "one.mid")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mortm_hf, "STARTER", str(tiny_model))
+    for name in ("MORTM_SMALL", "STARTER"):
+        monkeypatch.setattr(mortm_hf, name, str(tiny_model))
     return tmp_path
 
 

@@ -95,6 +95,15 @@ def test_batches_cover_every_task_once_and_begin_with_the_test_split(tasks):
     assert batches[0].file("w", 0) != batches[0].file("x", 0)
 
 
+def test_further_rounds_ask_train_songs_at_every_temperature_and_keep_the_batches_before(tasks):
+    given = dict.fromkeys(quality.SPLITS, tasks)
+    once, thrice = (quality.plan_batches(given, SIZES, size=2, rounds=r) for r in (1, 3))
+    assert {b.file("w", 0) for b in once} < {b.file("w", 0) for b in thrice}
+    asked = [(i, b.temperature) for b in thrice if b.split == "train" and b.kind != quality.RANDOM for i in b.tasks]
+    assert sorted(asked) == [(i, t) for i in range(6) for t in quality.TEMPERATURES]
+    assert sum(b.split != "train" for b in thrice) == sum(b.split != "train" for b in once)
+
+
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pack")
@@ -132,10 +141,18 @@ def test_a_set_is_made_resumed_and_loaded(pack, tmp_path, monkeypatch):
             assert (ours.onset + ours.duration <= ours.bars.end).all()
             assert not np.isin(VOCABULARY.kind[example.ids], (TokenKind.VELOCITY, TokenKind.TEMPO)).any()
 
+    sample = quality.sample_fields
     monkeypatch.setattr(quality, "sample_fields", None)  # nothing is sampled a second time
     again = quality.make(pack, cache, model, sizes=SIZES, batch=3)
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(made.examples, again.examples))
     assert len(labels.load("quality", "test", cache=cache)) == len(made.split("test"))
+    for path in (cache / "quality").glob("*.npz"):
+        path.unlink()
+    monkeypatch.setattr(quality, "sample_fields", sample)
+    half = quality.make(pack, cache, model, sizes=SIZES, batch=3, part=(1, 2))  # two processes side by side
+    whole = quality.make(pack, cache, model, sizes=SIZES, batch=3, part=(0, 2))
+    assert len(half) < len(whole) == len(made)
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(made.examples, whole.examples))
     (model / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(Exception, match=r"sample|callable|header"):  # other weights: sampled anew
         quality.make(pack, cache, model, sizes=SIZES, batch=3)

@@ -1,5 +1,7 @@
 """Answers of a model: seeds, batches, resuming, the grammar as a switch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,16 @@ def test_the_fast_decoder_draws_what_the_model_draws(model, tokenizer, asks):
     slow = answer(model, tokenizer, asks, sampling, [7, 8, 9])
     fast = answer(model, tokenizer, asks, sampling, [7, 8, 9], FastDecoder(model))
     assert [a.tolist() for a in slow] == [a.tolist() for a in fast]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_answers_of_one_batch_end_within_their_own_room(model, tokenizer, asks, beams):
+    rooms = [24, 40, 60]
+    unlike = [replace(ask, room=room) for ask, room in zip(asks, rooms)]
+    sampling = Sampling(do_sample=beams == 1, num_beams=beams)
+    found = answer(model.eval(), tokenizer, unlike, sampling, [1, 2, 3])
+    assert all(len(row) <= room and row[-1] == tokenizer.eos_token_id for row, room in zip(found, rooms))
+    assert violations(tokenizer, [a.ids for a in asks], found)["broken"]["value"] == 0.0
 
 
 def test_without_the_grammar_a_random_model_breaks_it(model, tokenizer, asks):

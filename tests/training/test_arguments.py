@@ -18,7 +18,7 @@ from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.pretrain import _check_same_run, _complete_arguments
 
 
-OURS = ("starter", "finetune", "compare_moe", "compare_dense")
+OURS = ("starter", "mortm_small", "finetune", "compare_moe", "compare_dense")
 
 
 def test_a_recipe_is_found_by_name():

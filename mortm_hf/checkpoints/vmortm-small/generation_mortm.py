@@ -15,7 +15,7 @@ Knows: the grammar, `generate()`'s processor and streamer interfaces. Must not k
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from queue import Queue
 from typing import Any
@@ -47,8 +47,9 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         tokenizer: `MortmTokenizer` (its `vocabulary` and `dialect` are used).
         plan_or_prompt: `GenerationPlan`, `MetricPrompt`, a list of them (one a prompt of the batch; `generate`'s
             copies of a row share its plan), or None: read from the prompt's ids (`infer_plan`).
-        max_length: most tokens of prompt and answer together; max_new_tokens: of the answer. Use what is given to
-            `generate()`; without either, an answer that `generate()` cuts short is incomplete.
+        max_length: most tokens of prompt and answer together; max_new_tokens: of the answer, one number or one a
+            prompt. Use what is given to `generate()` (of several, the largest); without either, an answer that
+            `generate()` cuts short is incomplete.
 
     Raises:
         PromptError: at the first step, if a row has no `<MGEN>`/`<CGEN>`/`<META>` or the budget is too small.
@@ -59,7 +60,7 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         tokenizer,
         plan_or_prompt: Any = None,
         max_length: int | None = None,
-        max_new_tokens: int | None = None,
+        max_new_tokens: int | Sequence[int] | None = None,
     ):
         self.vocabulary = getattr(tokenizer, "vocabulary", tokenizer)
         self.dialect = getattr(tokenizer, "dialect", "metric")
@@ -165,7 +166,8 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
             return None
         ends = np.full(len(self._marker), self.max_length if self.max_length is not None else length + (1 << 20))
         if self.max_new_tokens is not None:
-            ends = np.minimum(ends, self._marker + 1 + self.max_new_tokens)
+            most = np.asarray(self.max_new_tokens)
+            ends = np.minimum(ends, self._marker + 1 + (most[self._group] if most.ndim else most))
         return np.maximum(ends - length, 0)
 
     def _check_budget(self, state: GrammarState, length: int) -> None:

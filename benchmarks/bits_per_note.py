@@ -1,6 +1,6 @@
-"""Every figure of the starter's card: bits a note on the fixed test windows, baselines, variety of samples.
+"""Bits a note of the bundled generators on the fixed test windows, beside n-grams and copying; variety of samples.
 
-    python benchmarks/starter_eval.py --data PACK [--model FOLDER] [--json FILE] [--limit N]
+    python benchmarks/bits_per_note.py --data PACK [--model "NAME=FOLDER" ...] [--json FILE] [--limit N]
 
 Bits a note = total negative log2-likelihood of the generated field over its distinct notes (see
 `mortm_hf.evaluation`). Windows are those of `mortm_hf/training/recipes/starter.test.csv`. `--limit` takes the first N
@@ -53,18 +53,25 @@ def print_table(title: str, rows: dict[str, dict], corpora: list[str]) -> None:
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of the training pack")
-    parser.add_argument("--model", default="", help="checkpoint folder; by default the bundled starter")
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help='"NAME=FOLDER", more than once too (default: mortm-small, starter)',
+    )
     parser.add_argument("--recipe", default=str(RECIPES / "starter.yaml"))
     parser.add_argument("--cache", default="", help="folder for prepared stores")
     parser.add_argument("--baselines", default="", help=".npz with finished baselines: read if there, else written")
     parser.add_argument("--limit", type=int, default=0, help="windows a corpus and split (0: all)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--samples", type=int, default=48, help="generated continuations for the variety figures")
+    parser.add_argument("--no-baselines", action="store_true", help="only the models")
     parser.add_argument("--json", default="", help="write all figures here")
     options = parser.parse_args(words)
 
     import torch
 
+    from mortm_hf import MORTM_SMALL, STARTER
     from mortm_hf.data import build_store
     from mortm_hf.evaluation.baselines import run_baselines
     from mortm_hf.evaluation.bits import model_bits, summarise
@@ -75,13 +82,13 @@ def main(words: list[str] | None = None) -> int:
     from mortm_hf.training.arguments import read_recipe
 
     torch.set_num_threads(options.threads)
-    folder = options.model or str(ROOT / "mortm_hf" / "starter")
-    tokenizer = MortmTokenizer.from_pretrained(folder)
-    model = MortmForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    folders = dict(name.split("=", 1) for name in options.model) or {"mortm-small": MORTM_SMALL, "starter": STARTER}
+    tokenizer = MortmTokenizer.from_pretrained(next(iter(folders.values())))
+    models = {name: MortmForCausalLM.from_pretrained(path, dtype=torch.float32) for name, path in folders.items()}
     vocabulary = tokenizer.vocabulary
     _, recipe, _ = read_recipe(options.recipe)
     selection = recipe.selection()
-    length = model.config.max_position_embeddings
+    length = min(model.config.max_position_embeddings for model in models.values())
     stores, encoded, left_out = {}, {}, {}
     for split in ("train", "validation", "test"):
         store = stores[split] = build_store(options.data, selection, split, options.cache or None)
@@ -90,20 +97,24 @@ def main(words: list[str] | None = None) -> int:
         encoded[split], left_out[split] = encode_windows(vocabulary, store, windows, length)
         print(f"{split}: {len(store)} songs, {len(encoded[split])} windows, {len(left_out[split])} left out")
 
-    started = time.perf_counter()
     test = encoded["test"]
-    bits = {"starter": model_bits(model, test, tokenizer.pad_token_id)}
-    print(f"starter scored in {time.perf_counter() - started:.0f} s")
+    bits = {}
+    for name, model in models.items():
+        started = time.perf_counter()
+        bits[name] = model_bits(model, test, tokenizer.pad_token_id)
+        print(f"{name} scored in {time.perf_counter() - started:.0f} s")
     result: dict[str, object] = {}
     if options.samples:
-        result["variety"] = {
-            "human": human_variety(stores["test"], test, options.samples),
-            "starter": sample_variety(model, tokenizer, stores["test"], test, options.samples),
-        }
+        result["variety"] = {"human": human_variety(stores["test"], test, options.samples)}
+        for name, model in models.items():
+            result["variety"][name] = sample_variety(model, tokenizer, stores["test"], test, options.samples)
         for name, figures in result["variety"].items():
             print(f"{name}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    chosen = {}
     cache = Path(options.baselines) if options.baselines else None
-    if cache is not None and cache.is_file():
+    if options.no_baselines:
+        pass
+    elif cache is not None and cache.is_file():
         with np.load(cache, allow_pickle=False) as content:
             chosen = json.loads(str(content["chosen"]))
             bits |= {name: content[name] for name in content.files if name != "chosen"}
@@ -113,7 +124,7 @@ def main(words: list[str] | None = None) -> int:
         chosen = json.loads(json.dumps(found.chosen))
         if cache is not None:
             np.savez(cache, chosen=json.dumps(chosen), **found.bits)
-    if len(bits["starter"]) != len(bits["unigram"]):
+    if len({len(values) for values in bits.values()}) > 1:
         print(f"{cache} was made with other windows: remove it", file=sys.stderr)
         return 2
 
@@ -121,12 +132,13 @@ def main(words: list[str] | None = None) -> int:
     corpora = [*dict.fromkeys(w.corpus for w in test), "macro"]
     print_table("Bits a note on the test windows (lower is better), 95 % over songs", report, corpora)
     paired = {
-        f"starter - {name}": summarise(bits["starter"], test, against=values)
-        for name, values in bits.items()
-        if name != "starter"
+        f"{name} - {other}": summarise(bits[name], test, against=bits[other])
+        for place, name in enumerate(models)
+        for other in [*list(models)[place + 1 :], *(n for n in bits if n not in models)]
     }
-    print_table("Paired differences (below 0: the starter is better)", paired, corpora)
-    sizes = {c: {k: report["starter"][c][k] for k in ("windows", "songs", "notes")} for c in corpora}
+    print_table("Paired differences (below 0: the first is better)", paired, corpora)
+    first = next(iter(models))
+    sizes = {c: {k: report[first][c][k] for k in ("windows", "songs", "notes")} for c in corpora}
     print("\nWindows, songs, notes:", json.dumps(sizes))
     print("Chosen on validation:", json.dumps(chosen))
     result |= {"bits_per_note": report, "paired": paired, "chosen": chosen, "left_out": len(left_out["test"])}
