@@ -3,12 +3,15 @@
     python benchmarks/compare.py speed --data PACK                      tokens a second of each arm, measured in turns
     python benchmarks/compare.py run moe --seed 0 --data PACK           trains one arm (again: goes on), then scores it
     python benchmarks/compare.py report                                 every table, from the stored results
+    python benchmarks/compare.py collect --to FOLDER                    the results alone, to be kept
+
+The results of the runs that the README quotes: `report --out benchmarks/results/compare`.
 
 Arms: `moe` (the starter's architecture), `dense` (as many parameters act on a token), `dense-time` (the same for as
 long as the MoE run takes, with its own decay: more tokens by the ratio of the measured speeds), `remi` (a dense GPT-2
 of the same width and depth on miditok's REMI). Each has 5 M tokens and the linear decay of their last fifth
-(`dense-time`: more tokens, the same fifth), three seeds (0 1 2), one thread. Seed s draws the same songs, bars, tracks
-and transpositions in every arm as long as the streams' lengths allow.
+(`dense-time`: more tokens, the same fifth), three seeds (0 1 2), one thread or a GPU (`--use_cpu False`). Seed s draws
+the same songs, bars, tracks and transpositions in every arm as long as the streams' lengths allow.
 
 Figure: bits a note on the fixed test windows (`recipes/starter.test.csv`, 8 given and 8 new bars, no velocity, at most
 2048 tokens in either language; a window that one of them cannot hold is left out of both), by corpus, and the mean of
@@ -308,15 +311,41 @@ def _interval(values: list[float]) -> str:
     return f"{statistics.mean(values):+.3f} ± {half:.3f}"
 
 
+def read_results(out: Path) -> dict[str, dict[int, dict]]:
+    """`{arm: {seed: result}}` of a folder of runs, or of collected results (which name the file of their windows)."""
+    results: dict[str, dict[int, dict]] = {}
+    for path in sorted(out.glob("*-s*/result.json")) + sorted(out.glob("*-s*.result.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(result["windows"], str):
+            result["windows"] = json.loads((path.parent / result["windows"]).read_text(encoding="utf-8"))
+        results.setdefault(result["arm"], {})[result["seed"]] = result
+    return results
+
+
+def collect(options) -> int:
+    """Write the results of all finished runs into one small folder, the windows that they share once."""
+    out, target = Path(options.out), Path(options.to)
+    results = [result for runs in read_results(out).values() for result in runs.values()]
+    if not results or any(result["windows"] != results[0]["windows"] for result in results):
+        print(f"no results in {out}, or of different windows: see --help", file=sys.stderr)
+        return 2
+    target.mkdir(parents=True, exist_ok=True)
+    files = {"windows.json": results[0]["windows"]}
+    files |= {f"{r['arm']}-s{r['seed']}.result.json": r | {"windows": "windows.json"} for r in results}
+    for name, content in files.items():
+        (target / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    if (out / "speed.json").is_file():
+        (target / "speed.json").write_text((out / "speed.json").read_text(encoding="utf-8"), encoding="utf-8")
+    print(f"{target}: {len(results)} results")
+    return 0
+
+
 def report(options) -> int:
     """All tables."""
     from mortm_hf.evaluation.bits import summarise
 
     out = Path(options.out)
-    results: dict[str, dict[int, dict]] = {}
-    for path in sorted(out.glob("*-s*/result.json")) + sorted(out.glob("*-s*.result.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        results.setdefault(result["arm"], {})[result["seed"]] = result
+    results = read_results(out)
     if not results:
         print(f"no results in {out}: see --help", file=sys.stderr)
         return 2
@@ -329,7 +358,7 @@ def report(options) -> int:
                 print("the results are of different windows: run them with the same --limit", file=sys.stderr)
                 return 2
     content: dict = {"runs": {}, "bits_per_note": {}, "paired": {}}
-    print("| arm | seeds | parameters (active) | tokens | notes of new bars | tok/s | minutes | rate | last loss |")
+    print("| arm | seeds | machine | parameters (active) | tokens | notes of new bars | tok/s | rate | last loss |")
     print("|---|---|---|---|---|---|---|---|---|")
     for arm in shown:
         runs = list(results[arm].values())
@@ -337,14 +366,15 @@ def report(options) -> int:
             key: statistics.mean(r[key] for r in runs)
             for key in ("tokens", "tokens_per_second", "minutes", "final_loss", "notes_a_token")
         }
+        machines = ", ".join(dict.fromkeys(r.get("device", "CPU, one thread") for r in runs))
         size = runs[0]["parameters"]
         print(
-            f"| {arm} | {' '.join(str(r['seed']) for r in runs)} | {size['total'] / 1e6:.2f} M "
+            f"| {arm} | {' '.join(str(r['seed']) for r in runs)} | {machines} | {size['total'] / 1e6:.2f} M "
             f"({size['active'] / 1e6:.2f} M) | {mean['tokens'] / 1e6:.2f} M | "
             f"{mean['tokens'] * mean['notes_a_token'] / 1e6:.2f} M | {mean['tokens_per_second']:.0f} | "
-            f"{mean['minutes']:.0f} | {runs[0]['learning_rate']:g} | {mean['final_loss']:.3f} |"
+            f"{runs[0]['learning_rate']:g} | {mean['final_loss']:.3f} |"
         )
-        content["runs"][arm] = mean | {"seeds": [r["seed"] for r in runs], "parameters": size}
+        content["runs"][arm] = mean | {"seeds": [r["seed"] for r in runs], "parameters": size, "machines": machines}
     if (out / "speed.json").is_file():
         content["speed"] = json.loads((out / "speed.json").read_text(encoding="utf-8"))
         median, (ratio, low, high) = content["speed"]["median"], content["speed"]["dense_to_moe"]
@@ -401,11 +431,14 @@ def main(words: list[str] | None = None) -> int:
         description=__doc__.splitlines()[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("speed", "run", "report"):
+    for name in ("speed", "run", "report", "collect"):
         command = commands.add_parser(name)
         command.add_argument("--out", default="build/compare", help="folder of the runs (default build/compare)")
         if name == "report":
             command.add_argument("--json", default="", help="write all figures here")
+            continue
+        if name == "collect":
+            command.add_argument("--to", required=True, help="folder for the results")
             continue
         command.add_argument("--data", required=True, help="folder of the training pack")
         command.add_argument("--cache", default="", help="folder for prepared stores (default: OUT/stores)")
@@ -420,11 +453,12 @@ def main(words: list[str] | None = None) -> int:
             command.add_argument("--rounds", type=int, default=21)
     options, rest = parser.parse_known_args(words)
     options.words = rest
-    if options.command == "report" and options.words:
+    trains = options.command in ("speed", "run")
+    if not trains and options.words:
         parser.error(f"unknown: {' '.join(options.words)}")
-    if options.command != "report":
+    if trains:
         options.cache = options.cache or str(Path(options.out) / "stores")
-    return {"speed": speed, "run": run, "report": report}[options.command](options)
+    return {"speed": speed, "run": run, "report": report, "collect": collect}[options.command](options)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 
 ROOT = Path(__file__).resolve().parent.parent
+SMALL = ROOT / "mortm_hf" / "checkpoints" / "mortm-small"
 sys.path.insert(0, str(ROOT))
 
 SETTINGS = (
@@ -50,7 +51,7 @@ def gap(row: dict[str, float], human: dict[str, float]) -> float:
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="folder of the training pack")
-    parser.add_argument("--model", default=str(ROOT / "mortm_hf" / "starter"), help="default: the bundled starter")
+    parser.add_argument("--model", default=str(SMALL), help="default: the bundled mortm-small")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--recipe", default="starter")
     parser.add_argument("--samples", type=int, default=48)

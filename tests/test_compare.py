@@ -132,11 +132,18 @@ def test_the_report_is_printed_from_stored_results(tmp_path, capsys):
     assert content["paired"]["remi - dense"]["seeds"] == [0, 1, 2]
     assert "dense - moe: +0.050 ± 0.124" in told  # 4.303 * 0.05 / sqrt(3)
     assert "what each stream" not in told and "REMI" in told and "end of the window" in told
+    assert compare.main(["collect", "--out", str(tmp_path), "--to", str(tmp_path / "kept")]) == 0
+    capsys.readouterr()
+    assert compare.main(["report", "--out", str(tmp_path / "kept")]) == 0
+    assert capsys.readouterr().out == told
+    assert len(list((tmp_path / "kept").iterdir())) == 10  # nine results, the windows once
 
 
 def test_a_report_of_nothing(tmp_path, capsys):
     assert compare.main(["report", "--out", str(tmp_path)]) == 2
     assert "no results" in capsys.readouterr().err
+    assert compare.main(["collect", "--out", str(tmp_path), "--to", str(tmp_path / "kept")]) == 2
+    assert not (tmp_path / "kept").exists()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from .options import at_least, number
 
 
 TRAIN_EXAMPLES = """examples:
-  mortm train starter --data ../shared/data --output_dir runs/mine          the recipe of the bundled checkpoint
+  mortm train mortm_small --data pack --output_dir runs/mine                the recipe of the bundled checkpoint
   mortm train my.yaml --data pack --output_dir runs/mine --max_steps 500    any field of a recipe is an option
   mortm train my.yaml --output_dir runs/mine                                again: goes on where it stopped
   mortm train starter --data pack --output_dir runs/mine --fields           lists all fields with their defaults
