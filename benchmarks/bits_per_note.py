@@ -57,7 +57,7 @@ def main(words: list[str] | None = None) -> int:
         "--model",
         action="append",
         default=[],
-        help='"NAME=FOLDER", more than once too (default: mortm-small, starter)',
+        help='"[NAME=]FOLDER", more than once too (default: mortm-small, starter)',
     )
     parser.add_argument("--recipe", default=str(RECIPES / "starter.yaml"))
     parser.add_argument("--cache", default="", help="folder for prepared stores")
@@ -82,10 +82,16 @@ def main(words: list[str] | None = None) -> int:
     from mortm_hf.training.arguments import read_recipe
 
     torch.set_num_threads(options.threads)
-    folders = dict(name.split("=", 1) for name in options.model) or {"mortm-small": MORTM_SMALL, "starter": STARTER}
+    named = [text.rpartition("=") for text in options.model]
+    folders = {name or Path(folder).name: folder for name, _, folder in named} or {
+        "mortm-small": MORTM_SMALL,
+        "starter": STARTER,
+    }
     tokenizer = MortmTokenizer.from_pretrained(next(iter(folders.values())))
     models = {name: MortmForCausalLM.from_pretrained(path, dtype=torch.float32) for name, path in folders.items()}
     vocabulary = tokenizer.vocabulary
+    if len({model.config.vocab_size for model in models.values()}) > 1:
+        parser.error("these checkpoints have unlike token tables: score them one by one")
     _, recipe, _ = read_recipe(options.recipe)
     selection = recipe.selection()
     length = min(model.config.max_position_embeddings for model in models.values())

@@ -285,6 +285,7 @@ def speed(options) -> int:
     ratio = [d / m for d, m in zip(steps["dense"][1:], steps["moe"][1:])]
     low, high = np.quantile(ratio, [0.25, 0.75])
     content = {"median": median, "rounds": options.rounds, "dense_to_moe": [statistics.median(ratio), low, high]}
+    content["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, one thread"
     path = Path(options.out) / "speed.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -326,8 +327,11 @@ def collect(options) -> int:
     """Write the results of all finished runs into one small folder, the windows that they share once."""
     out, target = Path(options.out), Path(options.to)
     results = [result for runs in read_results(out).values() for result in runs.values()]
-    if not results or any(result["windows"] != results[0]["windows"] for result in results):
-        print(f"no results in {out}, or of different windows: see --help", file=sys.stderr)
+    if not results:
+        print(f"no results in {out}: see --help", file=sys.stderr)
+        return 2
+    if any(result["windows"] != results[0]["windows"] for result in results):
+        print("the results are of different windows: run them with the same --limit", file=sys.stderr)
         return 2
     target.mkdir(parents=True, exist_ok=True)
     files = {"windows.json": results[0]["windows"]}
@@ -378,7 +382,8 @@ def report(options) -> int:
     if (out / "speed.json").is_file():
         content["speed"] = json.loads((out / "speed.json").read_text(encoding="utf-8"))
         median, (ratio, low, high) = content["speed"]["median"], content["speed"]["dense_to_moe"]
-        print(f"\nTraining steps in turns, one thread, tokens a second: {json.dumps(median)}")
+        device = content["speed"].get("device", "CPU, one thread")
+        print(f"\nTraining steps in turns ({device}), tokens a second: {json.dumps(median)}")
         print(f"dense / moe {ratio:.2f}, middle half of the rounds [{low:.2f}, {high:.2f}]")
     lines = {}
     for arm in shown:

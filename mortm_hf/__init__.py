@@ -25,9 +25,9 @@ from ._version import __version__
 
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-# The bundled generator: the default of every command and pipeline that makes music.
+# The bundled generator: the default of the pipelines, `mortm generate` and `mortm finetune`.
 MORTM_SMALL = os.path.join(_HERE, "checkpoints", "mortm-small")
-# The same model after a shorter training on a CPU: what music feedback starts from and the judges have heard.
+# The same architecture trained on a CPU: what music feedback starts from, and what the judges have heard.
 STARTER = os.path.join(_HERE, "starter")
 # The starter after reinforcement learning from BERTM's judgement: tracks that agree better.
 STARTER_ALIGNED = os.path.join(_HERE, "checkpoints", "mortm-aligned")
@@ -118,7 +118,8 @@ def pipeline(task: str = "midi-generation", model=None, **kwargs):
         model = _BUNDLED.get(task, MORTM_SMALL)
     if isinstance(model, os.PathLike):
         model = os.fspath(model)
-    if model in (MORTM_SMALL, *_BUNDLED.values()) and not os.path.isfile(os.path.join(model, "config.json")):
+    bundled = (MORTM_SMALL, STARTER, STARTER_ALIGNED, *_BUNDLED.values())
+    if model in bundled and not os.path.isfile(os.path.join(model, "config.json")):
         from .models.errors_mortm import MortmError
 
         raise MortmError(f"there is no bundled checkpoint in {model}: give model=, a folder or a Hub repository")

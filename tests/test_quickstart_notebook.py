@@ -1,4 +1,4 @@
-"""The quickstart runs from the first cell to the last, with the bundled checkpoint or, until there is one, a tiny one.
+"""The quickstart runs from the first cell to the last, with the bundled checkpoint.
 
 Example: python -m pytest -m slow tests/test_quickstart_notebook.py
 """
@@ -7,9 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-
-import mortm_hf
 
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "01_quickstart.ipynb"
@@ -48,20 +45,11 @@ def test_the_stored_outputs_show_what_a_reader_would_see():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path, monkeypatch):
-    import nbformat
+def test_the_notebook_runs(monkeypatch):
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
     notebook = read()
-    if not (Path(mortm_hf.STARTER) / "config.json").exists():
-        torch.manual_seed(0)
-        sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=8)
-        sizes |= dict(shared_expert_intermediate_size=8, num_local_experts=2)
-        mortm_hf.MortmForCausalLM(mortm_hf.MortmConfig(**sizes)).save_pretrained(tmp_path / "tiny")
-        mortm_hf.MortmTokenizer().save_pretrained(tmp_path / "tiny")
-        setting = f"import mortm_hf\nmortm_hf.STARTER = {str(tmp_path / 'tiny')!r}"
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(setting))
     NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": NOTEBOOK.parent}}
     ).execute()

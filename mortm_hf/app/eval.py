@@ -22,7 +22,7 @@ from .options import at_least, number
 
 
 EXAMPLES = """examples:
-  mortm eval mortm_hf/starter --data pack --quick                      every figure in minutes, roughly
+  mortm eval mortm_hf/checkpoints/mortm-small --data pack --quick      every figure in minutes, roughly
   mortm eval runs/mine --data pack -o report                           the full report: Markdown, JSON, pictures
   mortm eval runs/mine --data pack --parts chords,control --json f.json
   mortm eval my_samples --data pack -o report                          a folder of MIDI files beside the test split

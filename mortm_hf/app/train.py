@@ -20,7 +20,8 @@ from .options import at_least, number
 
 
 TRAIN_EXAMPLES = """examples:
-  mortm train mortm_small --data pack --output_dir runs/mine                the recipe of the bundled checkpoint
+  mortm train mortm_small --data pack --output_dir runs/mine --bf16 True    the bundled checkpoint, on a GPU
+  mortm train starter --data pack --output_dir runs/mine                    a smaller run for CPU cores
   mortm train my.yaml --data pack --output_dir runs/mine --max_steps 500    any field of a recipe is an option
   mortm train my.yaml --output_dir runs/mine                                again: goes on where it stopped
   mortm train starter --data pack --output_dir runs/mine --fields           lists all fields with their defaults
@@ -50,7 +51,7 @@ def add_command(commands) -> None:
         epilog=TRAIN_EXAMPLES,
         formatter_class=raw,
     )
-    train.add_argument("recipe", help="YAML file, or the name of a recipe of the package (starter)")
+    train.add_argument("recipe", help="YAML file, or the name of a recipe of the package (mortm_small, starter, ...)")
     train.add_argument("--fields", action="store_true", help="list the fields that can be given, and stop")
     train.add_argument("words", nargs=argparse.REMAINDER, metavar="--field value", help="fields of the recipe")
     train.set_defaults(run=run_train)
@@ -64,7 +65,7 @@ def add_command(commands) -> None:
     )
     tune.add_argument("input", nargs="+", type=Path, help="MIDI files, or folders searched for them")
     tune.add_argument("-o", "--output", required=True, type=Path, help="folder to write")
-    tune.add_argument("--model", help="checkpoint to start from: folder or repository (default: the bundled one)")
+    tune.add_argument("--model", help="checkpoint to start from: folder or repository (default: mortm-small)")
     tune.add_argument(
         "--lora",
         nargs="?",

@@ -368,12 +368,22 @@ def make(
         minutes: stop sampling after this long (0: when all is done). without_starter: what needs no checkpoint only.
         rounds: answers of the checkpoint to each prompt of a train song, up to one a temperature.
         part: (k, n) samples every n-th batch from the k-th on, for n processes side by side; the set is made of all
-            batches that are there. device: where the checkpoint is sampled; on "cuda" in bf16.
+            batches that are there when this one is done. device: where the checkpoint is sampled; on "cuda" in bf16
+            (its batches have the same names: a set may hold some of either).
 
     Raises:
         FileNotFoundError: no pack or no checkpoint there.
+        ValueError: a part that is none, more rounds than temperatures, or a device that is not there.
     """
+    import torch
     from tqdm.auto import tqdm
+
+    if not 0 <= part[0] < part[1]:
+        raise ValueError(f"part {part[0]}/{part[1]}: of N parts there are 0/N to {part[1] - 1}/N")
+    if not 1 <= rounds <= len(TEMPERATURES):
+        raise ValueError(f"rounds is 1 to {len(TEMPERATURES)}, one a temperature, not {rounds}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: torch finds no GPU here; leave --device out")
 
     from ..models.modeling_mortm import MortmForCausalLM
     from ..models.tokenization_mortm import MortmTokenizer
@@ -390,13 +400,15 @@ def make(
     batches = plan_batches(tasks, sizes, batch, rounds)
     if without_starter:
         batches = [b for b in batches if b.kind == RANDOM]
+    files = [samples / one.file("random" if one.kind == RANDOM else weights, seed) for one in batches]
+    rows = [[tasks[one.split][i] for i in one.tasks] for one in batches]
     trained = untrained = None
     until = time.monotonic() + 60 * minutes if minutes else float("inf")
-    found: list[tuple[str, Task, np.ndarray]] = []
-    for number, one in enumerate(tqdm(batches, desc="sampling", unit="batch", dynamic_ncols=True)):
-        path = samples / one.file("random" if one.kind == RANDOM else weights, seed)
-        rows = [tasks[one.split][i] for i in one.tasks]
-        if not path.is_file() and time.monotonic() < until and number % part[1] == part[0]:
+    first, step = part
+    mine = range(first, len(batches), step)
+    for number in tqdm(mine, desc="sampling", unit="batch", dynamic_ncols=True):
+        one, path = batches[number], files[number]
+        if not path.is_file() and time.monotonic() < until:
             if one.kind == RANDOM:
                 sampled = untrained = untrained or fastest(random_model(len(vocabulary), seed))
             else:
@@ -404,10 +416,12 @@ def make(
                     dtype = "float32" if device == "cpu" else "bfloat16"
                     trained = fastest(MortmForCausalLM.from_pretrained(model, dtype=dtype).eval().to(device))
                 sampled = trained
-            scores = sample_fields(sampled, tokenizer, rows, one.temperature, seed=seed * 1000003 + one.seed)
+            scores = sample_fields(sampled, tokenizer, rows[number], one.temperature, seed=seed * 1000003 + one.seed)
             _write_fields(path, [None if s is None else field_of(vocabulary, s) for s in scores])
+    found: list[tuple[str, Task, np.ndarray]] = []
+    for one, path, given in zip(batches, files, rows):  # those of other processes, too
         if path.is_file():
-            found += [(one.kind, task, ids) for task, ids in zip(rows, _read_fields(path)) if len(ids)]
+            found += [(one.kind, task, ids) for task, ids in zip(given, _read_fields(path)) if len(ids)]
     for split, given in tasks.items():
         found += [(HUMAN, task, field_of(vocabulary, task.human)) for task in given]
         for kind, task, score in corrupted(given, sizes[split].corrupted, seed):
@@ -442,6 +456,11 @@ def print_counts(data: LabelledData) -> None:
         print(f"| {name} | " + " | ".join(map(str, counts)) + " |")
 
 
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    return int(part), int(parts)  # argparse makes an error of what is no number
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of the training pack")
@@ -453,8 +472,10 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=float, default=0.0, help="stop sampling after this long; 0: when all is done"
     )
-    parser.add_argument("--rounds", type=int, default=1, help="answers to each prompt of a train song")
-    parser.add_argument("--part", default="0/1", help="K/N: every N-th batch from the K-th on, for N processes")
+    parser.add_argument("--rounds", type=int, default=1, help="answers to each prompt of a train song, 1 to 3")
+    parser.add_argument(
+        "--part", type=_part, default=(0, 1), metavar="K/N", help="0/N to N-1/N, for N processes side by side"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--without-starter", action="store_true", help="only what needs no trained checkpoint")
     options = parser.parse_args(words)
@@ -472,7 +493,7 @@ def main(words: list[str] | None = None) -> int:
             minutes=options.minutes,
             without_starter=options.without_starter,
             rounds=options.rounds,
-            part=tuple(map(int, options.part.split("/"))),
+            part=options.part,
             device=options.device,
         )
     except (ValueError, FileNotFoundError) as error:

@@ -31,8 +31,11 @@ NAME = "sdpa_documents"
 
 
 def half_on_cuda(tensor: torch.Tensor) -> torch.dtype | None:
-    """The half precision that attention on this tensor is computed in, None on other devices and in fp32."""
-    if not tensor.is_cuda:
+    """The half precision that attention on this tensor [..., head_dim] is computed in; None where torch's
+    FlashAttention-2 does not serve it: other devices, GPUs before Ampere, fp32, odd or wide heads."""
+    if not tensor.is_cuda or tensor.shape[-1] % 8 or tensor.shape[-1] > 256:
+        return None
+    if torch.cuda.get_device_capability(tensor.device) < (8, 0):
         return None
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else tensor.dtype
     return dtype if dtype in (torch.bfloat16, torch.float16) else None

@@ -97,7 +97,7 @@ def _build(section: dict, vocab_size: int, finds: bool, arguments: PretrainArgum
     return model
 
 
-def _proposer(task: ReplacingRecipe, half: bool, device: torch.device):
+def _proposer(task: ReplacingRecipe, half: bool, device: torch.device, workers: int):
     """Function: a pack -> logits `[rows, length, vocabulary]` of the generator that the task names; None without."""
     if not task.generator:
         return None
@@ -105,6 +105,10 @@ def _proposer(task: ReplacingRecipe, half: bool, device: torch.device):
 
     attention.register()
     folder = STARTER if task.generator == "starter" else task.generator
+    if device.type == "cuda" and workers:
+        raise TrainingError(
+            "a generator that runs on the GPU writes in the main process: set dataloader_num_workers to 0 (or use_cpu)"
+        )
     model = _loaded(MortmForCausalLM, folder, dtype=torch.float32, attn_implementation=attention.NAME).eval()
     model.to(device)
     model.set_experts_implementation("grouped_mm")
@@ -173,7 +177,8 @@ def pretrain_mlm(
         model.set_experts_implementation(arguments.experts_implementation)
 
     if finds:
-        altered = ReplacedPackDataset(packs, vocabulary, task, _proposer(task, arguments.bf16, arguments.device))
+        proposer = _proposer(task, arguments.bf16, arguments.device, arguments.dataloader_num_workers)
+        altered = ReplacedPackDataset(packs, vocabulary, task, proposer)
     else:
         altered = MaskedPackDataset(packs, vocabulary, task)
 

@@ -149,9 +149,17 @@ def test_a_set_is_made_resumed_and_loaded(pack, tmp_path, monkeypatch):
     for path in (cache / "quality").glob("*.npz"):
         path.unlink()
     monkeypatch.setattr(quality, "sample_fields", sample)
-    half = quality.make(pack, cache, model, sizes=SIZES, batch=3, part=(1, 2))  # two processes side by side
+    waiting = iter([1])
+
+    def beside(*args, **kwargs):  # the other process works while this one does
+        for _ in waiting:
+            half = quality.make(pack, cache, model, sizes=SIZES, batch=3, part=(1, 2))
+            assert len(half) < len(made)
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(quality, "sample_fields", beside)
     whole = quality.make(pack, cache, model, sizes=SIZES, batch=3, part=(0, 2))
-    assert len(half) < len(whole) == len(made)
+    assert len(whole) == len(made)
     assert all(np.array_equal(a.ids, b.ids) for a, b in zip(made.examples, whole.examples))
     (model / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(Exception, match=r"sample|callable|header"):  # other weights: sampled anew
@@ -163,3 +171,9 @@ def test_refusals(tmp_path, capsys):
     assert "manifest.csv" in capsys.readouterr().err
     assert quality.main(["--data", "x", "--cache", str(tmp_path), "--model", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    for words in (["--part", "2/2"], ["--rounds", "4"]):
+        assert quality.main(["--data", "x", "--cache", str(tmp_path), *words]) == 2
+        assert words[0].strip("-") in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        quality.main(["--data", "x", "--cache", str(tmp_path), "--part", "two"])
+    assert "--part" in capsys.readouterr().err

@@ -8,7 +8,9 @@ import pytest
 from mortm_hf.evaluation import sampling as sampling_module
 from mortm_hf.evaluation.sampling import AnswerCache, Ask, Sampling, answer, answer_all, batches, fingerprint
 from mortm_hf.evaluation.validity import violations
+from mortm_hf.models.errors_mortm import PromptError
 from mortm_hf.models.fast_mortm import FastDecoder
+from mortm_hf.models.generation_mortm import MetricGrammarLogitsProcessor
 from mortm_hf.models.metric_grammar import infer_plan
 from mortm_hf.models.metric_prompt import MetricPrompt, build_prompt
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
@@ -140,3 +142,8 @@ def test_the_plan_of_a_prompt_can_be_read_from_its_ids(tokenizer, asks):
     plan = infer_plan(tokenizer.vocabulary, asks[1].ids)
     assert tuple(plan.instruments) == tuple(asks[1].plan.instruments) and plan.bars.n_bars == 2
     assert np.array_equal(plan.bars.start, asks[1].plan.bars.start)
+
+
+def test_as_many_budgets_as_plans(tokenizer, asks):
+    with pytest.raises(PromptError, match="3 values of max_new_tokens for 1 plans"):
+        MetricGrammarLogitsProcessor(tokenizer, asks[0].plan, max_new_tokens=[9, 9, 9])

@@ -48,11 +48,12 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         plan_or_prompt: `GenerationPlan`, `MetricPrompt`, a list of them (one a prompt of the batch; `generate`'s
             copies of a row share its plan), or None: read from the prompt's ids (`infer_plan`).
         max_length: most tokens of prompt and answer together; max_new_tokens: of the answer, one number or one a
-            prompt. Use what is given to `generate()` (of several, the largest); without either, an answer that
+            plan. Use what is given to `generate()` (of several, the largest); without either, an answer that
             `generate()` cuts short is incomplete.
 
     Raises:
-        PromptError: at the first step, if a row has no `<MGEN>`/`<CGEN>`/`<META>` or the budget is too small.
+        PromptError: another number of budgets than plans; at the first step, if a row has no
+            `<MGEN>`/`<CGEN>`/`<META>` or the budget is too small.
     """
 
     def __init__(
@@ -70,6 +71,12 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         if not given:
             raise PromptError("no plan given: pass one plan or prompt, or one a row", code="prompt.empty")
         self.plans: list[GenerationPlan | None] = [self._plan(item) for item in given]
+        if np.ndim(max_new_tokens) and len(max_new_tokens) != len(self.plans):
+            raise PromptError(
+                f"{len(max_new_tokens)} values of max_new_tokens for {len(self.plans)} plans: give one number, or one "
+                "a plan",
+                code="prompt.material",
+            )
         self._tables: VocabularyTables | None = None
         self._forget()
 
@@ -176,7 +183,7 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
             row = int((cost - room).argmax())
             raise PromptError(
                 f"row {row}: {int(room[row])} tokens are left for the answer, but the shortest one takes "
-                f"{int(cost[row])}; ask for fewer bars or instruments, or raise max_length",
+                f"{int(cost[row])}; ask for fewer bars or instruments, or raise max_length or max_new_tokens",
                 code="prompt.too_long",
             )
 

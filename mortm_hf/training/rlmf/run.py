@@ -201,7 +201,7 @@ def train(
 
 
 def starter_folder() -> str:
-    """The bundled checkpoint."""
+    """The checkpoint that music feedback starts from where none is named."""
     from mortm_hf import STARTER
 
     return str(STARTER)
