@@ -9,9 +9,11 @@ The results of the runs that the README quotes: `report --out benchmarks/results
 
 Arms: `moe` (the starter's architecture), `dense` (as many parameters act on a token), `dense-time` (the same for as
 long as the MoE run takes, with its own decay: more tokens by the ratio of the measured speeds), `remi` (a dense GPT-2
-of the same width and depth on miditok's REMI). Each has 5 M tokens and the linear decay of their last fifth
-(`dense-time`: more tokens, the same fifth), three seeds (0 1 2), one thread or a GPU (`--use_cpu False`). Seed s draws
-the same songs, bars, tracks and transpositions in every arm as long as the streams' lengths allow.
+of the same width and depth on miditok's REMI), `remi-rope` (the dense arm's own layers on REMI: GPT-2 has learned
+positions, these are rotary, so that what is left between it and `dense` is the language). Each has 5 M tokens and the
+linear decay of their last fifth (`dense-time`: more tokens, the same fifth), three seeds (0 1 2), one thread or a GPU
+(`--use_cpu False`). Seed s draws the same songs, bars, tracks and transpositions in every arm as long as the streams'
+lengths allow.
 
 Figure: bits a note on the fixed test windows (`recipes/starter.test.csv`, 8 given and 8 new bars, no velocity, at most
 2048 tokens in either language; a window that one of them cannot hold is left out of both), by corpus, and the mean of
@@ -26,6 +28,7 @@ import math
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +37,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-ARMS = ("moe", "dense", "dense-time", "remi")
-RECIPES = {"moe": "compare_moe", "dense": "compare_dense", "dense-time": "compare_dense", "remi": "compare_dense"}
+ARMS = ("moe", "dense", "dense-time", "remi", "remi-rope")
+ON_REMI = ("remi", "remi-rope")
+RECIPES = {arm: "compare_moe" if arm == "moe" else "compare_dense" for arm in ARMS}
 CONTEXT = 2048
-PAIRS = (("dense", "moe"), ("dense-time", "moe"), ("remi", "dense"), ("remi", "moe"))
+PAIRS = (("dense", "moe"), ("dense-time", "moe"), ("remi", "dense"), ("remi-rope", "dense"), ("remi", "moe"))
 OWN, BARE = "with header", "without header"
 CODED = [
     ("notes (onset, pitch, duration, which track)", "yes", "yes (tracks of one program: the next free programs)"),
@@ -84,6 +88,20 @@ def gpt2(vocabulary: int, pad: int, seed: int):
     return GPT2LMHeadModel._from_config(config, attn_implementation=attention.register())
 
 
+def rope_on_remi(section: dict, vocabulary: int, pad: int, seed: int):
+    """The dense arm's model with REMI's token table."""
+    import transformers
+
+    from mortm_hf.models.configuration_mortm import MortmConfig
+    from mortm_hf.models.modeling_mortm import MortmForCausalLM
+    from mortm_hf.training import attention
+
+    transformers.set_seed(seed)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"))
+    config = MortmConfig(vocab_size=vocabulary, pad_token_id=pad, **ends, **section)
+    return MortmForCausalLM._from_config(config, attn_implementation=attention.register())
+
+
 def parameters(model) -> dict[str, int]:
     """All parameters, and those that act on one token (of the experts: the chosen ones); embeddings count once."""
     total = sum(p.numel() for p in model.parameters())
@@ -107,7 +125,7 @@ def tokens_of(arm: str, options) -> int:
 
 
 def prepare(arm: str, seed: int, options, folder: Path, tokens: int):
-    """Recipe, arguments, stores, and for `remi` the stream."""
+    """Recipe, arguments, stores, and for arms on REMI the stream."""
     from benchmarks.remi_stream import RemiSource, RemiStream
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
     from mortm_hf.training.arguments import read_recipe
@@ -116,13 +134,14 @@ def prepare(arm: str, seed: int, options, folder: Path, tokens: int):
     words = ["--output_dir", str(folder), "--seed", str(seed), "--max_tokens", str(tokens), "--data", options.data]
     section, recipe, arguments = read_recipe(RECIPES[arm], [*words, *options.words])
     stores = stores_of(options.data, recipe, options.cache)
-    if arm != "remi":
+    if arm not in ON_REMI:
         return section, recipe, arguments, stores, None, None
     remi = RemiStream()
     vocabulary = MortmTokenizer().vocabulary
     packs = 300 if len(stores["train"].corpora()) > 1 else 1  # one corpus has nothing to balance
     source = RemiSource(stores["train"], vocabulary, recipe, remi, seed=seed, packs=packs)
-    return {}, recipe, arguments, stores, remi, Stream(source, gpt2(len(remi), remi.pad, seed), remi.pad)
+    build = gpt2 if arm == "remi" else partial(rope_on_remi, section)
+    return {}, recipe, arguments, stores, remi, Stream(source, build(len(remi), remi.pad, seed), remi.pad)
 
 
 def encoded_windows(stores, options):
@@ -206,7 +225,8 @@ def run(options) -> int:
     else:
         from transformers import GPT2LMHeadModel
 
-        model = GPT2LMHeadModel.from_pretrained(folder / "final", dtype=torch.float32)
+        kind = GPT2LMHeadModel if options.arm == "remi" else MortmForCausalLM
+        model = kind.from_pretrained(folder / "final", dtype=torch.float32)
         languages, pad = ("remi",), remi.pad
     log = read_log(folder)
     model.to(arguments.device)
@@ -242,9 +262,9 @@ def run(options) -> int:
         "scored_tokens": {name: int(sum(len(w.ids) - w.answer for w in windows[name])) for name in languages},
         "bits": bits,
     }
-    partial = target.with_suffix(".tmp")
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    partial.replace(target)
+    staged = target.with_suffix(".tmp")
+    staged.write_text(json.dumps(result), encoding="utf-8")
+    staged.replace(target)
     print(f"{target}: {len(shown)} windows scored")
     return 0
 
@@ -388,7 +408,7 @@ def report(options) -> int:
     lines = {}
     for arm in shown:
         for name in next(iter(results[arm].values()))["bits"]:
-            label = arm if name == "remi" else f"{arm}, {name}"
+            label = arm if arm in ON_REMI else f"{arm}, {name}"
             lines[label] = np.mean([r["bits"][name] for r in results[arm].values()], axis=0)
     tables = {label: summarise(bits, windows) for label, bits in lines.items()}
     corpora = [*dict.fromkeys(w.corpus for w in windows), "macro"]
@@ -405,19 +425,19 @@ def report(options) -> int:
     paired = {}
     for a, b in PAIRS:
         if a in results and b in results:
-            for name in (BARE,) if a == "remi" else (OWN,):
-                mine = lines["remi"] if a == "remi" else lines[f"{a}, {name}"]
+            for name in (BARE,) if a in ON_REMI else (OWN,):
+                mine = lines[a] if a in ON_REMI else lines[f"{a}, {name}"]
                 paired[f"{a} - {b} ({name})"] = summarise(mine, windows, against=lines[f"{b}, {name}"])
     if paired:
         table("Paired differences (below 0: the first is better), 95 % over songs", paired, "+")
         print("\nMean of the corpora seed by seed, mean over seeds with its 95 % t interval:")
     for a, b in PAIRS:
         seeds = sorted(set(results.get(a, ())) & set(results.get(b, ())))
-        name = BARE if a == "remi" else OWN
+        name = BARE if a in ON_REMI else OWN
         if seeds:
             values = []
             for seed in seeds:
-                mine = np.array(results[a][seed]["bits"]["remi" if a == "remi" else name])
+                mine = np.array(results[a][seed]["bits"]["remi" if a in ON_REMI else name])
                 other = np.array(results[b][seed]["bits"][name])
                 values.append(summarise(mine, windows, resamples=1, against=other)["macro"]["bits_per_note"])
             content["paired"][f"{a} - {b}"] = {"seeds": seeds, "by_seed": values, **paired[f"{a} - {b} ({name})"]}
