@@ -62,7 +62,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # Every figure of the README and the cards, reprinted; one of them: `make bench-roundtrip`. Results: build/bench/*.json
-bench: $(addprefix bench-,$(DATA_BENCHMARKS) robustness $(OTHER_BENCHMARKS) import_time rlmf)
+bench: $(addprefix bench-,$(DATA_BENCHMARKS) robustness $(OTHER_BENCHMARKS) import_time rlmf compare)
 
 $(addprefix bench-,$(DATA_BENCHMARKS)): bench-%: $(BENCH_STAMP)
 	mkdir -p build/bench
@@ -78,6 +78,10 @@ bench-import_time: $(STAMP)
 # the tables of the five runs that the card reports, from its file (training them anew takes hours)
 bench-rlmf: $(BENCH_STAMP)
 	$(ENV) $(BIN)/python benchmarks/rlmf.py --reports model_cards/mortm-aligned.json
+
+# the same of the architectures and token languages, from the results of their runs
+bench-compare: $(BENCH_STAMP)
+	$(ENV) $(BIN)/python benchmarks/compare.py report --out benchmarks/results/compare
 
 $(addprefix bench-,$(OTHER_BENCHMARKS)): bench-%: $(BENCH_STAMP)
 	mkdir -p build/bench
