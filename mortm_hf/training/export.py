@@ -1,4 +1,4 @@
-"""A finished run -> the folder that is shipped: `python -m mortm_hf.training.export RUN/final FOLDER`.
+"""A finished run -> the folder that is shipped: `python -m mortm_hf.training.export RUN/final [RUN/final ...] FOLDER`.
 
 Design decisions
 - Weights are stored in bf16 (half the size; rounding a trained checkpoint costs nothing measurable, which the card's
@@ -6,6 +6,7 @@ Design decisions
   is to be run on CPUs.
 - The folder carries all of the package's code, what reads its input (tokenizer, feature extractor) and the defaults of
   sampling: it stands alone.
+- Several checkpoints that came one from another are shipped as the mean of their weights.
 - `size_limit` refuses a folder that would not fit the package instead of shipping it.
 
 Knows: the models, their tokenizers and feature extractors. Must not know: data, recipes.
@@ -18,6 +19,7 @@ import copy
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -43,24 +45,28 @@ MODELS = {kind.__name__: kind for kind in READERS}
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 
 
-def export(source: str | Path, target: str | Path, size_limit: int = 20_000_000) -> int:
+def export(source: str | Path | Sequence[str | Path], target: str | Path, size_limit: int = 20_000_000) -> int:
     """Write the shipped form of a finished checkpoint.
 
     Args:
-        source: folder with fp32 weights (`final/` of a run). target: replaced if it is there.
+        source: folder with fp32 weights (`final/` of a run), or several of one model, whose weights are averaged (all
+            else is the first one's). target: replaced if it is there.
         size_limit: bytes that all files together may take.
 
     Returns:
         Bytes written.
 
     Raises:
-        ValueError: a model of another kind, weights that are not finite, or a folder over `size_limit`.
+        ValueError: a model of another kind, weights that are not finite or do not fit each other, or a folder over
+            `size_limit`.
     """
-    source, target = Path(source), Path(target)
+    source, *others = [Path(s) for s in ([source] if isinstance(source, (str, Path)) else source)]
+    target = Path(target)
     named = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or ["no model"]
     if named[0] not in MODELS:
         raise ValueError(f"{source} holds {named[0]}; what is exported is one of {', '.join(MODELS)}")
     model = MODELS[named[0]].from_pretrained(source, dtype=torch.float32)
+    _average(model, source, others)
     bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if bad:
         raise ValueError(f"{source}: weights are not finite: {', '.join(bad[:3])}")
@@ -89,10 +95,24 @@ def export(source: str | Path, target: str | Path, size_limit: int = 20_000_000)
     return size
 
 
+@torch.no_grad()
+def _average(model, source: Path, others: list[Path]) -> None:
+    """Set the weights of a model to the mean of its own and those of `others`."""
+    weights = dict(model.named_parameters())
+    for other in others:
+        found = dict(type(model).from_pretrained(other, dtype=torch.float32).named_parameters())
+        if {n: p.shape for n, p in found.items()} != {n: p.shape for n, p in weights.items()}:
+            raise ValueError(f"{other} is another model than {source}: only checkpoints of one model are averaged")
+        for name, parameter in weights.items():
+            parameter.add_(found[name])
+    for parameter in weights.values():
+        parameter.div_(1 + len(others))
+
+
 def main(words: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="final/ of a run")
+    parser.add_argument("source", nargs="+", help="final/ of a run; of several the mean")
     parser.add_argument("target", help="folder to write")
     parser.add_argument("--size_limit", type=int, default=20_000_000, help="bytes that all files together may take")
     options = parser.parse_args(words)

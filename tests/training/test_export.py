@@ -6,7 +6,7 @@ import torch
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.training.export import export
+from mortm_hf.training.export import export, main
 
 
 def test_export_is_complete_and_runs_in_fp32(tmp_path):
@@ -30,3 +30,20 @@ def test_export_is_complete_and_runs_in_fp32(tmp_path):
     model.save_pretrained(tmp_path / "run")
     with pytest.raises(ValueError, match="not finite"):
         export(tmp_path / "run", tmp_path / "out")
+
+
+def test_several_checkpoints_are_averaged(tmp_path, capsys):
+    sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=16,
+                 shared_expert_intermediate_size=16, num_local_experts=2)  # fmt: skip
+    models = [MortmForCausalLM(MortmConfig(**sizes)) for _ in range(2)]
+    models.append(MortmForCausalLM(MortmConfig(**sizes | {"hidden_size": 64})))
+    folders = [str(tmp_path / name) for name in "abc"]
+    for model, folder in zip(models, folders):
+        model.save_pretrained(folder)
+        MortmTokenizer().save_pretrained(folder)
+    assert main([*folders[:2], str(tmp_path / "out")]) == 0
+    back = MortmForCausalLM.from_pretrained(tmp_path / "out")
+    for p, q, r in zip(*(m.parameters() for m in (*models[:2], back))):
+        assert torch.equal(((p + q) / 2).bfloat16().float(), r)
+    assert main([*folders[1:], str(tmp_path / "out")]) == 2
+    assert "another model" in capsys.readouterr().err
