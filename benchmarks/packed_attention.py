@@ -169,7 +169,7 @@ def main() -> int:
         f"{machine}, torch {torch.__version__}; {options.rows} x {options.length} tokens, d{options.width} "
         f"L{options.layers}, {'bf16' if cuda else 'fp32'}, forward and backward, {options.rounds} rounds"
     )
-    print("| attention | tokens/s | speed against {names[0]} [quartiles] | peak MiB | logits off | gradient off |")
+    print(f"| attention | tokens/s | speed against {names[0]} [quartiles] | peak MiB | logits off | gradient off |")
     print("|---|---|---|---|---|---|")
     for name in names:
         ratio = [a / b for a, b in zip(seconds[names[0]], seconds[name])]
