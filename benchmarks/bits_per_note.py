@@ -24,21 +24,6 @@ sys.path.insert(0, str(ROOT))
 RECIPES = ROOT / "mortm_hf" / "training" / "recipes"
 
 
-def limited(windows, songs, limit):
-    """The first `limit` windows of each corpus (all if 0)."""
-    if not limit:
-        return windows
-    corpus = {song.path: song.corpus for song in songs}
-    seen: dict[str, int] = {}
-    chosen = []
-    for window in windows:
-        name = corpus[window.path]
-        seen[name] = seen.get(name, 0) + 1
-        if seen[name] <= limit:
-            chosen.append(window)
-    return chosen
-
-
 def print_table(title: str, rows: dict[str, dict], corpora: list[str]) -> None:
     """One line a model, one column a corpus, intervals in brackets."""
     print(f"\n{title}")
@@ -75,6 +60,7 @@ def main(words: list[str] | None = None) -> int:
     from mortm_hf.data import build_store
     from mortm_hf.evaluation.baselines import run_baselines
     from mortm_hf.evaluation.bits import model_bits, summarise
+    from mortm_hf.evaluation.suite import first_of_each
     from mortm_hf.evaluation.variety import human_variety, sample_variety
     from mortm_hf.evaluation.windows import encode_windows, fixed_windows, read_windows
     from mortm_hf.models.modeling_mortm import MortmForCausalLM
@@ -99,7 +85,8 @@ def main(words: list[str] | None = None) -> int:
     for split in ("train", "validation", "test"):
         store = stores[split] = build_store(options.data, selection, split, options.cache or None)
         windows = read_windows(RECIPES / "starter.test.csv") if split == "test" else fixed_windows(store)
-        windows = limited(windows, store.songs, options.limit)
+        corpus_of = {song.path: song.corpus for song in store.songs}
+        windows = first_of_each(windows, lambda w, corpus_of=corpus_of: corpus_of[w.path], options.limit)
         encoded[split], left_out[split] = encode_windows(vocabulary, store, windows, length)
         print(f"{split}: {len(store)} songs, {len(encoded[split])} windows, {len(left_out[split])} left out")
 

@@ -152,9 +152,10 @@ def encoded_windows(stores, options):
 
     windows = read_windows(options.windows)
     if options.limit:
-        from benchmarks.bits_per_note import limited
+        from mortm_hf.evaluation.suite import first_of_each
 
-        windows = limited(windows, stores["test"].songs, options.limit)
+        corpus_of = {song.path: song.corpus for song in stores["test"].songs}
+        windows = first_of_each(windows, lambda w: corpus_of[w.path], options.limit)
     vocabulary = MortmTokenizer().vocabulary
     own, left = encode_windows(vocabulary, stores["test"], windows, CONTEXT)
     reasons = {f"ours: {_kind(reason)}": 0 for _, reason in left}
