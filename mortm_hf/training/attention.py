@@ -17,15 +17,11 @@ Knows: transformers' attention interface. Must not know: the model, music.
 from __future__ import annotations
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch built without it
-    varlen_attn = None
 
 NAME = "sdpa_documents"
 
@@ -57,7 +53,7 @@ def sdpa_documents(module, query, key, value, attention_mask=None, scaling=None,
         raise ValueError(f"{NAME} attends inside documents only: pass cu_seq_lens_q with packed rows, and no mask")
     rows, heads, length, width = query.shape
     dtype = half_on_cuda(query)
-    if dtype is not None and longest is not None and key.shape[1] == heads and not dropout and varlen_attn is not None:
+    if dtype is not None and longest is not None and key.shape[1] == heads and not dropout:
         flat = [x.transpose(1, 2).reshape(rows * length, heads, width).to(dtype) for x in (query, key, value)]
         window = (-1, 0) if module.is_causal else (-1, -1)
         out = varlen_attn(*flat, bounds, bounds, longest, longest, scale=scaling, window_size=window)

@@ -56,3 +56,21 @@ def test_all_documents_in_one_call_where_there_is_flash_attention(causal, monkey
     at_once, _ = attention.sdpa_documents(module, query, key, value, **words)
     assert calls == [(30, (-1, 0) if causal else (-1, -1))]
     assert at_once.shape == by_document.shape and (at_once - by_document).abs().max() < 0.05
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_kernel_itself_equals_a_call_a_document(causal, monkeypatch):
+    module = torch.nn.Module()
+    module.is_causal = causal
+    words = {"cu_seq_lens_q": torch.tensor([0, 12, 30, 60], dtype=torch.int32).cuda(), "max_length_q": 30}
+    states = torch.randn(3, 2, 4, 30, 64, device="cuda", dtype=torch.bfloat16)
+    found = []
+    for serve in (attention.half_on_cuda, lambda tensor: None):
+        monkeypatch.setattr(attention, "half_on_cuda", serve)
+        mine = states.clone().requires_grad_()
+        out, _ = attention.sdpa_documents(module, *mine, **words)
+        out.float().square().sum().backward()
+        found.append((out, mine.grad))
+    for a, b in zip(*found):
+        assert (a - b).abs().max() < 0.05 * b.abs().max()
