@@ -15,7 +15,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +91,8 @@ def main(words: list[str] | None = None) -> int:
 
     import torch
 
-    from mortm_hf.app.eval import load_model, open_data
+    from mortm_hf.app.eval import load_model
+    from mortm_hf.app.eval_data import open_data
     from mortm_hf.evaluation.chords import ChordReading
     from mortm_hf.evaluation.report import markdown
     from mortm_hf.evaluation.sampling import fingerprint
@@ -102,7 +102,7 @@ def main(words: list[str] | None = None) -> int:
     cache = Path(options.cache) if options.cache else None
     model, tokenizer = load_model(Path(options.model), "cpu")
     identity = fingerprint(options.model)
-    data = open_data(SimpleNamespace(data=options.data, split="test", recipe=options.recipe), cache)
+    data = open_data(options.data, "test", options.recipe, cache)
     progress = sys.stderr.isatty()
     result: dict[str, object] = {"about": {"name": Path(options.model).name, "checkpoint": identity}}
     reading = ChordReading(options.window, options.window) if options.window else ChordReading()

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -171,8 +172,8 @@ def encoded_windows(stores, options):
 
 
 def _kind(reason: str) -> str:
-    """A reason without its numbers, so that equal ones count together."""
-    return "".join(c for c in reason if not c.isdigit()).strip()[:80]
+    """A reason with N for its numbers, so that equal ones count together."""
+    return re.sub(r"\d+", "N", reason).partition(":")[0]
 
 
 def without_header(vocabulary, store, encoded):
@@ -242,6 +243,8 @@ def run(options) -> int:
     result = {
         "arm": options.arm,
         "device": torch.cuda.get_device_name() if arguments.device.type == "cuda" else "CPU, one thread",
+        "precision": "bf16" if arguments.bf16 else "fp32",
+        "torch": torch.__version__,
         "seed": options.seed,
         "asked": tokens,
         "steps": steps,
@@ -391,7 +394,7 @@ def report(options) -> int:
             key: statistics.mean(r[key] for r in runs)
             for key in ("tokens", "tokens_per_second", "minutes", "final_loss", "notes_a_token")
         }
-        machines = ", ".join(dict.fromkeys(r.get("device", "CPU, one thread") for r in runs))
+        machines = ", ".join(dict.fromkeys(f"{r['device']}, {r['precision']}" for r in runs))
         size = runs[0]["parameters"]
         print(
             f"| {arm} | {' '.join(str(r['seed']) for r in runs)} | {machines} | {size['total'] / 1e6:.2f} M "

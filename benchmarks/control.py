@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +38,8 @@ def main(words: list[str] | None = None) -> int:
 
     import torch
 
-    from mortm_hf.app.eval import choose_sampling, load_model, open_data
+    from mortm_hf.app.eval import choose_sampling, load_model
+    from mortm_hf.app.eval_data import open_data
     from mortm_hf.evaluation.report import markdown
     from mortm_hf.evaluation.sampling import fingerprint
     from mortm_hf.evaluation.suite import Evaluation, Settings
@@ -48,7 +48,7 @@ def main(words: list[str] | None = None) -> int:
     cache = Path(options.cache) if options.cache else None
     model, tokenizer = load_model(Path(options.model), "cpu")
     identity = fingerprint(options.model)
-    data = open_data(SimpleNamespace(data=options.data, split=options.split, recipe=options.recipe), cache)
+    data = open_data(options.data, options.split, options.recipe, cache)
     settings = Settings(
         samples=options.samples,
         batch=options.batch,

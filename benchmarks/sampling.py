@@ -14,7 +14,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +64,8 @@ def main(words: list[str] | None = None) -> int:
 
     import torch
 
-    from mortm_hf.app.eval import load_model, open_data
+    from mortm_hf.app.eval import load_model
+    from mortm_hf.app.eval_data import open_data
     from mortm_hf.evaluation.sampling import Sampling, fingerprint
     from mortm_hf.evaluation.suite import Evaluation, Settings
 
@@ -73,7 +73,7 @@ def main(words: list[str] | None = None) -> int:
     cache = Path(options.cache) if options.cache else None
     model, tokenizer = load_model(Path(options.model), "cpu")
     identity = fingerprint(options.model)
-    data = open_data(SimpleNamespace(data=options.data, split=options.split, recipe=options.recipe), cache)
+    data = open_data(options.data, options.split, options.recipe, cache)
     data.train = None  # copying is not asked about here
     rows: dict[str, dict[str, float]] = {}
     chosen = SETTINGS if options.only is None else [SETTINGS[i] for i in options.only]

@@ -112,6 +112,7 @@ def result(arm, seed, bits):
     return dict(
         arm=arm, seed=seed, asked=5, steps=3, tokens=5e6, notes_a_token=0.3, tokens_per_second=1000.0, minutes=80.0,
         final_loss=1.5, parameters={"total": 8_000_000, "active": 4_000_000}, learning_rate=1e-3, left_out={"x": 1},
+        device="CPU", precision="fp32",
         windows=windows, bits=dict.fromkeys(names, bits),
     )  # fmt: skip
 

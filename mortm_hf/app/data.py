@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -26,10 +27,13 @@ BUILD_EXAMPLES = """examples:
   mortm data build ../shared/data -o songs/            a training pack: splits, keys, chords of its manifest.csv
   mortm data build sorted/ -o songs/ --split-from-folders      sorted/train/..., sorted/validation/..., sorted/test/...
   mortm data build owner/name -o songs/                a data set of the Hub with MIDI bytes
+  mortm data build owner/name -o songs/ --config piano --revision v1.0
   mortm data build midi/ -o songs/ --materialize       also fixed examples as token ids, in songs/examples/
 
 Interrupted? The same command goes on where it was. Labels (genre, key, split, ...) may stand in a metadata.csv with a
-column file_name; chords in files beside the MIDI: song.chords.tsv, song.lab."""
+column file_name; genres are the names of the <GENRE_x> tokens (rock, Hip-Hop, ...). Chords may stand in a file beside
+song.mid: song.aligned.chords.tsv or song.chords.tsv (MIDI ticks), song.chord_midi.txt, song.chords.txt or song.lab
+(seconds); a bare chord_midi.txt belongs to the only MIDI file of its folder (POP909)."""
 
 STATS_EXAMPLES = """examples:
   mortm data stats songs/ -o report/                   report.md, stats.json and plots of a prepared data set
@@ -91,6 +95,8 @@ def _add_build(inner) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
     parser.add_argument("--corpora", type=names, help="only these corpora of a training pack, e.g. pop909,lieder")
     parser.add_argument("--column", help="column of the MIDI bytes in a data set (default: found by name)")
+    parser.add_argument("--config", metavar="NAME", help="configuration of a data set that has several")
+    parser.add_argument("--revision", help="branch, tag or commit of a data set of the Hub (default: the newest)")
     parser.add_argument("--processes", type=at_least(1), help="default: one, or one a core from 2000 files on")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made of something else")
     parser.add_argument("--materialize", action="store_true", help="also draw examples once and keep their ids")
@@ -160,6 +166,8 @@ def run_build(args: argparse.Namespace) -> None:
             shares=(max(args.validation, 0.0), max(args.test, 0.0)),
             seed=args.seed,
             column=args.column,
+            config=args.config,
+            revision=args.revision,
             num_proc=args.processes,
             overwrite=args.overwrite,
             materialize=args.materialize,
@@ -168,7 +176,7 @@ def run_build(args: argparse.Namespace) -> None:
         )
         report = dataset.read_report(args.output)
         if staged:
-            write_json(staged, {k: report[k] for k in ("files", "splits", "skipped")})
+            write_json(staged, {k: v for k, v in report.items() if k not in ("version", "digest", "plan")})
     for name, part in report["splits"].items():
         chords = ", ".join(f"{count} {source}" for source, count in part["chords"].items())
         print(f"{name}: {part['songs']} songs, {part['bars']} bars, {part['notes']} notes; chords: {chords}")
@@ -178,6 +186,7 @@ def run_build(args: argparse.Namespace) -> None:
         print(f"skipped: {named}{problem['message']}", file=sys.stderr)
     if len(skipped) > 5:
         print(f"skipped: {len(skipped) - 5} more, all listed in {args.output / 'skipped.csv'}", file=sys.stderr)
+    _print_ineffective(report)
     if args.materialize:
         for split, part in made.items():
             tokens = sum(len(chunk.flatten()) for chunk in part.data.table["input_ids"].chunks)
@@ -185,9 +194,26 @@ def run_build(args: argparse.Namespace) -> None:
     print(f"{args.output}: {report['files']} files, {len(skipped)} skipped")
 
 
+def _print_ineffective(report: dict) -> None:
+    """A line on stderr for each kind of label that had no effect."""
+    genres, rows = report["genres_without_token"], report["metadata_without_file"]
+    if genres:
+        first = [f"{name} ({count})" for name, count in list(genres.items())[:5]]
+        print(f"genres without a token: {_and_more(first, len(genres))}", file=sys.stderr)
+    if rows["rows"]:
+        first = _and_more(rows["first"], rows["rows"])
+        print(f"metadata rows without a MIDI file: {rows['rows']} ({first})", file=sys.stderr)
+
+
+def _and_more(first: list[str], count: int) -> str:
+    return ", ".join([*first, f"{count - len(first)} more"] if count > len(first) else first)
+
+
 def run_stats(args: argparse.Namespace) -> None:
     """Counts; prints the Markdown report, writes report and plots with `-o`."""
     data, dataset, sources, stats = (_module(name) for name in ("", "dataset", "sources", "stats"))
+    if args.output and args.output.exists() and not args.output.is_dir():
+        raise CommandError(f"{args.output} is a file: name a folder", "command.output")
     with Outputs() as out, tempfile.TemporaryDirectory() as temporary:
         staged = out.stage(args.json) if args.json else None
         folder, label = Path(args.source), args.source
@@ -195,7 +221,7 @@ def run_stats(args: argparse.Namespace) -> None:
             folder = Path(temporary) / "songs"
             _call(data.build_dataset, args.source, folder, chords="annotated")
         store = _call(data.load_songs, folder, args.split)
-        skipped = dataset.read_report(folder).get("skipped", [])
+        skipped = _call(dataset.read_report, folder).get("skipped", [])
         figures = stats.dataset_stats(store, windows=args.windows, skipped=skipped)
         if staged:
             write_json(staged, figures)
@@ -224,6 +250,8 @@ def _call(function, *args, **kwargs):
     except (FileNotFoundError, PermissionError, NotADirectoryError) as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise CommandError(what, "command.input") from None
+    except json.JSONDecodeError as error:  # a report or an index that was cut short or edited
+        raise CommandError(f"{args[0]} holds damaged JSON ({error}): build it again", "command.input") from None
     except ImportError as error:
         raise CommandError(
             f"{error}: `mortm data` needs more packages, pip install 'mortm_hf[train,app]'", "command.missing"

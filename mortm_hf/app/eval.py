@@ -6,7 +6,7 @@ Design decisions
   one part more does not repeat the others.
 - The report (Markdown, JSON, pictures) appears when everything has succeeded; nothing half-written is left.
 
-Knows: the evaluation suite, recipes, stores. Must not know: metrics, models' insides.
+Knows: the evaluation suite, what it is given to measure on. Must not know: metrics, models' insides.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from .eval_data import open_data, read_files
 from .files import CommandError, Outputs, find_midi, write_json
 from .options import at_least, number
 
@@ -26,10 +27,11 @@ EXAMPLES = """examples:
   mortm eval runs/mine --data pack -o report                           the full report: Markdown, JSON, pictures
   mortm eval runs/mine --data pack --parts chords,control --json f.json
   mortm eval my_samples --data pack -o report                          a folder of MIDI files beside the test split
-  mortm eval runs/mine --data my_midi_folder                           your own files as the reference
+  mortm eval my-model --data my_songs -o report                        a fine-tuned model, on the songs it held out
 
-DATA is the folder of a training pack (manifest.csv and archives), whose corpora, splits and fixed windows a recipe
-names, or any folder of MIDI files."""
+FOLDER is a checkpoint, the folder of a run (its `final/` is meant) or a folder of MIDI files. DATA is a training pack
+(manifest.csv and archives), whose corpora and fixed windows a recipe names; a data set of `mortm data build` or of the
+Hub; or any folder of MIDI files, of which those that `mortm finetune` trained FOLDER on are left out."""
 
 
 def add_command(commands) -> None:
@@ -42,9 +44,9 @@ def add_command(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="checkpoint folder, or folder of MIDI files")
-    parser.add_argument("--data", required=True, type=Path, help="training pack, or folder of MIDI files")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: test")
-    parser.add_argument("--recipe", default="starter", help="names corpora and fixed windows (default: starter)")
+    parser.add_argument("--data", required=True, type=Path, help="training pack, prepared data set, or MIDI folder")
+    parser.add_argument("--split", choices=("train", "validation", "test"), help="default: test")
+    parser.add_argument("--recipe", help="names corpora and fixed windows (default for a pack: starter)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="DIR", help="write report.md, report.json and pictures here"
@@ -108,6 +110,8 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.report import markdown
 
     parts = read_parts(args.parts)
+    if (args.folder / "final" / "config.json").is_file() and not (args.folder / "config.json").is_file():
+        args.folder = args.folder / "final"  # of a run
     is_model = (args.folder / "config.json").is_file()
     if not args.folder.is_dir():
         raise CommandError(f"{args.folder} is no folder: give a checkpoint or a folder of MIDI files", "command.input")
@@ -151,10 +155,10 @@ def evaluate(args, parts, files, is_model: bool, cache) -> dict:
     given = {name: value for name, value in given.items() if value is not None}
     settings = Settings.quick(**given) if args.quick else Settings(**given)
     progress = sys.stderr.isatty()
-    data = open_data(args, cache)
+    data = open_data(args.data, args.split, args.recipe, cache, args.folder if is_model else None)
     about = {
-        "name": args.folder.name,
-        "data": f"{args.data.name}, split {args.split}: {len(data.songs)} songs, {len(data.windows)} windows",
+        "name": args.folder.parent.name if args.folder.name == "final" else args.folder.name,
+        "data": f"{args.data.name}, {data.name}: {len(data.songs)} songs, {len(data.windows)} windows",
         "kind": "quick look, not for publication" if args.quick else None,
         "seed": args.seed,
         "mortm_hf": __version__,
@@ -193,13 +197,24 @@ def choose_sampling(config, args):
 def load_model(folder: Path, device: str):
     """Model (fp32) and tokenizer of a checkpoint folder, on the installed code."""
     import torch
+    from transformers import AutoConfig
 
+    from ..models.configuration_mortm import MortmConfig
     from ..models.modeling_mortm import MortmForCausalLM
     from ..models.tokenization_mortm import MortmTokenizer
+    from ..training.pretrain import without_bars
 
     try:
+        config = AutoConfig.from_pretrained(folder)
+        if not isinstance(config, MortmConfig) or not config.is_causal:
+            raise CommandError(
+                f"{folder} holds a {config.model_type} model: mortm eval measures generators (MORTM)", "command.input"
+            )
         tokenizer = MortmTokenizer.from_pretrained(folder)
-        model = MortmForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with without_bars():
+            model = MortmForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    except CommandError:
+        raise
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CommandError(f"cannot load a model from {folder}: {reason}", "command.input") from None
@@ -207,83 +222,3 @@ def load_model(folder: Path, device: str):
         return model.eval().to(device), tokenizer
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"cannot use the device {device}: {' '.join(str(error).split())[:120]}") from None
-
-
-def open_data(args, cache):
-    """The songs and fixed windows of the split."""
-    from ..evaluation.suite import EvalData
-    from ..evaluation.windows import fixed_windows, read_windows
-
-    if not (args.data / "manifest.csv").is_file():
-        if not args.data.is_dir():
-            raise CommandError(f"{args.data} is no folder: give a training pack or MIDI files", "command.input")
-        songs = folder_store(args.data, args.split)
-        return checked(EvalData(songs, fixed_windows(songs), args.split), args.data)
-    from ..data import build_store
-    from ..training.arguments import find_recipe, read_recipe
-
-    _, recipe, _ = read_recipe(args.recipe)
-    stores = None if cache is None else cache / "stores"
-
-    def songs(split: str):
-        try:
-            return build_store(args.data, recipe.selection(), split, stores)
-        except (OSError, KeyError) as error:
-            raise CommandError(f"cannot read {args.data}: {' '.join(str(error).split())}", "command.input") from None
-
-    store = songs(args.split)
-    listed = find_recipe(args.recipe).with_suffix(f".{args.split}.csv")
-    windows = read_windows(listed) if listed.is_file() else fixed_windows(store)
-    known = {song.path for song in store.songs}
-    here = [w for w in windows if w.path in known]
-    if listed.is_file() and not here:
-        raise CommandError(f"no song of {listed.name} is in {args.data}: give a recipe for this data", "command.input")
-    for window in windows:
-        if window.path not in known:
-            store.skipped.append((window.path, f"bars {window.start} to {window.start + 16} are listed, not there"))
-    train = (lambda: songs("train")) if args.split != "train" else None
-    held = (lambda: songs("validation")) if args.split == "test" else None
-    return checked(EvalData(store, here, args.split, train, held), args.data)
-
-
-def checked(data, path):
-    """The data, if there is anything to measure on."""
-    if not data.windows:
-        raise CommandError(
-            f"{path} has no song of 16 bars in the split {data.name}: nothing to measure", "command.input"
-        )
-    return data
-
-
-def folder_store(folder: Path, split: str):
-    """Every MIDI file below a folder as a song of one corpus; what cannot be read is listed."""
-    from ..data.store import ScoreStore, Song
-
-    files = find_midi([folder])
-    scores, unread = read_files(files)
-    kept = [path for path in files if str(path) not in {name for name, _ in unread}]
-    songs = [
-        Song(str(path.relative_to(folder)), folder.name, path.stem, str(path.relative_to(folder)), split, None, score)
-        for path, score in zip(kept, scores)
-    ]
-    if not songs:
-        raise CommandError(f"no MIDI file in {folder} can be read: {unread[0][1]}", "command.input")
-    return ScoreStore(songs, unread)
-
-
-def read_files(files) -> tuple[list, list[list[str]]]:
-    """(quantised music of the files that have notes, [path, reason] of the others)."""
-    from ..models.midi_codec import read_midi
-
-    scores, unread = [], []
-    for path in files:
-        try:
-            score = read_midi(path)
-            if not score.n_notes:
-                raise CommandError("it has no notes")
-            scores.append(score)
-        except ValueError as error:
-            if not isinstance(getattr(error, "code", None), str):
-                raise
-            unread.append([str(path), " ".join(str(error).split())])
-    return scores, unread

@@ -2,7 +2,8 @@
 
 Design decisions
 - `train` takes a recipe and any field of it as `--field value`, the very words of
-  `accelerate launch -m mortm_hf.training.pretrain`: one process here, several there.
+  `accelerate launch -m mortm_hf.training.pretrain`: one process here, several there. A run has a folder always: the
+  one that is named, or `runs/<recipe>`.
 - `finetune` takes a folder and nothing else that must be known: it splits, trains, measures before and after on songs
   it did not train on, and writes one folder that every command takes as `--model`.
 
@@ -22,15 +23,17 @@ from .options import at_least, number
 TRAIN_EXAMPLES = """examples:
   mortm train mortm_small --data pack --output_dir runs/mine --bf16 True    the bundled checkpoint, on a GPU
   mortm train starter --data pack --output_dir runs/mine                    a smaller run for CPU cores
-  mortm train my.yaml --data pack --output_dir runs/mine --max_steps 500    any field of a recipe is an option
-  mortm train my.yaml --output_dir runs/mine                                again: goes on where it stopped
-  mortm train starter --data pack --output_dir runs/mine --fields           lists all fields with their defaults
+  mortm train my.yaml --data pack --output_dir runs/mine --max_steps 500    fields of a recipe are options
+  mortm train my.yaml --data pack --model.hidden_size 128 --tasks '{continue: 3, infill: 1}'    all of them
+  mortm train my.yaml --data pack --output_dir runs/mine                    again: goes on where it stopped
+  mortm train starter --fields                                              lists all fields with their defaults
   mortm train bertm_small --data pack --output_dir runs/encoder             an encoder, on hidden notes
   mortm train bertm_notes --data pack --output_dir runs/notes               a critic's encoder, on wrong notes
   mortm train bertm_genre --data pack --output_dir runs/genre               a classifier from the bundled encoder
 
 A run ends with a checkpoint when it is interrupted (Ctrl-C). Curves: tensorboard --logdir runs/mine/runs
-Several processes: accelerate launch -m mortm_hf.training.pretrain my.yaml ... (mortm_hf/training/configs)."""
+Several processes: accelerate launch -m mortm_hf.training.pretrain my.yaml ... (launch commands: the package's
+training/configs). Reinforcement learning: mortm rlmf."""
 
 FINETUNE_EXAMPLES = """examples:
   mortm finetune my_songs/ -o my-model                       the bundled checkpoint, on every .mid below the folder
@@ -38,7 +41,8 @@ FINETUNE_EXAMPLES = """examples:
   mortm finetune my_songs/ -o my-model --model someone/their-model --passes 4
   mortm generate song.mid -o new.mid --model my-model        what comes of it
 
-Songs are split by file: some are held out and never trained on. Interrupted, it goes on when it is run again."""
+Some songs are held out and never trained on (a data set with three splits has its own); chord annotations beside the
+files and a metadata.csv are heeded. Interrupted, it goes on when it is run again."""
 
 
 def add_command(commands) -> None:
@@ -63,7 +67,9 @@ def add_command(commands) -> None:
         epilog=FINETUNE_EXAMPLES,
         formatter_class=raw,
     )
-    tune.add_argument("input", nargs="+", type=Path, help="MIDI files, or folders searched for them")
+    tune.add_argument(
+        "input", nargs="+", type=Path, help="MIDI files, folders of them, or one data set of `mortm data build`"
+    )
     tune.add_argument("-o", "--output", required=True, type=Path, help="folder to write")
     tune.add_argument("--model", help="checkpoint to start from: folder or repository (default: mortm-small)")
     tune.add_argument(
@@ -84,6 +90,7 @@ def add_command(commands) -> None:
         metavar="PART",
         help="part of the songs that is held out, half to select by, half to report (default 0.2)",
     )
+    tune.add_argument("--bf16", action="store_true", help="train in bf16 (GPUs, and CPUs with instructions for it)")
     tune.add_argument("--seed", type=int, default=0, help="of the split and of all draws (default 0)")
     tune.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
     tune.add_argument("--keep-run", action="store_true", help="keep the working folder (OUTPUT.run)")
@@ -104,18 +111,30 @@ def run_train(args: argparse.Namespace) -> None:
         TrainingError: the recipe cannot be trained. CommandError: files that are not there.
     """
     try:
-        from ..training.arguments import describe_fields, task_of
+        from ..training.arguments import describe_fields, task_of, with_folder
     except ImportError as error:
         raise _missing(error) from None
+    task = task_of(args.recipe)
     if args.fields or "--fields" in args.words:
-        print(describe_fields())
+        print(describe_fields(task))
         return
     try:
         # a recipe names its task, which is the module of `training` that carries it out
-        task = importlib.import_module(f"mortm_hf.training.{task_of(args.recipe)}")
-        task.run(args.recipe, args.words)
+        module = importlib.import_module(f"mortm_hf.training.{task}")
+        module.run(args.recipe, with_folder(args.recipe, args.words))
     except FileNotFoundError as error:
         raise CommandError(str(error), "command.input") from None
+
+
+def _songs(inputs: list[Path]) -> list[Path]:
+    """One folder as it is (a data set, or MIDI files with what stands beside them), else the files."""
+    from ..data.sources import is_saved_dataset
+
+    missing = next((path for path in inputs if not path.exists()), None)
+    if missing is not None:
+        raise CommandError(f"{missing} is not there", "command.input")
+    files = [] if is_saved_dataset(inputs[0]) else find_midi(inputs)  # says where there are none
+    return inputs if len(inputs) == 1 and inputs[0].is_dir() else files
 
 
 def run_finetune(args: argparse.Namespace) -> None:
@@ -133,7 +152,7 @@ def run_finetune(args: argparse.Namespace) -> None:
     with Outputs() as out:
         staged = out.stage(args.json) if args.json else None
         report = finetune(
-            find_midi(args.input),
+            _songs(args.input),
             args.output,
             model=args.model or MORTM_SMALL,
             lora=args.lora,
@@ -143,6 +162,7 @@ def run_finetune(args: argparse.Namespace) -> None:
             seed=args.seed,
             overwrite=args.overwrite,
             keep_run=args.keep_run,
+            overrides=["--bf16", "True"] if args.bf16 else [],
         )
         if staged:
             write_json(staged, report.as_dict())

@@ -4,13 +4,17 @@ Design decisions
 - Every source of a pack has its own spelling of keys (`Gb:maj`, `B- major`, `-3minor`, an ABC `K:` field). Names are
   read by `metric_harmony`; a count of sharps needs a mode beside it (lieder: none), and what cannot be read is no key.
 - Chord files are read by `metric_chords`; what is particular to a corpus (a clock of its own) stands here.
+- A chord file belongs to the MIDI file with its stem. Only POP909's `chord_midi.txt` has none: it belongs to the MIDI
+  file that is alone in its folder (sub-folders, such as `versions/`, do not count), and to none where there are more.
 
-Knows: the labels of the training pack. Must not know: tokens, models, archives.
+Knows: the labels of the training pack, the names of chord files. Must not know: tokens, models, archives.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container
+from pathlib import PurePosixPath
 
 from ..models.errors_mortm import VocabularyError
 from ..models.metric_harmony import MAJOR_KEYS, MINOR_KEYS, split_key
@@ -19,6 +23,8 @@ from ..models.metric_harmony import MAJOR_KEYS, MINOR_KEYS, split_key
 # openewld counts chord times in seconds at 100 quarters a minute whatever the tempo of the MIDI file is: with it the
 # chord tracks agree with the labels in every file, with the file's own tempo (110) in none.
 CHORD_CLOCK = {"openewld": 100.0}
+CHORD_SUFFIXES = (".aligned.chords.tsv", ".chords.tsv", ".chord_midi.txt", ".chords.txt", ".lab")
+FOLDER_CHORDS = "chord_midi.txt"
 _SHARPS = re.compile(r"^(-?\d+)\s*(major|minor)$")
 
 
@@ -47,3 +53,24 @@ def transpose_key(name: str | None, semitones: int) -> str | None:
     """A key token name moved by semitones; `None` and `Unknown` stay what they are."""
     parsed = parse_key(name) if name and name != "Unknown" else None
     return name if parsed is None else key_name(parsed[0] + semitones, parsed[1])
+
+
+def is_chord_name(name: str) -> bool:
+    """Whether a file of this name holds chords."""
+    return name.endswith(CHORD_SUFFIXES) or PurePosixPath(name).name == FOLDER_CHORDS
+
+
+def chord_names(midi: str, alone: bool) -> list[str]:
+    """Names that the chord file of a MIDI file may have, the best first.
+
+    Args:
+        alone: it is the only MIDI file of its folder.
+    """
+    stem = midi.rpartition(".")[0]
+    folder = [PurePosixPath(midi).with_name(FOLDER_CHORDS).as_posix()] if alone else []
+    return [*(stem + suffix for suffix in CHORD_SUFFIXES), *folder]
+
+
+def chord_file_of(midi: str, names: Container[str], alone: bool = False) -> str | None:
+    """The chord annotation beside a MIDI file among `names`."""
+    return next((name for name in chord_names(midi, alone) if name in names), None)

@@ -7,6 +7,8 @@ Design decisions
 - Everything is written in `OUTPUT.partial/` and renamed to `OUTPUT/` at the end. `plan.json` in it states source and
   options; a partial folder of another plan is thrown away, a finished one of the same plan is simply opened.
 - A file that cannot be used never ends the build: `report.json` and `skipped.csv` name it, with the error's code.
+- Labels that have no effect are no errors, but `report.json` counts them: genres without a token, rows of a metadata
+  table without a MIDI file.
 - Workers are spawned processes that end with their parent. One that dies on a file (a crash in a parser) is replaced,
   and its chunk is read once more, file by file, until the culprit is known and listed.
 
@@ -35,6 +37,7 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from .errors import DataError
+from .genres import genre_of, label_name
 from .manifest import Selection
 from .reading import place_song, read_song
 from .schema import FORMAT_VERSION, Song, table_of
@@ -43,6 +46,7 @@ from .sources import SPLITS, Chunk, Entry, open_sources
 
 CHORD_CHOICES = ("estimate", "annotated", "none")
 CHUNK_FILES = 256
+RULES = 2  # raised when the same files and options give other songs; part of the plan
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,10 @@ def write_chunk(folder: Path, number: int, entries: list[Entry], options: BuildO
                 f"{entry.row.path} is in a split named {entry.row.split!r}: splits are {', '.join(SPLITS)}",
                 "data.column",
             )
-    done = {"files": len(entries), "songs": {}, "skipped": skipped}
+    used = {song.path for song in songs}
+    labels = [(e.row.genre, e.row.subgenre) for e in entries if e.row.genre and e.row.path in used]
+    unknown = Counter(label_name(*label) for label in labels if genre_of(*label) is None)
+    done = {"files": len(entries), "songs": {}, "genres_without_token": unknown, "skipped": skipped}
     for split in SPLITS:
         part = [song for song in songs if song.split == split]
         if part:
@@ -263,6 +270,8 @@ def build_dataset(
     shares: tuple[float, float] = (0.05, 0.05),
     seed: int = 0,
     column: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
     num_proc: int | None = None,
     chunk_files: int = CHUNK_FILES,
     overwrite: bool = False,
@@ -284,6 +293,8 @@ def build_dataset(
         split_from_folders: the names of the folders (train, validation, test, ...) are the splits.
         shares: of validation and test for songs without a split; decided by a hash of their notes and `seed`.
         column: of the MIDI bytes in a data set.
+        config: configuration of a data set that has several.
+        revision: branch, tag or commit of a data set of the Hub; a commit pins the data. By default the newest.
         num_proc: processes; by default one, or up to one a core from 2000 files on.
         chunk_files: files of a chunk, the unit of work and of resuming.
         overwrite: replace a finished data set of another source or other options.
@@ -300,7 +311,14 @@ def build_dataset(
         DataError: nothing to read, nothing could be used, or `output_dir` holds something else.
     """
     options = BuildOptions(chords, tuple(float(s) for s in shares), int(seed), int(chunk_files))
-    sources = open_sources(source, selection=selection, split_from_folders=split_from_folders, column=column)
+    sources = open_sources(
+        source,
+        selection=selection,
+        split_from_folders=split_from_folders,
+        column=column,
+        config=config,
+        revision=revision,
+    )
     data = build_from(sources, output_dir, options, num_proc=num_proc, overwrite=overwrite, progress=progress)
     if not materialize:
         return data
@@ -320,7 +338,7 @@ def build_from(sources: list, output_dir, options: BuildOptions, *, num_proc=Non
             return open_dataset(target)
         known = (target / "report.json").is_file()
         if not (known and overwrite) and any(target.iterdir() if target.is_dir() else [target]):
-            what = "a data set of another source or other options" if known else "something else"
+            what = "a data set of another source, another release or other options" if known else "something else"
             remedy = "choose another folder, or overwrite it (--overwrite)" if known else "choose another folder"
             raise DataError(f"{target} holds {what}: {remedy}", "data.output")
     work = target.with_name(f"{target.name}.partial")
@@ -336,12 +354,14 @@ def build_from(sources: list, output_dir, options: BuildOptions, *, num_proc=Non
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_proc = min(cores, total // 1000) if total >= 2000 else 1
     count = _run_chunks(sources, work, options, num_proc, total, progress)
-    _finish(work, target, plan, count)
+    # only files with names can have a metadata table beside them
+    _finish(work, target, plan, count, [name for s in sources for name in getattr(s, "unmatched", ())])
     return open_dataset(target)
 
 
 def _plan(sources: list, options: BuildOptions) -> dict:
-    plan = {"version": FORMAT_VERSION, "sources": [s.identity() for s in sources], "options": vars(options)}
+    plan = {"version": FORMAT_VERSION, "rules": RULES, "options": vars(options)}
+    plan["sources"] = [s.identity() for s in sources]
     text = json.dumps(plan, sort_keys=True)
     return {**plan, "digest": hashlib.sha256(text.encode()).hexdigest()[:32]}
 
@@ -380,7 +400,7 @@ def _run_chunks(sources, work: Path, options: BuildOptions, num_proc: int, total
     return count
 
 
-def _finish(work: Path, target: Path, plan: dict, count: int) -> None:
+def _finish(work: Path, target: Path, plan: dict, count: int, unmatched: list[str]) -> None:
     """Chunks -> `DatasetDict` and report in `target`."""
     from datasets import Dataset, concatenate_datasets
 
@@ -401,7 +421,12 @@ def _finish(work: Path, target: Path, plan: dict, count: int) -> None:
     if ready.exists():
         shutil.rmtree(ready)
     save_splits(splits, ready)
-    write_report(ready, plan, sum(c["files"] for c in done), splits, skipped)
+    unknown = sum((Counter(chunk["genres_without_token"]) for chunk in done), Counter())
+    ineffective = {
+        "genres_without_token": dict(sorted(unknown.items(), key=lambda item: (-item[1], item[0]))),
+        "metadata_without_file": {"rows": len(unmatched), "first": unmatched[:5]},
+    }
+    write_report(ready, plan, sum(c["files"] for c in done), splits, skipped, ineffective)
     if target.exists():
         gone = work / "replaced"
         target.rename(gone)
@@ -423,8 +448,10 @@ def save_splits(splits: dict, folder: Path) -> None:
             enable_progress_bars()
 
 
-def write_report(folder: Path, plan: dict, files: int, splits: dict, skipped: list[dict[str, str]]) -> None:
-    """`report.json` (counts, plan, skipped files) and `skipped.csv`."""
+def write_report(
+    folder: Path, plan: dict, files: int, splits: dict, skipped: list[dict[str, str]], ineffective: dict | None = None
+) -> None:
+    """`report.json` (counts, plan, labels that had no effect, skipped files) and `skipped.csv`."""
     counts = {}
     for name, data in splits.items():
         table = data.data.table
@@ -442,6 +469,7 @@ def write_report(folder: Path, plan: dict, files: int, splits: dict, skipped: li
         "plan": {k: v for k, v in plan.items() if k != "digest"},
         "files": files,
         "splits": counts,
+        **(ineffective or {}),
         "skipped": skipped,
     }
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -29,8 +29,9 @@ from .store import ScoreStore
 
 
 CHORD_TASKS = ("over_chords", "chords")
-# Names of tasks in a recipe. full: past, future, other tracks and chords are all given; meta: the header is the answer
-TASKS = ("continue", "infill", "accompany", *CHORD_TASKS, "full", "meta")
+# Names of tasks in a recipe. full: past, future, other tracks and chords are all given; meta: the header is the
+# answer; from_nothing: it is all that is given
+TASKS = ("continue", "infill", "accompany", *CHORD_TASKS, "full", "meta", "from_nothing")
 _PITCH_CLASS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _SHARP_ROOTS = "C C# D Eb E F F# G Ab A Bb B".split()  # one spelling for each pitch class after transposition
 
@@ -268,7 +269,7 @@ class ExampleSource:
         past -= future
         if task in ("accompany", "over_chords") and rng.random() < 0.5:
             past = 0
-        if task in ("chords", "meta"):
+        if task in ("chords", "meta", "from_nothing"):
             past = 0
         spare = score.n_bars - made
         past, future = min(past, spare), min(future, max(spare - past, 0))

@@ -1,8 +1,10 @@
 """Corpus labels -> `<GENRE_x>` tokens.
 
 Design decisions
-- A small published table instead of string guessing: a label without an entry carries no genre token.
+- A small published table and the vocabulary's own names instead of string guessing: a label that is neither carries no
+  genre token.
 - Keyed by (genre, subgenre) first, then genre alone, so that the drum corpus keeps its styles.
+- Only the spelling is forgiven: case, spaces, hyphens and underscores (`Hip-Hop` is `hiphop`).
 
 Knows: the label names of the training pack and the vocabulary's genre names. Must not know: files, tokens' ids.
 """
@@ -41,8 +43,24 @@ GENRE_TABLE: dict[tuple[str, str], str] = {
 }
 
 
+def _plain(label: str) -> str:
+    return "".join(label.lower().replace("-", " ").replace("_", " ").split())
+
+
+def _style(subgenre: str) -> str:
+    return subgenre.lower().split("|")[0].split("-")[0].strip()
+
+
+_PLAIN_TABLE = {(_plain(genre), style): name for (genre, style), name in GENRE_TABLE.items()}
+
+
 def genre_of(genre: str, subgenre: str = "") -> str | None:
-    """Genre name of the vocabulary for a corpus label, or `None` where the table has no match."""
-    style = subgenre.lower().split("|")[0].split("-")[0].strip()
-    name = GENRE_TABLE.get((genre, style)) or GENRE_TABLE.get((genre, ""))
+    """Genre name of the vocabulary for a label, or `None` where neither the table nor the vocabulary has it."""
+    label = _plain(genre)
+    name = _PLAIN_TABLE.get((label, _style(subgenre))) or _PLAIN_TABLE.get((label, ""), label)
     return name if name in GENRES else None
+
+
+def label_name(genre: str, subgenre: str = "") -> str:
+    """What `genre_of` looks at, for a report: `polka`, or `drums/soul`."""
+    return "/".join(part for part in (genre, _style(subgenre)) if part)

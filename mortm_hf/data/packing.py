@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 
 IGNORE = -100
+LEAST = 128  # tokens that are worth a document
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def generator(*key: int) -> np.random.Generator:
 
 
 def fill_row(
-    source: DocumentSource, rng: np.random.Generator, length: int, least: int = 128, tries: int = 3
+    source: DocumentSource, rng: np.random.Generator, length: int, least: int = LEAST, tries: int = 3
 ) -> list[Document]:
     """Whole documents for one row of `length` tokens; stops when less than `least` is left or nothing fits."""
     row: list[Document] = []

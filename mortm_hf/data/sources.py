@@ -7,8 +7,8 @@ Design decisions
   disk.
 - What is known of a file is a `SongFile`, wherever it stands: in a manifest, in a `metadata.csv` or `.jsonl` beside
   the files (column `file_name`), in the columns of a data set, or in the names of the folders.
-- A chord file with the stem of a MIDI file (`.aligned.chords.tsv`, `.chords.tsv`, `.chord_midi.txt`, `.lab`) is its
-  annotation.
+- Rows of such a table that name no MIDI file are kept by name (`unmatched`), for the report.
+- Chord files beside the MIDI files are found by the rules of `annotations`.
 
 Knows: files, archives, `datasets`. Must not know: what is in a MIDI file, how songs are stored.
 """
@@ -24,16 +24,17 @@ import os
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from .annotations import chord_file_of, chord_names, is_chord_name
 from .errors import DataError
 from .manifest import Selection, SongFile, read_archive, read_manifest
 
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar")
-CHORD_SUFFIXES = (".aligned.chords.tsv", ".chords.tsv", ".chord_midi.txt", ".chords.txt", ".lab")
 TAR_SUFFIXES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 TABLE_SUFFIXES = (".parquet", ".arrow", ".jsonl", ".json")
 BROKEN = (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error)  # what a damaged archive raises
@@ -132,16 +133,17 @@ def _read_metadata(name: str, content: bytes) -> dict[str, dict]:
     if name.endswith(".csv"):
         records = list(csv.DictReader(io.StringIO(text)))
     else:
-        records = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if records and "file_name" not in records[0]:
-        raise DataError(f"{name} has no column file_name: name the MIDI files in one", "data.column")
+        try:
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise DataError(f"{name} is not one JSON object a line: {error}", "data.column") from None
+    if not all(isinstance(record, dict) and "file_name" in record for record in records):
+        raise DataError(f"{name} has rows without a file_name: name the MIDI files in that column", "data.column")
     return {str(record["file_name"]): record for record in records}
 
 
-def chord_file_of(midi: str, names) -> str | None:
-    """The chord annotation beside a MIDI file among `names` (a set), by its stem."""
-    stem = midi.rpartition(".")[0]
-    return next((stem + suffix for suffix in CHORD_SUFFIXES if stem + suffix in names), None)
+def _is_midi(name: str) -> bool:
+    return name.lower().endswith(MIDI_SUFFIXES) and not PurePosixPath(name).name.startswith("._")
 
 
 class _NamedFiles:
@@ -154,6 +156,7 @@ class _NamedFiles:
         self.path, self.split_from_folders = Path(path), split_from_folders
         self._rows: list[SongFile] | None = None
         self._chords: list[str | None] = []
+        self._unmatched: list[str] = []
 
     def _scan(self) -> None:
         names = self._list()
@@ -161,12 +164,13 @@ class _NamedFiles:
         metadata: dict[str, dict] = {}
         for name in ("metadata.csv", "metadata.jsonl"):
             if name in everything:
-                metadata = _read_metadata(name, self._side_file(name))
+                metadata = _read_metadata(str(self.path / name), self._side_file(name))
                 break
+        music = [name for name in names if _is_midi(name)]
+        in_folder = Counter(PurePosixPath(name).parent for name in music)
+        self._unmatched = sorted(metadata.keys() - set(music))
         self._rows, self._chords = [], []
-        for name in names:
-            if not name.lower().endswith(MIDI_SUFFIXES) or PurePosixPath(name).name.startswith("._"):
-                continue
+        for name in music:
             place = _place_labels(name, self.path.name)
             split = place["split"] if self.split_from_folders else ""
             row = row_of_record(metadata.get(name, {}), name, place, split)
@@ -177,13 +181,18 @@ class _NamedFiles:
                     "data.option",
                 )
             self._rows.append(row)
-            self._chords.append(chord_file_of(name, everything))
+            self._chords.append(chord_file_of(name, everything, in_folder[PurePosixPath(name).parent] == 1))
 
     @property
     def rows(self) -> list[SongFile]:
         if self._rows is None:
             self._scan()
         return self._rows
+
+    @property
+    def unmatched(self) -> list[str]:
+        """What the metadata names and is no MIDI file here."""
+        return self._unmatched if self.rows is not None else []
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -228,6 +237,7 @@ class FolderSource(_NamedFiles):
                 stat = (self.path / name).stat()
                 digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
             digest.update(json.dumps(asdict(row)).encode())
+        digest.update(json.dumps(self.unmatched).encode() if self.unmatched else b"")
         return ["FolderSource", len(self.rows), digest.hexdigest(), self.split_from_folders]
 
 
@@ -239,7 +249,10 @@ class FilesSource(FolderSource):
         self._files = sorted({f.resolve().relative_to(self.path).as_posix() for f in files})
 
     def _list(self) -> list[str]:
-        sides = {stem + s for f in self._files for stem in (f.rpartition(".")[0],) for s in CHORD_SUFFIXES}
+        folders = {(self.path / f).parent for f in self._files}
+        # a file is alone in its folder, not among those that were named
+        alone = {f for f in folders if sum(_is_midi(n) and not n.startswith(".") for n in os.listdir(f)) == 1}
+        sides = {s for f in self._files for s in chord_names(f, (self.path / f).parent in alone)}
         return [*self._files, *(s for s in sorted(sides) if (self.path / s).is_file())]
 
 
@@ -287,7 +300,7 @@ class TarSource(_NamedFiles):
         names: dict[str, None] = {}
         for archive, member in self._members():
             names[member.name] = None
-            if member.name.endswith(CHORD_SUFFIXES) or member.name in ("metadata.csv", "metadata.jsonl"):
+            if is_chord_name(member.name) or member.name in ("metadata.csv", "metadata.jsonl"):
                 self._sides[member.name] = archive.extractfile(member).read()
         return list(names)
 
@@ -471,38 +484,60 @@ def is_saved_dataset(path: str | Path) -> bool:
 
 
 def open_sources(
-    source, *, selection: Selection | None = None, split_from_folders: bool = False, column: str | None = None
+    source,
+    *,
+    selection: Selection | None = None,
+    split_from_folders: bool = False,
+    column: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
 ) -> list:
     """What a user names -> its sources, in a fixed order.
 
     Args:
         source: a path, a Hub data set (`owner/name`), a `datasets` object, or a list of these.
+        config, revision: of the data sets that are loaded by name (a folder of tables has configurations too).
 
     Raises:
         DataError: it does not exist, or there is no MIDI in it.
     """
+    every = source if isinstance(source, (list, tuple)) else [source]
+    if revision and not any(map(_is_hub_name, every)):
+        raise DataError(f"{source} is no data set of the Hub (owner/name): only those have revisions", "data.option")
     found = []
-    for one in source if isinstance(source, (list, tuple)) else [source]:
-        found += _open_one(one, selection, split_from_folders, column)
+    for one in every:
+        found += _open_one(one, selection, split_from_folders, column, {"name": config, "revision": revision})
     files = [f for f in found if isinstance(f, Path)]
     sources = [f for f in found if not isinstance(f, Path)]
     if files:
         sources.append(FilesSource(files, split_from_folders))
     if selection is not None and selection.corpora and not any(isinstance(s, PackSource) for s in sources):
         raise DataError(f"{source} is no training pack (manifest.csv): its corpora cannot be chosen", "data.option")
+    if config and not any(isinstance(s, DatasetSource) for s in sources):
+        raise DataError(f"{source} is no data set with MIDI bytes: only those have configurations", "data.option")
     if not sum(len(s) for s in sources):
         raise DataError(f"no MIDI file in {source}: expected {', '.join(MIDI_SUFFIXES)}")
     return sources
 
 
-def _open_one(source, selection, split_from_folders: bool, column: str | None) -> list:
+def _is_hub_name(source) -> bool:
+    named = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/"))
+    return named and not Path(source).exists()
+
+
+def _open_one(source, selection, split_from_folders: bool, column: str | None, hub: dict[str, str | None]) -> list:
     if not isinstance(source, (str, os.PathLike)):
         return [DatasetSource(source, column=column)]
     path = Path(source)
     name = path.name.lower()
     if path.is_dir():
         if is_pack(path):
-            return [PackSource.select(path, selection)]
+            try:
+                return [PackSource.select(path, selection)]
+            except ValueError as error:
+                manifest = path / "manifest.csv"
+                reason = str(error).removeprefix(f"{manifest}: ")
+                raise DataError(f"cannot read {manifest}: {reason}", "data.column") from None
         if is_saved_dataset(path):
             from datasets import load_from_disk
 
@@ -512,9 +547,9 @@ def _open_one(source, selection, split_from_folders: bool, column: str | None) -
         folder = FolderSource(path, split_from_folders)
         archives = [p for p in inside if p.name.lower().endswith((*TAR_SUFFIXES, ".zip"))]
         if tables and not len(folder) and not archives:
-            return [DatasetSource(_load_dataset(str(path)), path.name, column)]
-        below = [a for p in archives for a in _open_one(p, selection, split_from_folders, column)]
-        return [*([folder] if len(folder) else []), *below]
+            return [DatasetSource(_load_dataset(str(path), name=hub["name"]), path.name, column)]
+        below = [a for p in archives for a in _open_one(p, selection, split_from_folders, column, hub)]
+        return [*([folder] if len(folder) or folder.unmatched else []), *below]
     if path.is_file():
         if name.endswith(MIDI_SUFFIXES):
             return [path]
@@ -526,16 +561,18 @@ def _open_one(source, selection, split_from_folders: bool, column: str | None) -
             kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix, "json")
             return [DatasetSource(_load_dataset(kind, data_files=str(path)), path.stem, column)]
         raise DataError(f"{path} is neither MIDI nor an archive nor a table: expected .mid, .zip, .tar.xz or .parquet")
-    if isinstance(source, str) and source.count("/") == 1 and not path.is_absolute() and not source.startswith("."):
-        return [DatasetSource(_load_dataset(source), source.rpartition("/")[2], column)]
+    if _is_hub_name(source):
+        return [DatasetSource(_load_dataset(source, **hub), source.rpartition("/")[2], column)]
     raise DataError(f"{source} is not there: give a folder of MIDI, an archive or a data set of the Hub (owner/name)")
 
 
-def _load_dataset(name: str, **options):
+def _load_dataset(path: str, **options):
     from datasets import load_dataset
 
     try:
-        return load_dataset(name, **options)
+        return load_dataset(path, **options)
     except Exception as error:  # the client raises a dozen kinds: not found, no network, a script it refuses
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"cannot load the data set {name}: {reason}", "data.network") from None
+        reason = " ".join(str(error).partition("Example of usage")[0].split())[:200]
+        if "Config name is missing" in reason or "BuilderConfig" in reason:
+            raise DataError(f"{path}: {reason} (name one with --config)", "data.option") from None
+        raise DataError(f"cannot load the data set {path}: {reason}", "data.network") from None

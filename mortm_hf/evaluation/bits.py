@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .intervals import ratio_by_group
+from .intervals import FEW, ratio_by_group
 from .windows import Encoded
 
 
@@ -96,3 +96,10 @@ def summarise(
         }
         for name, entry in found.items()
     }
+
+
+def in_words(entry: dict, form: str = ".3f") -> str:
+    """An entry of `summarise` as `value [low, high]`, or with the number of songs where they are too few."""
+    value, low, high = (format(entry[name], form) for name in ("bits_per_note", "low", "high"))
+    few = entry["songs"] < FEW
+    return f"{value} ({entry['songs']} songs: no interval)" if few else f"{value} [{low}, {high}]"

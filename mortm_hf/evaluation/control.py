@@ -19,8 +19,9 @@ Knows: songs, prompts, mir_eval's key score. Must not know: models, sampling, re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, zip_longest
 
 import numpy as np
 
@@ -72,7 +73,8 @@ class Request:
 def make_requests(
     tokenizer, store: ScoreStore, windows: Sequence[Window], count: int, context: int, seed: int = 0
 ) -> list[Request]:
-    """`count` requests, spread evenly over corpora and over the windows of each.
+    """`count` requests in turns from the corpora, each going through its windows in a drawn order; where a corpus has
+    no more, the others fill up.
 
     Args:
         windows: 16-bar windows; the second eight bars of each are what is asked for. Windows whose eight bars change
@@ -82,21 +84,16 @@ def make_requests(
     groups: dict[str, list[Window]] = {}
     for window in windows:
         groups.setdefault(songs[window.path].corpus, []).append(window)
-    made: dict[str, list[Request]] = {}
-    for corpus, members in groups.items():
-        order = np.random.default_rng([seed, len(members)]).permutation(len(members))
-        wanted = -(-count // len(groups))
-        made[corpus] = []
-        for index in order.tolist():
-            if len(made[corpus]) == wanted:
-                break
-            rng = np.random.default_rng([seed, index])
-            request = _request(tokenizer, songs[members[index].path], members[index], rng, context)
+
+    def requests(members: list[Window]) -> Iterator[Request]:
+        for index in np.random.default_rng([seed, len(members)]).permutation(len(members)).tolist():
+            song, rng = songs[members[index].path], np.random.default_rng([seed, index])
+            request = _request(tokenizer, song, members[index], rng, context)
             if request is not None:
-                made[corpus].append(request)
-    # a corpus with too few windows leaves room: the others keep their even share, the rest is not filled up
-    rounds = [r[i] for i in range(max(map(len, made.values()), default=0)) for r in made.values() if i < len(r)]
-    return rounds[:count]
+                yield request
+
+    turns = zip_longest(*map(requests, groups.values()))
+    return list(islice((request for turn in turns for request in turn if request is not None), count))
 
 
 def _request(tokenizer, song, window: Window, rng: np.random.Generator, context: int) -> Request | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 
 RESAMPLES = 2000
+FEW = 5  # clusters; the bootstrap of fewer is far too narrow to be shown
 
 
 def ratio(top, bottom, clusters: Sequence | None = None, seed: int = 0, resamples: int = RESAMPLES) -> dict:

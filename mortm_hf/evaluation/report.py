@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .intervals import FEW
+
 
 LIBRARIES = {
     "pitch_class_entropy": "muspy",
@@ -87,7 +89,8 @@ def _bits(found: dict, picture) -> list[str]:
     rows = [
         [
             name,
-            *(number(e[k], 2) for k in ("bits_per_note", "low", "high")),
+            number(e["bits_per_note"], 2),
+            *("-" if e["songs"] < FEW else number(e[k], 2) for k in ("low", "high")),
             *(str(e[k]) for k in ("windows", "songs")),
         ]
         for name, e in found["by_corpus"].items()

@@ -41,7 +41,7 @@ from .windows import GENERATED, GIVEN, Encoded, Window, encode_windows
 
 
 PARTS = ("bits", "grammar", "control", "music", "chords")
-FORMAT = 2  # of the cached parts
+FORMAT = 3  # of the cached parts
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ class EvalData:
 
     Attributes:
         songs: of the split. windows: its fixed windows. train, validation: called when needed, or None.
-        name: of the split, for reports.
+        name: of what is measured on, for reports.
     """
 
     songs: ScoreStore
     windows: Sequence[Window]
-    name: str = "test"
+    name: str = "split test"
     train: Callable[[], ScoreStore] | None = None
     validation: Callable[[], ScoreStore] | None = None
 

@@ -26,7 +26,7 @@ from ..models.feature_extraction_vmortm import VMortmFeatureExtractor
 from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
 from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
 from .errors import TrainingError
-from .runs import command_line, same_run
+from .runs import command_line, same_run, set_experts
 from .trainer import PackTrainer
 from .windows import run_windows
 
@@ -100,8 +100,7 @@ def train_audio(
     mean, std = frames.moments()
     transformers.set_seed(arguments.seed)
     model = VMortmForSpectrogramGeneration(VMortmConfig(**{"mel_mean": mean, "mel_std": std, **section}))
-    if arguments.experts_implementation:
-        model.set_experts_implementation(arguments.experts_implementation)
+    set_experts(model, arguments)
     items = arguments.max_steps * arguments.gradient_accumulation_steps * max(1, arguments.world_size)
     dataset = SoundWindows(frames, sound.frames, sound.batch, items, arguments.seed)
     return run_windows(model, dataset, extractor, arguments, sound.frames * sound.batch)

@@ -39,7 +39,7 @@ import torch
 import transformers
 import yaml
 from torch.utils.data import Dataset
-from transformers import HfArgumentParser, TrainerCallback
+from transformers import TrainerCallback
 
 from ..data import labels as labelled
 from ..data.labels import LabelledData
@@ -50,7 +50,7 @@ from ..models.midi_codec import parse_segment
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.tokenization_mortm import MortmTokenizer
 from ..models.window_bertm import batches_by_length, pad_rows
-from .arguments import PretrainArguments, find_recipe
+from .arguments import PretrainArguments, RecipeParser, find_recipe
 from .errors import TrainingError
 from .hints import HintLayer, HintTable, note_intervals
 from .pretrain import newest_checkpoint
@@ -136,7 +136,7 @@ def read_classify_recipe(
         for key, value in section.items():
             if value != []:
                 words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    parser = HfArgumentParser((LabelRecipe, ClassifyArguments))
+    parser = RecipeParser((LabelRecipe, ClassifyArguments))
     recipe, arguments, rest = parser.parse_args_into_dataclasses(
         words + list(overrides), return_remaining_strings=True
     )

@@ -1,9 +1,12 @@
-"""The error of this sub-package.
+"""The error of this sub-package, and errors of libraries turned into it.
 
 Knows: nothing. Must not know: what raises it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class TrainingError(ValueError):
@@ -15,3 +18,14 @@ class TrainingError(ValueError):
         super().__init__(message)
         if code is not None:
             self.code = code
+
+
+@contextmanager
+def refused_as(what: str) -> Iterator[None]:
+    """What a library refuses is refused as `what: its reason`, in one line."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except (ValueError, OSError, ImportError) as error:
+        raise TrainingError(f"{what}: {' '.join(str(error).split())[:200]}") from None

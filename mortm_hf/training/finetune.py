@@ -1,8 +1,8 @@
 """Fine-tuning a checkpoint on a folder of MIDI files: `mortm finetune FOLDER -o OUT`.
 
 Design decisions
-- Songs, not windows, are held out: half of them choose the checkpoint, half only report, so that the figures are of
-  music that nothing was fitted to. The same notes under two names count once.
+- Of the songs held out half choose the checkpoint, half only report. `finetune.json` names all of them by their
+  notes, so that `mortm eval` keeps them apart later, whatever the files are called then.
 - What is measured is what is shipped: bits a note before (the checkpoint it started from) and after (the folder that
   was written, adapters merged), on the same windows, with a paired interval.
 - The work goes on in `OUT.run`, which a second start resumes; `OUT` appears whole, at the end.
@@ -15,7 +15,6 @@ Knows: training runs, fixed windows. Must not know: how notes become tokens, com
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import math
 import os
@@ -29,21 +28,20 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
+from ..data.reading import fingerprint
 from ..data.store import ScoreStore, Song
-from ..evaluation.bits import model_bits, summarise
+from ..evaluation.bits import in_words, model_bits, summarise
 from ..evaluation.windows import Encoded, encode_windows, fixed_windows
 from ..models.configuration_mortm import MortmConfig
-from ..models.midi_codec import read_midi
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .arguments import RECIPES, read_recipe
 from .errors import TrainingError
+from .own_songs import CORPUS, LEAST_SONGS, part_songs, read_songs
 from .pretrain import pretrain, without_bars
 
 
-CORPUS = "songs"
-LEAST_SONGS = 3
 RATES = {"full": 3e-4, "lora": 2e-3}
 
 
@@ -56,6 +54,7 @@ class FinetuneReport:
     model: str
     method: str
     songs: dict[str, list[str]]
+    fingerprints: dict[str, list[str]]
     skipped: list[dict[str, str]]
     steps: int
     tokens: int
@@ -79,54 +78,11 @@ class FinetuneReport:
             lines.append(
                 f"bits a note on {a['songs']} songs held out ({a['windows']} windows of {self.bars} given and "
                 f"{self.bars} new bars): {b['bits_per_note']:.3f} before, {a['bits_per_note']:.3f} after, difference "
-                f"{d['bits_per_note']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]"
+                f"{in_words(d, '+.3f')}"
             )
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"skipped: {item['file']}: {item['reason']}" for item in self.skipped]
         return "\n".join(lines)
-
-
-def read_songs(files: Sequence[str | os.PathLike]) -> tuple[list[Song], list[dict[str, str]]]:
-    """Every file that can be read, once, and `{"file", "reason"}` of the others."""
-    from tqdm import tqdm
-
-    songs, skipped, seen = [], [], {}
-    for file in tqdm(list(files), desc="reading", unit="file", disable=None, leave=False):
-        try:
-            score = read_midi(os.fspath(file))
-        except ValueError as error:
-            skipped.append({"file": str(file), "reason": " ".join(str(error).split())})
-            continue
-        if not len(score.onset):
-            skipped.append({"file": str(file), "reason": "no notes"})
-            continue
-        columns = (score.programs[score.track], score.onset, score.pitch, score.duration)
-        mark = hashlib.sha256(np.stack([np.asarray(c, np.int64) for c in columns]).tobytes()).hexdigest()
-        if mark in seen:
-            skipped.append({"file": str(file), "reason": f"the same notes as {seen[mark]}"})
-            continue
-        seen[mark] = str(file)
-        songs.append(Song(str(file), CORPUS, mark[:16], mark[:16], "", None, score))
-    return songs, skipped
-
-
-def split_songs(songs: Sequence[Song], held_out: float, seed: int) -> dict[str, list[Song]]:
-    """`{"train", "validation", "test"}`, by song; one held-out song is for the test.
-
-    Raises:
-        TrainingError: fewer than three songs.
-    """
-    if len(songs) < LEAST_SONGS:
-        raise TrainingError(
-            f"{len(songs)} songs that can be used: fine-tuning needs {LEAST_SONGS} at least, 50 are a good start",
-            "training.data",
-        )
-    ordered = sorted(songs, key=lambda song: song.song_id)  # by what is in them, not by the names of the files
-    order = np.random.default_rng(seed).permutation(len(ordered))
-    held = min(max(1, round(held_out * len(ordered))), len(ordered) - 2)
-    test = math.ceil(held / 2)
-    parts = {"test": order[:test], "validation": order[test:held], "train": order[held:]}
-    return {name: [ordered[i] for i in np.sort(parts[name])] for name in ("train", "validation", "test")}
 
 
 def encode_songs(vocabulary, songs: list[Song], max_length: int, bars: int) -> list[Encoded]:
@@ -185,12 +141,13 @@ def finetune(
     """Train `model` further on MIDI files and write a folder for `from_pretrained`.
 
     Args:
-        files: MIDI files. output: folder to write; `<output>.run` is worked in and resumed.
+        files: MIDI files, one folder of them, or one prepared data set (see `read_songs`).
+        output: folder to write; `<output>.run` is worked in and resumed.
         model: folder or repository of a MORTM checkpoint.
         lora: rank of adapters, merged at the end; 0 trains all weights.
         passes: times the songs are gone through (a full one less where validation stops improving).
         learning_rate: peak; by default 3e-4, with adapters 2e-3.
-        held_out: part of the songs that is not trained on.
+        held_out: part of the songs that is not trained on (a data set with three splits has its own).
         overrides: words for fields of `recipes/finetune.yaml`, e.g. `["--bf16", "True"]`.
 
     Raises:
@@ -210,7 +167,7 @@ def finetune(
             f"{skipped[0]['file']}: {skipped[0]['reason']}",
             "training.data",
         )
-    parts = split_songs(songs, held_out, seed)
+    parts = part_songs(songs, held_out, seed)
     work = output.with_name(output.name + ".run")
     _check_songs(work, parts)
     bars = _window_bars(parts["test"] + parts["validation"])
@@ -237,6 +194,7 @@ def finetune(
         model=model,
         method=f"LoRA of rank {lora}, merged" if lora else "all weights",
         songs={name: [song.path for song in rows] for name, rows in parts.items()},
+        fingerprints={name: sorted({fingerprint(song.score) for song in rows}) for name, rows in parts.items()},
         skipped=skipped,
         steps=steps,
         tokens=steps * recipe.rows * recipe.row_length * arguments.gradient_accumulation_steps * arguments.world_size,
@@ -343,12 +301,12 @@ def card(report: FinetuneReport) -> str:
     if report.after:
         b, a, d = report.before, report.after, report.difference
         lines += [
-            f"| bits a note before | {b['bits_per_note']:.3f} [{b['low']:.3f}, {b['high']:.3f}] |",
-            f"| bits a note after | {a['bits_per_note']:.3f} [{a['low']:.3f}, {a['high']:.3f}] |",
-            f"| paired difference | {d['bits_per_note']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] |",
+            f"| bits a note before | {in_words(b)} |",
+            f"| bits a note after | {in_words(a)} |",
+            f"| paired difference | {in_words(d, '+.3f')} |",
             "",
             f"Measured on {a['songs']} songs that took part in neither training nor selection: {a['windows']} windows "
-            f"of {report.bars} given and {report.bars} new bars; 95 % intervals by bootstrap over songs.",
+            f"of {report.bars} given and {report.bars} new bars. Intervals: 95 %, by bootstrap over songs.",
         ]
     lines += [
         "",

@@ -26,7 +26,7 @@ from ..models.processing_mortm_live import MortmLiveProcessor
 from .arguments import DataRecipe, PretrainArguments, read_recipe
 from .audio import read_section
 from .errors import TrainingError
-from .runs import command_line, same_run
+from .runs import command_line, same_run, set_experts
 from .trainer import PackTrainer
 from .windows import run_windows
 
@@ -84,8 +84,7 @@ def train_live(
     dataset = RollWindows(stores["train"], processor, roll.slots, roll.chunks, roll.batch, items, **drawn)
     transformers.set_seed(arguments.seed)
     model = MortmLiveForCausalGeneration(config)
-    if arguments.experts_implementation:
-        model.set_experts_implementation(arguments.experts_implementation)
+    set_experts(model, arguments)
     return run_windows(model, dataset, processor, arguments, roll.chunks * roll.batch)
 
 

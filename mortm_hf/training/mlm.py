@@ -32,9 +32,9 @@ from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
-from .errors import TrainingError
+from .errors import TrainingError, refused_as
 from .pretrain import EPOCHS, newest_checkpoint
-from .runs import apply_decay, bundled_encoder, command_line, same_run
+from .runs import apply_decay, bundled_encoder, command_line, same_run, set_experts
 from .trainer import PackTrainer, RunLog
 
 
@@ -88,7 +88,8 @@ def _build(section: dict, vocab_size: int, finds: bool, arguments: PretrainArgum
     kind = BertmForTokenClassification if finds else BertmForMaskedLM
     labels = {"num_labels": len(LABELS), "id2label": dict(enumerate(LABELS))} if finds else {}
     if not arguments.init:
-        return kind._from_config(BertmConfig(vocab_size=vocab_size, **section, **labels), **options)
+        with refused_as(f"attention {arguments.attention}"):
+            return kind._from_config(BertmConfig(vocab_size=vocab_size, **section, **labels), **options)
     model = _loaded(kind, arguments.init, dtype=torch.float32, **options, **labels)
     found = {name: getattr(model.config, name) for name in section}
     other = [f"{name} {found[name]}, not {value}" for name, value in section.items() if found[name] != value]
@@ -173,8 +174,7 @@ def pretrain_mlm(
     if arguments.attention == attention.NAME:
         attention.register()
     model = _build(section, len(vocabulary), finds, arguments)
-    if arguments.experts_implementation:
-        model.set_experts_implementation(arguments.experts_implementation)
+    set_experts(model, arguments)
 
     if finds:
         proposer = _proposer(task, arguments.bf16, arguments.device, arguments.dataloader_num_workers)

@@ -8,7 +8,7 @@ Design decisions
   `from_pretrained`.
 - Started again with the same folder it goes on from the newest checkpoint that is whole. Steps, decay, threads and the
   stopping time may differ then; data, seed and row lengths must not, and are compared with the stored recipe.
-- fp32 master weights; bf16 is autocast.
+- fp32 master weights; bf16 is autocast (with DeepSpeed it is not: see its configuration).
 - Fine-tuning is the same run from other weights (`init`), with adapters if asked; what is shipped is merged.
 - Being told to end (Ctrl-C, SIGTERM) ends the run after the step under way, with a checkpoint.
 
@@ -22,6 +22,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import shutil
 import signal
 import sys
@@ -32,24 +33,26 @@ import torch
 import transformers
 
 from ..data.examples import ExampleSource
-from ..data.packing import DocumentSource, PackDataset, single_pack
-from ..data.store import build_store
+from ..data.fixed import FixedPacks
+from ..data.packing import LEAST, DocumentSource, PackDataset, single_pack
+from ..data.store import ScoreStore, build_store
 from ..models.configuration_mortm import MortmConfig
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .adapters import add_lora, is_adapted, load_adapter, merged
 from .arguments import RECIPES, DataRecipe, PretrainArguments, read_recipe
-from .errors import TrainingError
+from .errors import TrainingError, refused_as
 from .routing import ExpertAlarm
 from .runlog import Progress, RunLog, is_first_process
-from .runs import apply_decay, command_line, same_run
+from .runs import apply_decay, command_line, same_run, set_experts
 from .trainer import PackTrainer
-from .validation import BEST, BitsPerNote, Selection, validation_windows
+from .validation import ALL_WINDOWS, BEST, BitsPerNote, Selection, validation_windows
 
 
 EPOCHS = 1 << 10  # the stream never ends before the run does: its length is max_steps, which may change on resume
 _MAY_CHANGE = {"data", "cache", "long_from_step"}
+_CONFIGS = Path(__file__).resolve().parent / "configs"
 _OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer-0-of-*.pt", "global_step*")
 
 
@@ -72,7 +75,8 @@ def build_model(section: dict, vocab_size: int, arguments: PretrainArguments) ->
     """A model for a run, fp32: fresh from a recipe's `model` section, seeded by the arguments' seed, or `init`.
 
     Raises:
-        TrainingError: `init` with a model section, or with another token table.
+        TrainingError: `init` with a model section, or with another token table; attention or experts that cannot be
+            computed so.
     """
     transformers.set_seed(arguments.seed)
     if arguments.attention == attention.NAME:
@@ -80,13 +84,10 @@ def build_model(section: dict, vocab_size: int, arguments: PretrainArguments) ->
     if arguments.init:
         if section:
             raise TrainingError("init brings its own configuration: leave the recipe's model section out")
-        try:
+        with refused_as(f"cannot load a model from {arguments.init}"):
             model = MortmForCausalLM.from_pretrained(
                 arguments.init, dtype=torch.float32, attn_implementation=arguments.attention or None
             )
-        except OSError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise TrainingError(f"cannot load a model from {arguments.init}: {reason}") from None
         if model.config.vocab_size != vocab_size:
             raise TrainingError(
                 f"{arguments.init} has {model.config.vocab_size} tokens, its tokenizer {vocab_size}: "
@@ -94,9 +95,9 @@ def build_model(section: dict, vocab_size: int, arguments: PretrainArguments) ->
             )
     else:
         config = MortmConfig(vocab_size=vocab_size, **section)
-        model = MortmForCausalLM._from_config(config, attn_implementation=arguments.attention or None)
-    if arguments.experts_implementation:
-        model.set_experts_implementation(arguments.experts_implementation)
+        with refused_as(f"attention {arguments.attention}"):
+            model = MortmForCausalLM._from_config(config, attn_implementation=arguments.attention or None)
+    set_experts(model, arguments)
     return _spread(model, arguments) if arguments.sharding else model
 
 
@@ -121,7 +122,7 @@ def _spread(model: MortmForCausalLM, arguments: PretrainArguments) -> MortmForCa
     except (ImportError, TypeError):
         raise TrainingError(
             f"transformers {transformers.__version__} cannot spread a model itself: use accelerate's FSDP "
-            "(mortm_hf/training/configs/fsdp2.yaml) or a newer transformers"
+            f"({_CONFIGS / 'fsdp2.yaml'}) or a newer transformers"
         ) from None
     folder = None if arguments.fresh else newest_checkpoint(arguments.output_dir)
     if folder is None:
@@ -132,8 +133,7 @@ def _spread(model: MortmForCausalLM, arguments: PretrainArguments) -> MortmForCa
     spread = MortmForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=arguments.attention or None, distributed_config=layout
     )
-    if arguments.experts_implementation:
-        spread.set_experts_implementation(arguments.experts_implementation)
+    set_experts(spread, arguments)
     return spread
 
 
@@ -156,8 +156,14 @@ def _step_of(checkpoint: str | Path) -> int:
     return int(Path(checkpoint).name.partition("-")[2])
 
 
-def _check_same_run(folder: Path, section: dict, recipe: DataRecipe, arguments: PretrainArguments) -> None:
-    """Write the recipe of a run, or compare it with the one that the run began with."""
+def _check_same_run(
+    folder: Path, section: dict, recipe: DataRecipe, arguments: PretrainArguments, examples: str | None = None
+) -> None:
+    """Write the recipe of a run, or compare it with the one that the run began with.
+
+    Args:
+        examples: digest of the fixed examples it is trained on, or None.
+    """
     stated = {
         "model": section,
         "data": {k: v for k, v in dataclasses.asdict(recipe).items() if k not in _MAY_CHANGE},
@@ -167,15 +173,79 @@ def _check_same_run(folder: Path, section: dict, recipe: DataRecipe, arguments: 
         stated["init"] = str(arguments.init)
     if arguments.lora_rank:
         stated["lora"] = [arguments.lora_rank, arguments.lora_alpha]
+    if examples:
+        stated["examples"] = examples
     same_run(folder, stated, arguments.fresh, {"data": dataclasses.asdict(DataRecipe())})
 
 
-def _read_stores(recipe: DataRecipe, folder: Path, arguments: PretrainArguments) -> dict:
-    """The stores of the recipe's data: `train`, and `validation` where there are windows."""
+def _check_complete(section: dict, recipe: DataRecipe, arguments: PretrainArguments, windows) -> None:
+    """Refuse what a run that reads its data by the recipe lacks, before it reads any.
+
+    Raises:
+        TrainingError: no data, no model, a corpus without weight, early stopping without validation.
+    """
+    if not recipe.data:
+        raise TrainingError("no data: give the folder of a training pack with --data")
+    if not section and not arguments.init:
+        raise TrainingError(
+            "no model: the recipe has no model section and there is no --init FOLDER to start from "
+            "(songs of your own: mortm finetune)"
+        )
+    if arguments.early_stopping and not arguments.eval_windows and windows is None:
+        raise TrainingError(
+            "early_stopping needs validation: give --eval_windows FILE.csv, or --early_stopping 0 for none"
+        )
+    recipe.weights()
+
+
+def _check_adapters(arguments: PretrainArguments) -> None:
+    """Refuse adapters on weights that are spread: they are merged at the end, by one process that has them whole.
+
+    Raises:
+        TrainingError: adapters together with sharding, FSDP or DeepSpeed.
+    """
+    by_launcher = (f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED"))
+    spread = arguments.sharding or arguments.fsdp or arguments.deepspeed
+    if arguments.lora_rank and (spread or any(os.environ.get(n, "").lower() in ("1", "true") for n in by_launcher)):
+        raise TrainingError(
+            "lora_rank goes with whole weights only, not with sharding, FSDP or DeepSpeed: take one process, or DDP "
+            f"({_CONFIGS / 'ddp.yaml'})"
+        )
+
+
+def _read_stores(recipe: DataRecipe, folder: Path, arguments: PretrainArguments, fixed: FixedPacks | None) -> dict:
+    """The stores of the recipe's data: `train`, and `validation` where there are windows.
+
+    Fixed examples need no songs to train on; those to validate on lie in the data set they were drawn from.
+    """
     cache = recipe.cache or str(folder / "stores")
-    splits = ["train"] + ["validation"] * bool(arguments.eval_windows)
-    with arguments.main_process_first(desc="reading the data"):
-        return {split: build_store(recipe.data, recipe.selection(), split, cache) for split in splits}
+    data, splits = recipe.data, ["train"] + ["validation"] * bool(arguments.eval_windows)
+    if fixed is not None:
+        data, splits = str(Path(recipe.data).resolve().parent), splits[1:]
+    with arguments.main_process_first(desc="reading the data"), refused_as("data"):
+        stores = {split: build_store(data, recipe.selection(), split, cache) for split in splits}
+    for split, store in stores.items():
+        if not len(store):
+            asked = f" of {', '.join(recipe.corpora)}" if recipe.corpora else ""
+            raise TrainingError(
+                f"{data} has no {split} song{asked}: the recipe's corpora name what is trained on (none: everything), "
+                "eval_windows what is validated on ('': nothing)"
+            )
+    return stores
+
+
+def _fixed_examples(recipe: DataRecipe) -> FixedPacks | None:
+    """The examples that `mortm data build --materialize` kept, where the data is a folder of them."""
+    for folder in (Path(recipe.data) / "train", Path(recipe.data)):
+        if (folder / "examples.json").is_file():
+            return FixedPacks(folder, EPOCHS)
+    return None
+
+
+def _source(train: ScoreStore, vocabulary, recipe: DataRecipe, arguments: PretrainArguments) -> ExampleSource:
+    several = len(train.corpora()) > 1  # one corpus has nothing to balance
+    with refused_as("data"):
+        return ExampleSource(train, vocabulary, recipe, seed=arguments.seed, **({} if several else {"packs": 1}))
 
 
 def _complete_arguments(arguments: PretrainArguments, tokens_per_step: int) -> None:
@@ -198,7 +268,9 @@ def _complete_arguments(arguments: PretrainArguments, tokens_per_step: int) -> N
 
 
 def _windows_file(arguments: PretrainArguments) -> str:
-    """The csv of validation windows: as named, or beside the recipes of the package."""
+    """The csv of validation windows, as named or beside the recipes of the package, or `ALL_WINDOWS`."""
+    if arguments.eval_windows == ALL_WINDOWS:
+        return ALL_WINDOWS
     for path in (Path(arguments.eval_windows), RECIPES / arguments.eval_windows):
         if path.is_file():
             return str(path)
@@ -273,29 +345,36 @@ def make_trainer(
         raise TrainingError(
             f"{arguments.init} speaks upstream's dialect: `mortm finetune` moves it to the metric one (see its --help)"
         )
-    if stores is None and not recipe.data:
-        raise TrainingError("no data: give the folder of a training pack with --data")
+    fixed = None
+    if stores is None:
+        _check_complete(section, recipe, arguments, windows)
+        fixed = _fixed_examples(recipe)
+    if fixed is not None:
+        shape = {name: fixed.meta[name] for name in ("rows", "row_length")}
+        recipe = dataclasses.replace(recipe, **shape, long_from_step=-1)
+    _check_adapters(arguments)
     packs_per_step = arguments.world_size * arguments.gradient_accumulation_steps
     shape = pack_shape(recipe, packs_per_step)
     rows, length = shape(0)
+    if length < LEAST:
+        raise TrainingError(f"rows of {length} tokens hold no music: row_length is {LEAST} at least")
     tokens_per_step = rows * length * packs_per_step
     _complete_arguments(arguments, tokens_per_step)
     csv = _windows_file(arguments) if arguments.eval_windows and windows is None else ""
     with arguments.main_process_first(desc="opening the run folder"):
-        _check_same_run(folder, section, recipe, arguments)
+        _check_same_run(folder, section, recipe, arguments, None if fixed is None else fixed.meta["digest"])
     vocabulary = tokenizer.vocabulary
     if stores is None:
-        stores = _read_stores(recipe, folder, arguments)
-    train = stores["train"]
-    if not len(train):
-        raise TrainingError("no song to train on: check the recipe's corpora against the manifest")
+        stores = _read_stores(recipe, folder, arguments, fixed)
     if stream is None:
-        several = len(train.corpora()) > 1  # one corpus has nothing to balance
-        source = ExampleSource(train, vocabulary, recipe, seed=arguments.seed, **({} if several else {"packs": 1}))
         model, pad = build_model(section, len(vocabulary), arguments), tokenizer.pad_token_id
     else:
-        source, model, pad, tokenizer = stream.source, stream.model, stream.pad, None
-    dataset = PackDataset(source, recipe.packs_per_epoch, shape, pad, arguments.seed, epochs=EPOCHS)
+        model, pad, tokenizer = stream.model, stream.pad, None
+    if fixed is not None:
+        dataset = fixed
+    else:
+        source = stream.source if stream else _source(stores["train"], vocabulary, recipe, arguments)
+        dataset = PackDataset(source, recipe.packs_per_epoch, shape, pad, arguments.seed, epochs=EPOCHS)
     if arguments.lora_rank:
         model = add_lora(model, arguments.lora_rank, arguments.lora_alpha or 2 * arguments.lora_rank)
     log = RunLog(

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
+from .errors import TrainingError
 from .routing import ExpertAlarm, RouterStatistics
 
 
@@ -50,6 +51,18 @@ def read_log(path: str | Path) -> list[dict]:
             lines = [kept for kept in lines if kept.get("step", 0) <= at]
         lines.append(line)
     return lines
+
+
+def clock_of(text: str) -> datetime:
+    """Hour and minute of "HH:MM".
+
+    Raises:
+        TrainingError: it is no time of day.
+    """
+    try:
+        return datetime.strptime(text, "%H:%M")
+    except ValueError:
+        raise TrainingError(f'stop_at is a time of day such as "23:30" (in quotes in a recipe), not {text}') from None
 
 
 def _first_process_decides(*decisions: bool) -> list[bool]:
@@ -99,7 +112,7 @@ class RunLog(TrainerCallback):
         self.started = time.time()
         self.deadline = self.started + max_minutes * 60 if max_minutes else float("inf")
         if stop_at:
-            clock = datetime.strptime(stop_at, "%H:%M")
+            clock = clock_of(stop_at)
             now = datetime.now()
             at = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0).timestamp()
             self.deadline = min(self.deadline, at if at > self.started else at + 86400)

@@ -1,8 +1,9 @@
 """Validation while a run is under way: bits a note on fixed windows, the best checkpoint, early stopping.
 
 Design decisions
-- The windows are named by the recipe (a csv of paths and bars) and never change, so the figures of two runs, or of two
-  steps, can be compared. A limit takes evenly spaced windows of each corpus, not the first ones.
+- The windows are named by the recipe (a csv of paths and bars, or all of the validation songs) and never change, so
+  the figures of two runs, or of two steps, can be compared. A limit takes evenly spaced windows of each corpus, not
+  the first ones.
 - Measured every so many tokens, whatever the size of a step is.
 - The best model so far is kept in `best/`, a complete folder, with `best.json` beside its weights. Whether a run has
   stopped improving is read from its log, so a resumed run knows what an unbroken one would know.
@@ -25,14 +26,16 @@ from transformers import TrainerCallback
 
 from ..data.store import ScoreStore
 from ..evaluation.bits import model_bits
-from ..evaluation.windows import Encoded, Window, encode_windows, read_windows
+from ..evaluation.windows import Encoded, Window, encode_windows, fixed_windows, read_windows
 from . import attention
+from .errors import TrainingError
 from .routing import summed
 from .runlog import RunLog, is_first_process, read_log
 
 
 BEST = "best"
 METRIC = "eval_bits_per_note"
+ALL_WINDOWS = "all"  # instead of a csv: every window of the validation songs
 
 
 def thin(windows: Sequence[Window], corpus_of: dict[str, str], limit: int) -> list[Window]:
@@ -56,23 +59,25 @@ def validation_windows(
     """The encoded validation windows of a recipe.
 
     Args:
-        csv: file of windows.
+        csv: file of windows, or `ALL_WINDOWS`.
 
     Raises:
-        ValueError: a window names a song that the store has not, or none can be used.
+        TrainingError: a window names a song that the store has not, or none can be used.
     """
-    windows = read_windows(csv)
+    windows = fixed_windows(store) if csv == ALL_WINDOWS else read_windows(csv)
     corpus_of = {song.path: song.corpus for song in store.songs}
     missing = [w.path for w in windows if w.path not in corpus_of]
     if missing:
-        raise ValueError(
+        raise TrainingError(
             f"{csv} names {len(missing)} windows of songs that the validation data does not hold, {missing[0]} first: "
-            "name the csv made for this data"
+            f"name the csv made for this data, or take all of its windows (--eval_windows {ALL_WINDOWS})"
         )
     encoded, left_out = encode_windows(vocabulary, store, thin(windows, corpus_of, limit), max_length)
     if not encoded:
-        reason = f" ({left_out[0][1]})" if left_out else ""
-        raise ValueError(f"none of {len(windows)} validation windows can be used{reason}")
+        reason = f" ({left_out[0][1]})" if left_out else ", no song has 16 bars"
+        raise TrainingError(
+            f"none of {len(windows)} validation windows can be used{reason}: --eval_windows '' does without"
+        )
     return encoded
 
 

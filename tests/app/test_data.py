@@ -7,6 +7,7 @@ import pytest
 from mortm_hf import load_songs
 from mortm_hf.app.cli import main
 from mortm_hf.data import FixedPacks
+from mortm_hf.data.annotations import CHORD_SUFFIXES
 from tests.sample_songs import midi
 
 
@@ -55,6 +56,25 @@ def test_build_and_stats(folder, tmp_path, capsys):
     assert "bad.mid" in (report / "report.md").read_text()
 
 
+def test_labels_without_effect_are_told(tmp_path, capsys):
+    source = tmp_path / "midi"
+    source.mkdir()
+    genres = ("rock", "polka", "polka", "waltz")
+    rows = [f"{i}.mid,{genre}" for i, genre in enumerate(genres)] + [f"{i}.MID,rock" for i in range(7)]
+    (source / "metadata.csv").write_text("\n".join(["file_name,genre", *rows]) + "\n")
+    for i in range(4):
+        (source / f"{i}.mid").write_bytes(midi(i, 4))
+    words = ("data", "build", source, "-o", tmp_path / "songs", "--chords", "none", "--json", tmp_path / "x.json")
+    for _ in range(2):  # built, and opened again
+        code, _, err = run(capsys, *words)
+        assert code == 0 and err.splitlines() == [
+            "genres without a token: polka (2), waltz (1)",
+            "metadata rows without a MIDI file: 7 (0.MID, 1.MID, 2.MID, 3.MID, 4.MID, 2 more)",
+        ]
+    told = json.loads((tmp_path / "x.json").read_text())
+    assert told["genres_without_token"] == {"polka": 2, "waltz": 1} and told["metadata_without_file"]["rows"] == 7
+
+
 def test_stats_of_a_folder_keep_nothing(folder, tmp_path, capsys):
     before = sorted(folder.iterdir())
     code, out, _ = run(capsys, "data", "stats", folder, "--windows", 2, "--json", tmp_path / "f.json")
@@ -86,7 +106,41 @@ def test_refusals(folder, tmp_path, capsys):
     assert_refused(run(capsys, "data", "stats", tmp_path / "nowhere"), "nowhere")
     assert_refused(run(capsys, "data", "push", folder, "me/songs"), "is no data set")
     assert_refused(run(capsys, "data", "push", folder, "songs"), "owner/name")
+    assert_refused(run(capsys, "data", "build", folder, "-o", tmp_path / "x", "--config", "a"), "configurations")
+    assert_refused(run(capsys, "data", "build", folder, "-o", tmp_path / "x", "--revision", "a"), "revisions")
     assert not (tmp_path / "x").exists()
+
+
+def test_missing_empty_and_damaged_folders_are_one_line(folder, tmp_path, capsys):
+    empty, damaged, pack = (tmp_path / name for name in ("empty", "damaged", "pack"))
+    for made in (empty, damaged, pack):
+        made.mkdir()
+    (pack / "manifest.csv").write_text("path,genre\n")
+    (damaged / "metadata.jsonl").write_text('{"file_name"\n')
+    (damaged / "a.mid").write_bytes(midi(0, 4))
+    out = ("-o", tmp_path / "x")
+    for source, word in (
+        (empty, "no MIDI file"),
+        (tmp_path / "no", "not there"),
+        (pack, "missing"),
+        (damaged, "JSON"),
+    ):
+        assert_refused(run(capsys, "data", "build", source, *out), source.name, word)
+        assert_refused(run(capsys, "data", "stats", source), source.name, word)
+    for source in (empty, tmp_path / "no"):
+        assert_refused(run(capsys, "data", "push", source, "me/songs"), source.name)
+    assert_refused(run(capsys, "data", "stats", folder, "-o", folder / "0.mid"), "0.mid is a file")
+    songs = tmp_path / "songs"
+    assert run(capsys, "data", "build", folder, "-o", songs, "--chords", "none")[0] == 0
+    (songs / "report.json").write_text("{")
+    assert_refused(run(capsys, "data", "stats", songs), "songs holds damaged JSON")
+    assert_refused(run(capsys, "data", "push", songs, "me/songs"), "songs holds damaged JSON")
+
+
+def test_help_names_the_chord_files(capsys):
+    _, out, _ = run(capsys, "data", "build", "--help")
+    for suffix in (*CHORD_SUFFIXES, " chord_midi.txt", "--config", "--revision"):
+        assert suffix in out
 
 
 @pytest.mark.parametrize("words", [("data", "--help"), ("data", "build", "--help"), ("data", "stats", "--help")])

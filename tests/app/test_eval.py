@@ -4,7 +4,11 @@ import json
 
 import pytest
 
+from mortm_hf import BERTM, build_dataset
 from mortm_hf.app.cli import main
+from mortm_hf.app.eval_data import open_data
+from mortm_hf.data.reading import fingerprint
+from mortm_hf.models.midi_codec import read_midi
 from tests.sample_songs import midi, write_pack
 
 
@@ -27,10 +31,15 @@ def test_bad_input_is_one_line(tiny_model, song, tmp_path, capsys):
     assert "no MIDI file" in refused(capsys, empty, "--data", song.parent)
     assert "no folder" in refused(capsys, tiny_model, "--data", tmp_path / "gone")
     assert "no MIDI file" in refused(capsys, tiny_model, "--data", empty)
+    assert "--split out" in refused(capsys, tiny_model, "--data", song.parent, "--split", "test")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text('{"model_type": "mortm"}')
     assert "cannot load a model" in refused(capsys, broken, "--data", song.parent)
+
+
+def test_an_encoder_is_refused(song, capsys):
+    assert "holds a bertm model" in refused(capsys, BERTM, "--data", song.parent)
 
 
 def test_data_without_long_songs_is_refused(tiny_model, tmp_path, capsys):
@@ -92,3 +101,50 @@ def test_a_folder_of_midi_files(pack, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "1 MIDI files (1 could not be read)" in text and "## The music" in text and "## Bits" not in text
     assert "bad.mid" in text
+
+
+def measured(tmp_path, *words) -> dict:
+    """The figures of a quick look at bits a note."""
+    target = tmp_path / "figures.json"
+    assert main(["eval", *map(str, words), "--quick", "--parts", "bits", "--windows", "0", "--json", str(target)]) == 0
+    return json.loads(target.read_text())
+
+
+def test_a_prepared_data_set_and_the_folder_of_a_run(pack, tiny_model, tmp_path, capsys):
+    """Both give what the pack and the checkpoint itself give."""
+    folder, recipe = pack
+    build_dataset(folder, tmp_path / "songs", chords="annotated", progress=False)
+    run = tmp_path / "mine"
+    run.mkdir()
+    (run / "final").symlink_to(tiny_model)
+    expected = measured(tmp_path, tiny_model, "--data", folder, "--recipe", recipe)
+    found = measured(tmp_path, run, "--data", tmp_path / "songs")
+    assert found["bits"] == expected["bits"] and found["bits"]["by_corpus"]["macro"]["songs"] == 2
+    assert found["about"]["name"] == "mine" and "split test" in found["about"]["data"]
+    (run / "made").mkdir()
+    (run / "made" / "one.mid").write_bytes(midi(1))
+    build_dataset(run / "made", tmp_path / "one", shares=(0, 0), progress=False)
+    capsys.readouterr()
+    assert "--split takes train" in refused(capsys, tiny_model, "--data", tmp_path / "one")
+
+
+def test_songs_of_fine_tuning_are_not_measured_on(tiny_model, tmp_path):
+    """Whatever they are called now: songs are known by their notes."""
+    songs, model = tmp_path / "songs", tmp_path / "model"
+    songs.mkdir()
+    model.mkdir()
+    marks = []
+    for seed in range(4):
+        (songs / f"renamed-{seed}.mid").write_bytes(midi(seed, 20))
+        marks.append(fingerprint(read_midi(songs / f"renamed-{seed}.mid")))
+    parts = {"train": marks[:1], "validation": marks[1:2], "test": marks[2:3]}
+    (model / "finetune.json").write_text(json.dumps({"fingerprints": parts}))
+    data = open_data(songs, model=model)  # the fourth song took no part
+    assert [song.path for song in data.songs.songs] == ["renamed-2.mid", "renamed-3.mid"]
+    assert [song.path for song in data.train_songs.songs] == ["renamed-0.mid"]
+    assert {window.path for window in data.windows} == {"renamed-2.mid", "renamed-3.mid"}
+    assert [s.path for s in open_data(songs, "validation", model=model).songs.songs] == ["renamed-1.mid"]
+    assert len(open_data(songs, model=tiny_model).songs) == 4
+    build_dataset(songs, tmp_path / "set", shares=(0, 0), progress=False)  # where all of it is called train
+    prepared = open_data(tmp_path / "set", model=model)
+    assert [song.path for song in prepared.songs.songs] == ["renamed-2.mid", "renamed-3.mid"]

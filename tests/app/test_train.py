@@ -60,6 +60,11 @@ def test_from_archives_to_a_checkpoint(pack, tmp_path, capsys):
         (["train", "starter", "--output_dir", "{}/r"], "--data"),
         (["train", "starter", "--output_dir", "{}/r", "--data", "{}/nowhere"], "manifest.csv"),
         (["train", "starter", "--output_dir", "{}/r", "--dta", "x"], "--dta"),
+        (["train", "starter", "--output_dir", "{}/r", "--max_steps", "abc"], "abc"),
+        (["train", "starter", "--output_dir", "{}/r", "--stop_at", "99"], "stop_at"),
+        (["train", "starter", "--output_dir", "{}/r", "--model.hiden_size", "32"], "hidden_size"),
+        (["train", "finetune", "--output_dir", "{}/r", "--data", "{}"], "mortm finetune"),
+        (["train", "rlmf_rules", "--output_dir", "{}/r"], "mortm rlmf"),
         (["finetune", "{}/nowhere", "-o", "{}/o"], "nowhere"),
         (["finetune", "{}", "-o", "{}/o"], "no MIDI file"),
         (["finetune", "{}/song.mid", "-o", "{}/o", "--model", "{}/nowhere"], "nowhere"),
@@ -76,7 +81,21 @@ def test_what_can_be_mended_is_one_line(words, told, tmp_path, capsys):
 
 def test_fields_are_listed(capsys):
     assert main(["train", "starter", "--fields"]) == 0
-    assert "--eval_windows" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "--eval_windows" in told and "--tasks" in told and "--model.hidden_size" in told
+
+
+def test_a_mended_recipe_starts_and_names_its_folder(pack, tmp_path, capsys, monkeypatch):
+    """No folder is named, the first start fails; the options say what the recipe could."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(RECIPE)
+    words = ["train", "own.yaml", "--data", str(pack), "--max_steps", "1"]
+    assert main([*words, "--tasks", "{contiue: 1}"]) == 2
+    assert "contiue" in capsys.readouterr().err
+    assert main([*words, "--tasks", "{continue: 1}", "--model.hidden_size", "16"]) == 0
+    told = capsys.readouterr()
+    assert "runs/own" in told.out and "pin_memory" not in told.err
+    assert MortmForCausalLM.from_pretrained(tmp_path / "runs" / "own" / "final").config.hidden_size == 16
 
 
 @pytest.mark.parametrize("command", ["train", "finetune"])

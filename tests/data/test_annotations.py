@@ -3,7 +3,7 @@
 import pytest
 
 from mortm_hf.data.annotations import CHORD_CLOCK, key_name, parse_key, transpose_key
-from mortm_hf.data.genres import GENRE_TABLE, genre_of
+from mortm_hf.data.genres import GENRE_TABLE, genre_of, label_name
 from mortm_hf.models.metric_chords import parse_chord_text
 from mortm_hf.models.metric_harmony import MAJOR_KEYS, MINOR_KEYS
 from mortm_hf.models.metric_vocabulary import GENRES, KEY_NAMES
@@ -52,3 +52,20 @@ def test_genres_are_tokens():
     assert genre_of("drums", "neworleans") is None
     assert genre_of("songbook", "Pop|Vocal") is None
     assert genre_of("lied", "Wolf,_Hugo") == "classical"
+
+
+def test_names_of_genre_tokens_are_genres():
+    assert [genre_of(name) for name in GENRES] == GENRES
+    assert [genre_of(n) for n in ("Hip-Hop", "hip hop", "Synth_Pop", " Punk Rock ", "Classical Piano")] == [
+        "hiphop",
+        "hiphop",
+        "synthpop",
+        "punkrock",
+        "classical",
+    ]
+    assert genre_of("polka") is None and genre_of("") is None and genre_of("rock and roll") is None
+    assert [label_name("polka"), label_name("drums", "soul-3"), label_name("songbook", "Pop|Vocal")] == [
+        "polka",
+        "drums/soul",
+        "songbook/pop",
+    ]

@@ -47,6 +47,16 @@ def test_requests_say_what_their_music_is(requests):
     assert len({r.key for r in requests if r.corpus == "lead"}) > 1  # all are in C: drawn transpositions
 
 
+def test_corpora_with_more_music_fill_up():
+    """As many requests as asked for, in turns while there are windows, whatever the corpora hold."""
+    songs = store(6, 34)
+    windows = fixed_windows(songs)  # two a song, three songs a corpus
+    few = [w for w in windows if songs.songs[1].path == w.path or w.path.startswith("band")]
+    requests = make_requests(MortmTokenizer(), songs, few, 7, 4096, seed=1)
+    assert [r.corpus for r in requests] == ["band", "lead"] * 2 + ["band"] * 3
+    assert len(make_requests(MortmTokenizer(), songs, few, 99, 4096, seed=1)) == len(few) == 8
+
+
 def test_the_music_of_a_request_fulfils_it(requests):
     report = control_report(requests, [r.human for r in requests])
     for name in ("bars", "meter", "instruments", "density_exact", "density_within_1"):

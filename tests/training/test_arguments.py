@@ -1,9 +1,12 @@
 """Recipes: where they are found, what can be overridden, what is refused."""
 
 import dataclasses
+import importlib
 import json
 
 import pytest
+import torch
+import yaml
 
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.training.arguments import (
@@ -13,9 +16,12 @@ from mortm_hf.training.arguments import (
     describe_fields,
     find_recipe,
     read_recipe,
+    task_of,
+    with_folder,
 )
 from mortm_hf.training.errors import TrainingError
-from mortm_hf.training.pretrain import _check_same_run, _complete_arguments
+from mortm_hf.training.pretrain import _check_same_run, _complete_arguments, make_trainer
+from mortm_hf.training.runs import same_run
 
 
 OURS = ("starter", "mortm_small", "finetune", "compare_moe", "compare_dense")
@@ -25,7 +31,9 @@ def test_a_recipe_is_found_by_name():
     assert find_recipe("starter") == find_recipe("starter.yaml") == RECIPES / "starter.yaml"
     with pytest.raises(TrainingError, match="starter") as caught:
         find_recipe("no_such")
-    assert caught.value.code == "training.recipe"
+    assert caught.value.code == "training.recipe" and "rlmf" not in str(caught.value)
+    with pytest.raises(TrainingError, match="mortm rlmf rlmf_rules"):
+        task_of("rlmf_rules")
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -34,6 +42,166 @@ def test_recipes_of_the_package_are_valid(name, tmp_path):
     if section:
         MortmConfig(**section)
     assert data.row_length * data.rows >= 2048 and arguments.weight_decay > 0
+
+
+READERS = {"mlm": "read_mlm_recipe", "classify": "read_classify_recipe"}
+SECTIONS = {"audio": ("sound",), "live": ("roll",)}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml") if not p.stem.startswith("rlmf_")))
+def test_every_recipe_of_the_package_is_read(name, tmp_path):
+    task = task_of(name)
+    words = ["--output_dir", str(tmp_path)]
+    if task in READERS:
+        getattr(importlib.import_module(f"mortm_hf.training.{task}"), READERS[task])(name, words)
+    else:
+        read_recipe(name, words, others=SECTIONS.get(task, ()))
+
+
+def test_names_of_the_model_section_are_known(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("model: {hiden_size: 32}")
+    with pytest.raises(TrainingError, match=r"model: unknown fields: hiden_size \(is hidden_size meant\?\)"):
+        read_recipe(path)
+    kept = {
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        "num_experts": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+    }
+    path.write_text(yaml.safe_dump({"model": kept}))
+    section, _, _ = read_recipe(path)
+    assert section == kept and MortmConfig(**section).num_local_experts == 4
+    for field_name, others in (
+        ("instruments", ("roll",)),
+        ("patch_size", ("sound",)),
+        ("classifier_pooling", ("pieces",)),
+    ):
+        path.write_text(f"model: {{{field_name}: 1}}")
+        assert read_recipe(path, others=others)[0] == {field_name: 1}
+        with pytest.raises(TrainingError, match=field_name):
+            read_recipe(path)
+
+
+def test_every_field_is_an_option(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("model: {hidden_size: 32, num_hidden_layers: 1}\ndata: {tasks: {continue: 1, infill: 1}, rows: 3}")
+    words = ["--tasks", "{continue: 3}", "--past_bars", "[1, 2]", "--transpose=[-1, 1]", "--rows", "4"]
+    words += [
+        "--corpora",
+        "{lieder: {weight: 1}}",
+        "--model.hidden_size",
+        "64",
+        "--model.router_aux_loss_coef",
+        "1e-3",
+    ]
+    section, data, _ = read_recipe(path, words)
+    assert section == {"hidden_size": 64, "num_hidden_layers": 1, "router_aux_loss_coef": 0.001}
+    assert data.tasks == {"continue": 3} and data.corpora == {"lieder": {"weight": 1}} and data.rows == 4
+    assert (data.past_bars, data.generated_bars, data.transpose) == ((1, 2), (4, 8), (-1, 1))
+    text = describe_fields()
+    for name in ("tasks", "corpora", "past_bars", "generated_bars", "transpose", "model.hidden_size"):
+        assert f"--{name} (" in text
+    assert "--model.instruments" in describe_fields("live") and "--leave_out" in describe_fields("classify")
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "told"),
+    [
+        ("data: 3", [], "data is a section"),
+        ("training: [a]", [], "training is a section"),
+        ("data: {1: 2}", [], "unknown fields: 1"),
+        ("data: {past_bars: 4}", [], "past_bars"),
+        ("data: {generated_bars: [0, 4]}", [], "generated_bars"),
+        ("data: {transpose: [6, -5]}", [], "transpose"),
+        ("data: {corpora: {one: {wieght: 1}}}", [], r"wieght \(is weight meant"),
+        ("data: {corpora: {one: 1}}", [], "corpora.one"),
+        ("data: {corpora: {one: {weight: 1, variants: aligned}}}", [], "variants is a list"),
+        ("data: {corpora: {one: {weight: -1}}}", [], "weight of one"),
+        ("data: {corpora: {one: {weight: 0}}}", [], "all weights are 0"),
+        ("data: {tasks: {continue: 0, infill: 0}}", [], "tasks: all weights are 0"),
+        ("data: {tasks: {continue: 2, infill: -1}}", [], "weight of infill"),
+        ("data: {tasks: {continue: lots}}", [], "lots"),
+        ("data: {tasks: continue}", [], "tasks has a line"),
+        ("training: {per_device_train_batch_size: 8}", [], "rows"),
+        ("", ["--per_device_train_batch_size", "4"], "rows"),
+        ("", ["--max_steps", "abc"], "'abc'"),
+        ("", ["--lr_scheduler_type", "nonsense"], "'nonsense'"),
+        ("", ["--stop_at", "99"], "99"),
+        ("training: {stop_at: 23:30}", [], "in quotes"),  # to YAML a number to the base of 60
+        ("", ["--tasks"], "--tasks needs a value"),
+        ("", ["--past_bars", "[4"], "--past_bars"),
+        ("", ["--model.hiden", "1"], "hiden"),
+    ],
+)
+def test_what_no_run_could_use_is_one_line(text, words, told, tmp_path):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(TrainingError, match=told) as caught:
+        read_recipe(tmp_path / "own.yaml", words)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_corpus_without_weight_is_named():
+    with pytest.raises(TrainingError, match=r"corpora\.lieder has no weight"):
+        DataRecipe(corpora={"pop909": {"weight": 1}, "lieder": {}}).weights()
+
+
+def test_nothing_is_pinned_where_there_is_no_accelerator(tmp_path):
+    arguments = PretrainArguments(output_dir=str(tmp_path))
+    assert arguments.dataloader_pin_memory == (torch.device("cpu") != arguments.device)
+
+
+@pytest.mark.parametrize(
+    "spread", ["sharding", "fsdp", "deepspeed", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"]
+)
+def test_adapters_need_whole_weights(spread, tmp_path, monkeypatch):
+    arguments = PretrainArguments(output_dir=str(tmp_path / "run"), max_steps=1, lora_rank=2, data_seed=1)
+    if spread.isupper():
+        monkeypatch.setenv(spread, "true")
+    else:
+        setattr(arguments, spread, "weights")
+    with pytest.raises(TrainingError, match=r"lora_rank .* DDP"):
+        make_trainer({"hidden_size": 32}, DataRecipe(data="pack"), arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "told"),
+    [
+        ({}, {}, "mortm finetune"),
+        ({"hidden_size": 32}, {"early_stopping": 3}, "eval_windows"),
+    ],
+)
+def test_what_a_run_lacks_is_said_before_data_is_read(section, options, told, tmp_path):
+    arguments = PretrainArguments(output_dir=str(tmp_path / "run"), max_steps=1, **options)
+    with pytest.raises(TrainingError, match=told):
+        make_trainer(section, DataRecipe(data=str(tmp_path / "pack")), arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_has_a_folder(tmp_path, capsys):
+    path = tmp_path / "own.yaml"
+    path.write_text("training: {seed: 1}")
+    assert with_folder(path, ["--seed", "3"]) == ["--output_dir", "runs/own", "--seed", "3"]
+    assert "runs/own" in capsys.readouterr().out
+    assert with_folder(path, ["--output_dir", "x"]) == ["--output_dir", "x"]
+    assert with_folder(path, ["--output-dir=x"]) == ["--output-dir=x"]
+    path.write_text("training: {output_dir: there}")
+    assert with_folder(path, []) == [] and not capsys.readouterr().out
+
+
+def test_another_recipe_is_told_by_its_fields(tmp_path):
+    stated = {"data": {"rows": 1, "tasks": {"continue": 1}}, "seed": 0}
+    same_run(tmp_path, stated, False)
+    # a first start that failed holds nothing that could be mixed up
+    changed = {"data": {"rows": 2, "tasks": {"continue": 3}}, "seed": 0, "init": "there"}
+    same_run(tmp_path, changed, False)
+    assert json.loads((tmp_path / "recipe.json").read_text()) == changed
+    (tmp_path / "checkpoint-1").mkdir()
+    same_run(tmp_path, changed, False)
+    with pytest.raises(TrainingError) as caught:
+        same_run(tmp_path, stated, False)
+    assert "(data.rows: 2 -> 1; data.tasks.continue: 3 -> 1; init: there -> nothing)" in str(caught.value)
 
 
 def test_the_compared_arms_differ_in_the_model_only(tmp_path):
@@ -79,6 +247,7 @@ def test_no_yaml_is_one_line(text, tmp_path):
 def test_a_run_begun_before_a_field_existed_goes_on(tmp_path):
     arguments = PretrainArguments(output_dir=str(tmp_path), seed=3)
     _check_same_run(tmp_path, {}, DataRecipe(rows=5), arguments)
+    (tmp_path / "checkpoint-1").mkdir()
     stored = json.loads((tmp_path / "recipe.json").read_text())
     del stored["data"]["header_dropout"]  # as if that field were newer than the run
     (tmp_path / "recipe.json").write_text(json.dumps(stored))

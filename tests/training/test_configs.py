@@ -47,9 +47,20 @@ def test_accelerate_reads_them(name, kind, monkeypatch):
         assert environment["FSDP_VERSION"] == "2"
         assert environment["FSDP_TRANSFORMER_CLS_TO_WRAP"] in MortmForCausalLM._no_split_modules
     if name == "deepspeed_zero3":
-        assert arguments.zero_stage == 3
-    told = (CONFIGS / f"{name}.yaml").read_text()
-    assert f"accelerate launch --config_file mortm_hf/training/configs/{name}.yaml" in told
+        assert arguments.zero_stage == 3 and arguments.gradient_clipping == "auto"  # the recipe's max_grad_norm
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.iterdir()), ids=lambda path: path.stem)
+def test_their_commands_find_them_wherever_the_package_is(path, tmp_path):
+    command = next(line for line in path.read_text().splitlines() if "accelerate launch" in line).lstrip("# ")
+    words = (
+        command.partition("--config_file ")[2].partition(" --num_processes")[0].partition(" -m mortm_hf.training.p")[0]
+    )
+    settings = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(
+        ["bash", "-c", f"echo {words}"], cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True
+    )
+    assert Path(told.stdout.strip()) == path, told.stderr
 
 
 def test_every_configuration_is_tested_and_shipped():

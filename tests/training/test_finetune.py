@@ -1,11 +1,16 @@
 """Fine-tuning on a folder: the split, what is refused, and a folder that loads."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import symusic
 import torch
 
+from mortm_hf import build_dataset
 from mortm_hf.app.cli import main
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.configuration_mortm import MortmConfig
@@ -13,10 +18,12 @@ from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.adapters import add_lora, is_adapted, merged
 from mortm_hf.training.errors import TrainingError
-from mortm_hf.training.finetune import card, finetune, load_tokenizer, read_songs, split_songs
+from mortm_hf.training.finetune import card, finetune, load_tokenizer
+from mortm_hf.training.own_songs import part_songs, read_songs
 from tests.sample_songs import midi, store
 
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "upstream_models"
 SIZES = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, moe_intermediate_size=16,
              shared_expert_intermediate_size=16, num_local_experts=4)  # fmt: skip
 
@@ -53,18 +60,64 @@ def test_bad_files_and_repeated_songs_are_skipped(folder):
 @pytest.mark.parametrize(("count", "sizes"), [(3, (2, 0, 1)), (10, (8, 1, 1)), (50, (40, 5, 5))])
 def test_songs_are_split_by_their_content(count, sizes):
     songs = store(count, 9).songs
-    parts = split_songs(songs, 0.2, 0)
+    parts = part_songs(songs, 0.2, 0)
     assert tuple(len(parts[name]) for name in ("train", "validation", "test")) == sizes
     assert sorted(s.path for rows in parts.values() for s in rows) == sorted(s.path for s in songs)
-    again = split_songs(songs[::-1], 0.2, 0)  # whatever the order of the files
+    again = part_songs(songs[::-1], 0.2, 0)  # whatever the order of the files
     assert {k: [s.path for s in v] for k, v in again.items()} == {k: [s.path for s in v] for k, v in parts.items()}
     if count > 10:
-        assert [s.path for s in split_songs(songs, 0.2, 1)["test"]] != [s.path for s in parts["test"]]
+        assert [s.path for s in part_songs(songs, 0.2, 1)["test"]] != [s.path for s in parts["test"]]
+
+
+def test_copies_in_other_keys_stay_together(tmp_path):
+    """Nothing is held out of which a copy is trained on."""
+    songs = store(12, 9).songs
+    copies = [replace(song, song_id=f"{song.song_id}-up", path=f"up/{song.path}") for song in songs]
+    parts = part_songs([*songs, *copies], 0.3, 0)
+    clusters = [{song.cluster for song in rows} for rows in parts.values()]
+    assert not clusters[0] & (clusters[1] | clusters[2]) and not clusters[1] & clusters[2]
+    assert sum(map(len, parts.values())) == 24
+    files = []
+    for shift in (0, 2):
+        score = symusic.Score.from_midi(midi(5, 9, drums=False)).shift_pitch(shift)
+        files.append(tmp_path / f"{shift}.mid")
+        score.dump_midi(files[-1])
+    one, other = read_songs(files)[0]
+    assert one.cluster == other.cluster and one.song_id != other.song_id
+
+
+def test_songs_bring_what_stands_beside_them(folder):
+    """Chord annotations and metadata of a folder; estimated chords; missing files by name."""
+    (folder / "0.lab").write_text("0 2 C:maj\n2 9 G:7\n")
+    (folder / "1.lab").write_text("no chords")
+    (folder / "metadata.csv").write_text("file_name,genre\n0.mid,jazz\n")
+    songs, skipped = read_songs([folder])
+    by_name = {song.path.rpartition("/")[2]: song for song in songs}
+    assert by_name["0.mid"].chord_source == "annotation" and by_name["0.mid"].genre
+    assert by_name["1.mid"].chord_source == by_name["2.mid"].chord_source == "estimate"
+    assert any("chord annotation is left out" in item["reason"] for item in skipped)
+    _, skipped = read_songs([folder / "gone.mid", folder / "metadata.csv"])
+    assert [item["reason"] for item in skipped] == ["not there", "no MIDI file"]
+
+
+def test_a_prepared_data_set_keeps_its_splits(folder, tmp_path):
+    (folder / "metadata.csv").write_text(
+        "file_name,split\n"
+        + "".join(f"{seed}.mid,{('test', 'validation', 'train')[min(seed, 2)]}\n" for seed in range(7))
+        + "again.mid,train\n"
+    )
+    build_dataset(folder, tmp_path / "set", progress=False)
+    songs, skipped = read_songs([tmp_path / "set"])
+    assert len(songs) == 7 and any("broken.mid" in item["file"] for item in skipped)
+    parts = part_songs(songs, 0.2, 0)
+    assert [song.path for song in parts["test"]] == ["0.mid"]
+    assert [song.path for song in parts["validation"]] == ["1.mid"]
+    assert {song.corpus for song in songs} == {"songs"}
 
 
 def test_too_few_songs():
     with pytest.raises(TrainingError, match="needs 3") as caught:
-        split_songs(store(2, 9).songs, 0.2, 0)
+        part_songs(store(2, 9).songs, 0.2, 0)
     assert caught.value.code == "training.data"
 
 
@@ -85,6 +138,30 @@ def test_checkpoints_of_upstream(tmp_path):
     MortmTokenizer().save_pretrained(tmp_path / "bertm")
     with pytest.raises(TrainingError, match="bertm model"):
         load_tokenizer(str(tmp_path / "bertm"))
+
+
+def test_an_upstream_checkpoint_learns_the_metric_dialect(tmp_path):
+    """`.pth` -> folder with the default table -> fine-tuned: two commands."""
+    source, songs = tmp_path / "upstream", tmp_path / "songs"
+    shutil.copytree(FIXTURES / "mortm_alibi_silu_rmsnorm_6heads", source)
+    songs.mkdir()
+    for seed in range(5):  # short ones: its context is of 256 tokens
+        (songs / f"{seed}.mid").write_bytes(midi(seed, bars=3, drums=False))
+    assert main(["convert", str(source / "model.pth"), "--extend-vocab", "-o", str(tmp_path / "converted")]) == 0
+    report = finetune(
+        [songs], tmp_path / "mine", tmp_path / "converted", learning_rate=0.01, overrides=["--max_steps", "6"]
+    )
+    assert report.after["bits_per_note"] < report.before["bits_per_note"] - 1 and "dialect" in report.notes[0]
+    tokenizer = MortmTokenizer.from_pretrained(tmp_path / "mine")
+    assert tokenizer.dialect == "metric" and len(tokenizer) == 1162
+
+
+def test_a_context_too_short_for_music_is_refused(folder, tmp_path):
+    source = tmp_path / "upstream"
+    shutil.copytree(FIXTURES / "mortm_rope_ffn_tanh_long", source)  # 64 tokens
+    assert main(["convert", str(source / "model.pth"), "--extend-vocab", "-o", str(tmp_path / "converted")]) == 0
+    with pytest.raises(TrainingError, match="rows of 64 tokens"):
+        finetune([folder], tmp_path / "mine", tmp_path / "converted")
 
 
 @pytest.mark.parametrize("sizes", [SIZES, {**SIZES, "mlp_layer_types": ["dense"], "intermediate_size": 32}])
@@ -122,6 +199,7 @@ def test_one_command(folder, tiny, tmp_path, capsys):
     assert report["difference"]["bits_per_note"] == pytest.approx(
         report["after"]["bits_per_note"] - report["before"]["bits_per_note"], abs=1e-6
     )
+    assert sum(map(len, report["fingerprints"].values())) == 7
     paths = [path for rows in report["songs"].values() for path in rows]
     assert len(paths) == len(set(paths)) == 7
     model = MortmForCausalLM.from_pretrained(out)

@@ -12,6 +12,7 @@ from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.arguments import read_recipe
+from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.pretrain import main, pack_shape, pretrain
 from tests.sample_songs import store
 
@@ -99,7 +100,7 @@ def test_resumed_run_equals_an_unbroken_one(recipe, tmp_path, monkeypatch):
     assert len(tokenizer.vocabulary) == model.config.vocab_size
 
     # an earlier decay on resume changes the rate, not the data
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(ValueError, match=r"another recipe .data\.row_length: 256 -> 128"):
         run(recipe, tmp_path / "parts", "--row_length", "128")
 
 
@@ -109,6 +110,13 @@ def test_end_can_be_moved_on_resume(recipe, tmp_path):
     assert trainer.state.global_step == 4
     rates = [line["learning_rate"] for line in log_of(tmp_path / "r") if "learning_rate" in line]
     assert rates[-1] == pytest.approx(0.0015)
+
+
+def test_what_cannot_be_computed_so_is_one_line(recipe, tmp_path):
+    for words in (["--attention", "nonsense"], ["--experts_implementation", "nonsense"]):
+        with pytest.raises(TrainingError, match=f"{words[0][2:]} nonsense"):
+            run(recipe, tmp_path / "run", *words)
+    assert run(recipe, tmp_path / "run", "--row_length", "128", "--max_steps", "1").state.global_step == 1
 
 
 def test_documents_of_a_pack_do_not_see_each_other(recipe):
@@ -148,9 +156,20 @@ def test_starter_recipe():
     assert rules["pop909"].variants == ("aligned",) and rules["gamemusic"].licence == "BSD" and "asap_nc" not in rules
 
 
-def test_bad_recipes_are_one_line(tmp_path, capsys):
+def test_bad_recipes_are_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "bad.yaml"
-    for text, word in (("modle: {}", "modle"), ("data: {rwos: 1}", "rwos"), ("training: {sede: 1}", "sede")):
+    for text, word in (
+        ("modle: {}", "modle"),
+        ("data: {rwos: 1}", "rwos"),
+        ("training: {sede: 1}", "sede"),
+        ("model: {hiden_size: 32}", "hidden_size"),
+        ("data: {corpora: {one: {wieght: 1}}}", "wieght"),
+        ("data: {past_bars: 4}", "past_bars"),
+        ("data: 3", "data"),
+        ("training: {stop_at: 99}", "stop_at"),
+        ("training: {max_steps: abc}", "abc"),
+    ):
         path.write_text(text)
         assert main([str(path)]) == 2
         error = capsys.readouterr().err.strip()

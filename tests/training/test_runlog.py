@@ -4,6 +4,9 @@ import io
 import json
 from types import SimpleNamespace
 
+import pytest
+
+from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.runlog import Progress, RunLog, read_log
 
 
@@ -40,6 +43,12 @@ def test_tokens_go_on_from_what_another_number_of_processes_saw(tmp_path):
     log = RunLog(tmp_path, lambda step: 500 * step)  # twice as many processes had run before
     log.base = log._tokens_before(4)
     assert log.tokens(4) == 4000 and log.tokens(6) == 5000
+
+
+def test_a_time_of_day_that_is_none(tmp_path):
+    with pytest.raises(TrainingError, match=r"stop_at .* 99"):
+        RunLog(tmp_path, lambda step: step, stop_at="99")
+    assert RunLog(tmp_path, lambda step: step, stop_at="23:30").deadline < float("inf")
 
 
 def test_speed_leaves_validation_out(tmp_path, monkeypatch):

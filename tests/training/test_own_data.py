@@ -1,0 +1,83 @@
+"""Training on data that no recipe of the package names: MIDI files, prepared songs, fixed examples."""
+
+import numpy as np
+import pytest
+
+from mortm_hf import build_dataset
+from mortm_hf.app.cli import main
+from mortm_hf.data.examples import ExampleRecipe
+from mortm_hf.data.fixed import FixedPacks
+from mortm_hf.training.arguments import read_recipe
+from mortm_hf.training.errors import TrainingError
+from mortm_hf.training.pretrain import make_trainer, pretrain
+from mortm_hf.training.runlog import read_log
+from tests.sample_songs import midi
+
+
+TINY = ("--model.hidden_size 32 --model.num_hidden_layers 1 --model.num_attention_heads 2 --row_length 256 "
+        "--model.moe_intermediate_size 16 --model.shared_expert_intermediate_size 16 --max_steps 2 --warmup_steps 1 "
+        "--eval_tokens 500 --logging_steps 1 --use_cpu True --tensorboard False").split()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory):
+    """Twelve MIDI files; a metadata file puts two of them into each of validation and test."""
+    folder = tmp_path_factory.mktemp("music")
+    for seed in range(12):
+        (folder / f"{seed}.mid").write_bytes(midi(seed, 20))
+    rows = [f"{seed}.mid,{('validation', 'test')[seed % 2] if seed < 4 else 'train'}" for seed in range(12)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,split", *rows]))
+    return folder
+
+
+def test_a_folder_of_midi_files_is_enough(music, tmp_path):
+    """`mortm train own`: prepared in the run's folder, validated on the songs held out."""
+    run = tmp_path / "run"
+    assert main(["train", "own", "--data", str(music), "--output_dir", str(run), *TINY]) == 0
+    log = read_log(run)
+    bits = [line["eval_bits_per_note"] for line in log if "eval_bits_per_note" in line]
+    assert bits and np.isfinite(bits).all() and (run / "final" / "model.safetensors").is_file()
+    assert len(list((run / "stores").iterdir())) == 1
+
+
+def test_recipes_for_other_corpora_say_so(music, tmp_path, capsys):
+    build_dataset(music, tmp_path / "songs", progress=False)
+    words = ["--data", str(tmp_path / "songs"), "--output_dir", str(tmp_path / "run"), *TINY]
+    assert main(["train", "starter", *words]) == 2
+    told = capsys.readouterr().err
+    assert "has no train song of pop909" in told and told.count("\n") == 1
+
+
+def test_no_window_to_validate_on_is_one_line(tmp_path, capsys):
+    music = tmp_path / "music"
+    music.mkdir()
+    for seed in range(3):
+        (music / f"{seed}.mid").write_bytes(midi(seed, 9))
+    (music / "metadata.csv").write_text("file_name,split\n0.mid,validation\n1.mid,train\n2.mid,train\n")
+    words = ["--data", str(music), "--output_dir", str(tmp_path / "run"), *TINY]
+    assert main(["train", "own", *words]) == 2
+    assert "no song has 16 bars: --eval_windows '' does without" in capsys.readouterr().err
+
+
+def test_fixed_examples_are_what_drawn_ones_would_be(music, tmp_path):
+    """`mortm data build --materialize`, then `mortm train --data songs/examples`: the same losses, and the same
+    validation on the songs they were drawn from."""
+    drawn = ExampleRecipe(row_length=256, rows=2, tasks={"continue": 1.0}, generated_bars=(2, 3), past_bars=(1, 3))
+    songs = tmp_path / "songs"
+    build_dataset(music, songs, materialize=True, recipe=drawn, packs=4, seed=5, progress=False)
+    words = [*TINY, "--seed", "5", "--packs_per_epoch", "4", "--rows", "2", "--tasks", "{continue: 1}"]
+    words += ["--generated_bars", "[2, 3]", "--past_bars", "[1, 3]"]
+    logs = []
+    for data in (songs, songs / "examples"):
+        run = tmp_path / f"run-{data.name}"
+        # what a kept example is made of does not come from the recipe any more
+        more = ["--row_length", "512"] if data.name == "examples" else []
+        parts = read_recipe("own", [*words, *more, "--data", str(data), "--output_dir", str(run)])
+        trainer = pretrain(*parts)
+        assert isinstance(trainer.train_dataset, FixedPacks) == bool(more)
+        logs.append([(x["step"], x["loss"], x.get("eval_bits_per_note")) for x in read_log(run) if "loss" in x])
+    assert logs[0] == logs[1] and len(logs[0]) == 2
+    build_dataset(music, tmp_path / "other", materialize=True, recipe=drawn, packs=4, seed=6, progress=False)
+    parts = read_recipe("own", [*words, "--data", str(tmp_path / "other/examples"), "--output_dir", str(run)])
+    with pytest.raises(TrainingError, match=r"another recipe .*examples:"):
+        make_trainer(*parts)
