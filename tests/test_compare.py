@@ -117,6 +117,14 @@ def result(arm, seed, bits):
     )  # fmt: skip
 
 
+def test_the_stored_results_are_printed(capsys):
+    """The command that the README quotes."""
+    folder = Path(compare.__file__).parent / "results" / "compare"
+    assert compare.main(["report", "--out", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "remi - dense" in told and "| macro |" in told and "bf16" in told
+
+
 def test_the_report_is_printed_from_stored_results(tmp_path, capsys):
     for seed in range(3):
         for arm, bits in (("moe", [50, 100, 60]), ("dense", [45, 90, 65 + seed]), ("remi", [70, 120, 80])):

@@ -157,7 +157,7 @@ def evaluate(args, parts, files, is_model: bool, cache) -> dict:
     progress = sys.stderr.isatty()
     data = open_data(args.data, args.split, args.recipe, cache, args.folder if is_model else None)
     about = {
-        "name": args.folder.parent.name if args.folder.name == "final" else args.folder.name,
+        "name": (args.folder.parent if args.folder.name == "final" else args.folder).resolve().name,
         "data": f"{args.data.name}, {data.name}: {len(data.songs)} songs, {len(data.windows)} windows",
         "kind": "quick look, not for publication" if args.quick else None,
         "seed": args.seed,

@@ -1,21 +1,20 @@
 """What `mortm eval` measures on: a training pack, a prepared data set, or a folder of MIDI files.
 
 Design decisions
-- A pack has the corpora and windows that a recipe names; a data set has its own splits; both are measured on the
-  consecutive windows of every song where no file lists them.
-- A folder of MIDI files has no splits. A checkpoint that `mortm finetune` made says which songs it was trained on
-  (`finetune.json`, by their notes): those are not measured on, under whatever name they come.
+- A pack has the corpora and windows that a recipe names; a data set has its own splits; a folder has none, and all of
+  it is measured on. Where no file lists the windows they are the consecutive ones of every song.
+- Songs that a checkpoint was trained on or selected by (`songs.json` in its folder, which `mortm train` and `mortm
+  finetune` write) are never in what is called test, whatever they are called and wherever they lie.
+- Only annotated chords are held against a model, never guesses of the recogniser.
 
 Knows: stores, recipes, fixed windows. Must not know: metrics, models.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
-from .files import CommandError, find_midi
+from .files import CommandError
 
 
 SPLIT, RECIPE = "test", "starter"
@@ -33,38 +32,46 @@ def open_data(
     Args:
         data: a training pack, a data set that `mortm data build` prepared (or `owner/name`), a folder of MIDI files.
         split: "train", "validation" or "test" (the default). recipe: names the corpora (and windows) of a pack.
-        cache: folder for what is prepared. model: folder of the checkpoint; its `finetune.json` keeps songs apart.
+        cache: folder for what is prepared. model: folder of the checkpoint, which may say what it was made with.
 
     Raises:
-        CommandError, DataError: nothing there, no such split, or no song of 16 bars.
+        CommandError, DataError, TrainingError: nothing there, no such split, or no song of 16 bars.
     """
-    from ..data.sources import is_pack, is_saved_dataset
-    from ..data.store import ScoreStore, load_songs
-    from ..evaluation.suite import EvalData
-    from ..evaluation.windows import fixed_windows
+    from ..data.membership import read_members
+    from ..data.sources import is_hub_name, is_pack, is_saved_dataset
 
+    members = read_members(model) if model is not None else None
     if is_pack(data):
-        return _checked(_pack(data, split or SPLIT, recipe or RECIPE, cache), data)
-    parts = songs_of_finetune(model)
-    if is_saved_dataset(data) or (not data.exists() and not data.is_absolute() and len(data.parts) == 2):
-        if parts is None:
-            return _checked(_prepared(str(data), split or SPLIT, recipe), data)
-        store = load_songs(str(data))
+        found = _pack(data, split or SPLIT, recipe or RECIPE, cache)
+    elif is_saved_dataset(data) or is_hub_name(str(data)):
+        found = _prepared(str(data), split, recipe, members)
     elif data.is_dir():
-        store = ScoreStore(*_read_songs(data))
+        found = _folder(data, split, members)
     else:
         raise CommandError(
             f"{data} is no folder: give a training pack, a prepared data set or MIDI files", "command.input"
         )
-    if parts is not None:
-        return _checked(_held_out(store, parts, split or SPLIT, model), data)
-    if split is not None:
-        raise CommandError(
-            f"{data} holds plain MIDI files, which have no splits: leave --split out, or prepare them with "
-            f"`mortm data build {data} -o FOLDER`",
-            "command.input",
-        )
-    return _checked(EvalData(store, fixed_windows(store), "all songs"), data)
+    if members and found.name.startswith(("split test", "all songs")):
+        found = _without(found, members)
+    if not found.windows:
+        raise CommandError(f"{data} has no song of 16 bars ({found.name}): nothing to measure", "command.input")
+    return found
+
+
+def _without(found, members: dict[str, str]):
+    """The data without the songs that a checkpoint was made with."""
+    from ..data.reading import fingerprint
+    from ..data.store import ScoreStore
+    from ..evaluation.suite import EvalData
+
+    songs = [song for song in found.songs.songs if fingerprint(song.score) not in members]
+    gone = len(found.songs) - len(songs)
+    if not gone:
+        return found
+    names = {song.path for song in songs}
+    windows = [window for window in found.windows if window.path in names]
+    words = f"{found.name} but {gone} songs that the model was made with"
+    return EvalData(ScoreStore(songs, found.songs.skipped), windows, words, found.train, found.validation)
 
 
 def _pack(root: Path, split: str, recipe: str, cache: Path | None):
@@ -97,78 +104,64 @@ def _pack(root: Path, split: str, recipe: str, cache: Path | None):
     return EvalData(store, here, f"split {split}", train, held)
 
 
-def _prepared(source: str, split: str, recipe: str | None):
+def _prepared(source: str, split: str | None, recipe: str | None, members: dict[str, str] | None):
     from ..data import load_songs, open_dataset
     from ..evaluation.suite import EvalData
     from ..evaluation.windows import fixed_windows
     from ..training.arguments import read_recipe
 
-    data = open_dataset(source)
+    there = open_dataset(source)
     selection = read_recipe(recipe)[1].selection() if recipe else None
 
-    def songs(name: str):
-        return load_songs(data, name, selection)
+    def songs(name: str | None):
+        return load_songs(source, name, selection, estimated_chords=False)
 
-    if split not in data:
-        raise CommandError(f"{source} has no split {split}: --split takes {', '.join(data)}", "command.input")
+    if split is None and SPLIT not in there and members is not None:
+        return _parted(songs(None), None, members)  # the splits are those that fine-tuning drew
+    split = split or SPLIT
+    if split not in there:
+        raise CommandError(f"{source} has no split {split}: --split takes {', '.join(there)}", "command.input")
     store = songs(split)
-    train = (lambda: songs("train")) if split != "train" and "train" in data else None
-    held = (lambda: songs("validation")) if split == "test" and "validation" in data else None
+    train = (lambda: songs("train")) if split != "train" and "train" in there else None
+    held = (lambda: songs("validation")) if split == "test" and "validation" in there else None
     return EvalData(store, fixed_windows(store), f"split {split}", train, held)
 
 
-def _held_out(store, parts: dict[str, list[str]], split: str, model: Path):
-    """One part of the songs, as fine-tuning parted them; what took no part is as good as held out."""
+def _folder(folder: Path, split: str | None, members: dict[str, str] | None):
+    from ..data.store import ScoreStore
+    from ..training.own_songs import read_songs
+
+    songs, skipped = read_songs([folder], chords="annotated")
+    if not songs:
+        raise CommandError(f"no MIDI file in {folder} can be read: {skipped[0]['reason']}", "command.input")
+    store = ScoreStore(songs, [(item["file"], item["reason"]) for item in skipped])
+    if members is None and split is not None:
+        raise CommandError(
+            f"{folder} holds plain MIDI files, which have no splits: leave --split out, or prepare them with "
+            f"`mortm data build {folder} -o FOLDER`",
+            "command.input",
+        )
+    return _parted(store, split, members)
+
+
+def _parted(store, split: str | None, members: dict[str, str] | None):
+    """All songs, or the part that a checkpoint was trained on or selected by."""
     from ..data.reading import fingerprint
     from ..data.store import ScoreStore
     from ..evaluation.suite import EvalData
     from ..evaluation.windows import fixed_windows
 
-    place = {mark: name for name, marks in parts.items() for mark in marks}
-    songs: dict[str, list] = {}
+    if not members:
+        return EvalData(store, fixed_windows(store), "all songs")
+    parts: dict[str, list] = {"train": [], "validation": []}
     for song in store.songs:
-        name = place.get(fingerprint(song.score), "test")
-        songs.setdefault(name, []).append(replace(song, split=name))
-    if split not in songs:
-        raise CommandError(f"{model} was fine-tuned on all of these songs: none is left for {split}", "command.input")
-    train = (lambda: ScoreStore(songs["train"])) if split != "train" and "train" in songs else None
-    held = (lambda: ScoreStore(songs["validation"])) if split == "test" and "validation" in songs else None
-    words = "songs that fine-tuning held out" if split == "test" else f"{split} songs of fine-tuning"
-    found = ScoreStore(songs[split], store.skipped)
-    return EvalData(found, fixed_windows(found), words, train, held)
-
-
-def songs_of_finetune(model: Path | None) -> dict[str, list[str]] | None:
-    """`{split: fingerprints}` of the songs that a checkpoint of `mortm finetune` was made with; None for any other."""
-    path = None if model is None else model / "finetune.json"
-    if path is None or not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["fingerprints"]
-    except (ValueError, KeyError) as error:
-        raise CommandError(f"{path} does not say which songs were held out ({error})", "command.input") from None
-
-
-def _checked(data, path: Path):
-    """The data, if there is anything to measure on."""
-    if not data.windows:
-        raise CommandError(f"{path} has no song of 16 bars ({data.name}): nothing to measure", "command.input")
-    return data
-
-
-def _read_songs(folder: Path):
-    """Every MIDI file below a folder as a song of one corpus; what cannot be read is listed."""
-    from ..data.reading import fingerprint
-    from ..data.store import Song
-
-    files = find_midi([folder])
-    scores, unread = read_files(files)
-    refused = {name for name, _ in unread}
-    names = [path.relative_to(folder).as_posix() for path in files if str(path) not in refused]
-    if not names:
-        raise CommandError(f"no MIDI file in {folder} can be read: {unread[0][1]}", "command.input")
-    songs = [Song(n, folder.name, n, fingerprint(s), "", None, s) for n, s in zip(names, scores)]
-    return songs, unread
+        parts.get(members.get(fingerprint(song.score)), []).append(song)
+    train, held = (ScoreStore(parts[name]) if parts[name] else None for name in ("train", "validation"))
+    if split in parts:
+        store = ScoreStore(parts[split], store.skipped)
+        return EvalData(store, fixed_windows(store), f"{split} songs of the model")
+    more = [None if part is None else (lambda part=part: part) for part in (train, held)]
+    return EvalData(store, fixed_windows(store), "all songs", *more)
 
 
 def read_files(files) -> tuple[list, list[list[str]]]:

@@ -16,7 +16,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from .files import CommandError, Outputs, find_midi, write_json
+from .files import CommandError, Outputs, write_json
 from .options import at_least, number
 
 
@@ -41,8 +41,9 @@ FINETUNE_EXAMPLES = """examples:
   mortm finetune my_songs/ -o my-model --model someone/their-model --passes 4
   mortm generate song.mid -o new.mid --model my-model        what comes of it
 
-Some songs are held out and never trained on (a data set with three splits has its own); chord annotations beside the
-files and a metadata.csv are heeded. Interrupted, it goes on when it is run again."""
+Some songs are held out and never trained on: those that a data set or the metadata.csv of a folder (column split)
+names, else some are drawn. Chord annotations beside the files are heeded, genres and keys of a metadata.csv too.
+Interrupted, it goes on when it is run again."""
 
 
 def add_command(commands) -> None:
@@ -126,17 +127,6 @@ def run_train(args: argparse.Namespace) -> None:
         raise CommandError(str(error), "command.input") from None
 
 
-def _songs(inputs: list[Path]) -> list[Path]:
-    """One folder as it is (a data set, or MIDI files with what stands beside them), else the files."""
-    from ..data.sources import is_saved_dataset
-
-    missing = next((path for path in inputs if not path.exists()), None)
-    if missing is not None:
-        raise CommandError(f"{missing} is not there", "command.input")
-    files = [] if is_saved_dataset(inputs[0]) else find_midi(inputs)  # says where there are none
-    return inputs if len(inputs) == 1 and inputs[0].is_dir() else files
-
-
 def run_finetune(args: argparse.Namespace) -> None:
     """Fine-tunes; prints bits a note before and after, and skipped files.
 
@@ -152,7 +142,7 @@ def run_finetune(args: argparse.Namespace) -> None:
     with Outputs() as out:
         staged = out.stage(args.json) if args.json else None
         report = finetune(
-            _songs(args.input),
+            args.input,
             args.output,
             model=args.model or MORTM_SMALL,
             lora=args.lora,

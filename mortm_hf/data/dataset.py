@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .errors import DataError
 from .schema import FORMAT_VERSION, LABELS, SongRows
-from .sources import SPLITS, is_saved_dataset
+from .sources import SPLITS, is_hub_name, is_saved_dataset
 
 
 def open_dataset(source, revision: str | None = None):
@@ -39,7 +39,7 @@ def open_dataset(source, revision: str | None = None):
                 raise DataError(f"{path} is no data set: prepare one with `mortm data build SOURCE -o {path}`")
             _check_version(path)
             found = load_from_disk(str(path))
-        elif isinstance(source, str) and source.count("/") == 1 and not os.path.isabs(source):
+        elif is_hub_name(source):
             found = _from_hub(source, revision)
         else:
             raise DataError(f"{source} is not there: give a prepared folder or a data set of the Hub (owner/name)")

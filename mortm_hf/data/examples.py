@@ -42,7 +42,8 @@ class ExampleRecipe:
     too, with the same meaning).
 
     Attributes:
-        tasks: share of the documents by task. corpora: `{name: {"weight": share of the tokens}}`; empty: all alike.
+        tasks: share of the documents by task. corpora: `{name: {"weight": share of the tokens}}`; empty: every song in
+            proportion to its bars.
         row_length, rows: tokens of a row, rows of a pack. past_bars, generated_bars: drawn between these.
         velocity, header_dropout, track_subset: chances of velocities, of leaving out a header field, and of taking
             only some tracks. transpose: semitones. past_loss: the past of plain continuations counts in the loss.
@@ -199,7 +200,7 @@ class ExampleSource:
         self.store, self.vocabulary, self.recipe = store, vocabulary, recipe
         self.songs, self.counts = _Scores(store), _SongCounts(store)
         self.genres = [(GENRES.index(name),) if name else () for name in store.labels("genre")]
-        corpora = store.corpora()
+        corpora = store.corpora() if recipe.corpora else {"": np.arange(len(store))}  # all as one: each by its bars
         self.names = list(corpora)
         self.members = [corpora[name] for name in self.names]
         n_bars = store.n_bars().astype(np.float64)

@@ -244,6 +244,11 @@ class FixedPacks(TorchDataset):
     def __len__(self) -> int:
         return self.packs * self.epochs
 
+    def largest_id(self) -> int:
+        """The largest token id there is."""
+        chunks = self.data.data.table["input_ids"].chunks
+        return max((int(np.asarray(chunk.flatten()).max()) for chunk in chunks if len(chunk)), default=0)
+
     def documents(self, index: int) -> list[list[Document]]:
         """The documents of item `index`, row by row."""
         if not 0 <= index < len(self):

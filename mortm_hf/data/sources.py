@@ -502,7 +502,7 @@ def open_sources(
         DataError: it does not exist, or there is no MIDI in it.
     """
     every = source if isinstance(source, (list, tuple)) else [source]
-    if revision and not any(map(_is_hub_name, every)):
+    if revision and not any(map(is_hub_name, every)):
         raise DataError(f"{source} is no data set of the Hub (owner/name): only those have revisions", "data.option")
     found = []
     for one in every:
@@ -520,7 +520,8 @@ def open_sources(
     return sources
 
 
-def _is_hub_name(source) -> bool:
+def is_hub_name(source) -> bool:
+    """Whether this is `owner/name` of the Hub, and nothing that is here."""
     named = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/"))
     return named and not Path(source).exists()
 
@@ -561,7 +562,7 @@ def _open_one(source, selection, split_from_folders: bool, column: str | None, h
             kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix, "json")
             return [DatasetSource(_load_dataset(kind, data_files=str(path)), path.stem, column)]
         raise DataError(f"{path} is neither MIDI nor an archive nor a table: expected .mid, .zip, .tar.xz or .parquet")
-    if _is_hub_name(source):
+    if is_hub_name(source):
         return [DatasetSource(_load_dataset(source, **hub), source.rpartition("/")[2], column)]
     raise DataError(f"{source} is not there: give a folder of MIDI, an archive or a data set of the Hub (owner/name)")
 

@@ -27,7 +27,7 @@ from .errors import DataError
 from .manifest import Selection, read_manifest
 from .reading import read_song
 from .schema import FORMAT_VERSION, Song, SongRows, table_of
-from .sources import PackSource, is_pack, is_saved_dataset
+from .sources import PackSource, is_hub_name, is_pack, is_saved_dataset
 
 
 __all__ = ["ScoreStore", "Song", "build_store", "load_songs", "read_song"]
@@ -151,7 +151,7 @@ def build_store(
     path = Path(root)
     if is_pack(path) or (path.is_dir() and selection.corpora and not is_saved_dataset(path)):
         return _from_pack(path, selection, split, cache, num_proc)
-    if is_saved_dataset(path) or (not path.exists() and str(root).count("/") == 1):
+    if is_saved_dataset(path) or is_hub_name(str(root)):
         return load_songs(str(root), split, selection)
     if not path.exists():
         read_manifest(root)  # says what is expected there

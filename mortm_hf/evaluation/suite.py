@@ -139,7 +139,10 @@ class Evaluation:
     def _cached(self, name: str, work: Callable[[], dict]) -> dict:
         if self.cache is None:
             return work()
-        songs = [(s.path, s.score.n_notes) for s in self.data.songs.songs]
+        songs = [
+            (s.path, s.score.n_notes, s.genre, s.score.key, s.score.chords is not None) for s in self.data.songs.songs
+        ]
+        songs.append([self.data.name, self.data.train is not None])
         key = json.dumps([FORMAT, name, self.identity, asdict(self.settings), songs, [str(w) for w in self.windows]])
         path = self.cache / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if path.is_file():

@@ -4,28 +4,31 @@ Design decisions
 - `model` goes to the configuration class as it is, `data` to `DataRecipe`, `training` to `PretrainArguments` (a
   `TrainingArguments`), so that a recipe states everything a run depends on and nothing hides in code.
 - What no run could use is refused here, before any data is read: unknown names (a configuration of transformers would
-  keep them without a word), values of the wrong kind, weights that give no chances.
+  keep them without a word), values of the wrong kind or size, weights that give no chances, a model that cannot be.
 - Options are the recipe's words: `--rows 4`; `--model.hidden_size 128`; `--tasks '{continue: 1}'`, a value of YAML.
+  Sections that only one task has (`OWN_SECTIONS`) are not: only the file holds them.
 - Length of a run and start of the decay are separate from the data: a run may be told, when it is resumed, to end
   earlier or later; the stream of packs does not change with it.
 
-Knows: dataclasses, YAML, transformers' argument parser, the fields of the configurations. Must not know: how anything
-is built from it.
+Knows: dataclasses, YAML, transformers' argument parser, the configurations, the names of the examples' tasks.
+Must not know: how anything is built from it.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser, PreTrainedConfig, TrainingArguments
 
+from ..data.examples import TASKS as EXAMPLE_TASKS
 from ..data.manifest import CorpusFilter, Selection
 from ..models.configuration_bertm import BertmConfig
 from ..models.configuration_mortm import MortmConfig
@@ -43,10 +46,14 @@ CONFIGURATIONS = {  # the class that a task's `model` section goes to
     "live": MortmLiveConfig,
 }
 TASKS = tuple(CONFIGURATIONS)
+OWN_SECTIONS = {"mlm": ("pieces", "masking", "replacing"), "audio": ("sound",), "live": ("roll",)}
 # names that transformers' configurations take beside their fields
 _OTHER_NAMES = {"num_labels", "output_attentions", "rope_theta", "rope_scaling", "partial_rotary_factor"}
 _PAIRS = {"past_bars": 0, "generated_bars": 1, "transpose": -127}  # two whole numbers, from here on
 _STRUCTURED = (*_PAIRS, "tasks", "corpora")  # fields of `data` that are no single words
+_SIZES = ("rows", "row_length", "long_row_length", "max_length", "packs_per_epoch", "gradient_accumulation_steps")
+_CHANCES = ("velocity", "header_dropout", "track_subset")
+_BOUNDS = {**dict.fromkeys(_SIZES, (1, math.inf)), **dict.fromkeys(_CHANCES, (0, 1))}
 _CORPUS_KEYS = ("weight", "variants", "licence")
 RECIPES = Path(__file__).resolve().parent / "recipes"  # those of the package, with their lists of windows
 
@@ -197,14 +204,14 @@ def _content(path: Path) -> dict:
     return content
 
 
-def task_of(path: str | Path) -> str:
-    """What a recipe trains: one of `TASKS`, "pretrain" where it does not say.
+def task_of(path: str | Path, default: str = "pretrain") -> str:
+    """What a recipe trains: one of `TASKS`, `default` where it does not say.
 
     Raises:
         TrainingError: no such recipe, no YAML, or an unknown task.
     """
     path = find_recipe(path)
-    task = _content(path).get("task", "pretrain")
+    task = _content(path).get("task", default)
     if task == "rlmf":
         raise TrainingError(f"{path} is a recipe of reinforcement learning: `mortm rlmf {path.stem}` runs it")
     if task not in TASKS:
@@ -239,6 +246,31 @@ def read_recipe(
         TrainingError: no such recipe; unknown section, field or word (named); a value that cannot be; no YAML.
     """
     path = find_recipe(path)
+    # a file that does not say what it trains is one for its reader
+    task = task_of(path, next((name for name, own in OWN_SECTIONS.items() if {*own} & {*others}), "pretrain"))
+    section, data, training, words = read_sections(path, overrides, others)
+    plain = _plain_fields()
+    check_names(f"{path}: data", data, {*plain[0], *_STRUCTURED})
+    check_names(f"{path}: training", training, plain[1])
+    structured = {name: data.pop(name) for name in _STRUCTURED if name in data}
+    _check_structured(path, structured)
+    found, arguments = parse_fields(path, (_PlainData, PretrainArguments), {**data, **training}, words)
+    check_model(path, task, section, arguments.init)
+    structured |= {name: tuple(structured[name]) for name in _PAIRS if name in structured}
+    recipe = DataRecipe(**{name: getattr(found, name) for name in plain[0]}, **structured)
+    if arguments.eval_windows and (path.parent / arguments.eval_windows).is_file():
+        arguments.eval_windows = str(path.parent / arguments.eval_windows)
+    return section, recipe, arguments
+
+
+def read_sections(
+    path: Path, overrides: Iterable[str] = (), others: Sequence[str] = ()
+) -> tuple[dict, dict, dict, list[str]]:
+    """(model, data, training, words for `parse_fields`) of a recipe file; the other words stand in the sections.
+
+    Raises:
+        TrainingError: no YAML, unknown sections, words without a value.
+    """
     content = _content(path)
     known = ("task", "model", "data", "training", *others)
     unknown = set(content) - set(known)
@@ -250,34 +282,46 @@ def read_recipe(
     for name, value in given.items():
         into, _, field_name = name.rpartition(".")
         (section if into else data)[field_name] = value
-    plain = _plain_fields()
-    _check_names(f"{path}: model", section, _model_fields(_task_by(others)))
-    _check_names(f"{path}: data", data, {*plain[0], *_STRUCTURED})
-    _check_names(f"{path}: training", training, plain[1])
-    structured = {name: data.pop(name) for name in _STRUCTURED if name in data}
-    _check_structured(path, structured)
+    return section, data, training, words
+
+
+def parse_fields(path: Path, kinds: Sequence[type], values: dict, words: Iterable[str]) -> list:
+    """One object of each of `kinds`: values of a recipe, and words of a command line over them.
+
+    Raises:
+        TrainingError: words that are no field; values of the wrong kind or size, or that do not go together.
+    """
     flat: list[str] = []
-    for name, value in (*data.items(), *training.items()):
+    for name, value in values.items():
         value = json.dumps(value) if isinstance(value, dict) else value
         flat += [f"--{name}", *([str(v) for v in value] if isinstance(value, list) else [str(value)])]
-    parser = RecipeParser((_PlainData, PretrainArguments))
     try:
-        found, arguments, rest = parser.parse_args_into_dataclasses(flat + words, return_remaining_strings=True)
+        *found, rest = RecipeParser(kinds).parse_args_into_dataclasses([*flat, *words], return_remaining_strings=True)
     except ValueError as error:  # ours, and what TrainingArguments says of values that do not go together
         raise TrainingError(f"{path}: {' '.join(str(error).split())}") from None
     if rest:
         raise TrainingError(f"{path}: unknown arguments: {' '.join(rest)}")
-    structured |= {name: tuple(structured[name]) for name in _PAIRS if name in structured}
-    recipe = DataRecipe(**{name: getattr(found, name) for name in plain[0]}, **structured)
-    if arguments.eval_windows and (path.parent / arguments.eval_windows).is_file():
-        arguments.eval_windows = str(path.parent / arguments.eval_windows)
-    return section, recipe, arguments
+    for name, (least, most) in _BOUNDS.items():
+        for value in (getattr(one, name) for one in found if hasattr(one, name)):
+            if not least <= value <= most:
+                until = "on" if most == math.inf else f"to {most}"
+                raise TrainingError(f"{path}: {name} is a number from {least} {until}, not {value}")
+    return found
 
 
-def _task_by(others: tuple[str, ...]) -> str:
-    """The task that has these sections of its own."""
-    own = {"pieces": "mlm", "sound": "audio", "roll": "live"}
-    return next((own[name] for name in others if name in own), "pretrain")
+def check_model(path: Path, task: str, section: dict, init: str) -> None:
+    """Refuse a model section that makes no configuration; over that of `init` only its names can be judged.
+
+    Raises:
+        TrainingError: unknown fields, or what the configuration says of its values.
+    """
+    check_names(f"{path}: model", section, _model_fields(task))
+    if init:
+        return
+    try:
+        CONFIGURATIONS[task](**copy.deepcopy(section))  # it completes rope_parameters in place
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # not all of transformers' checks are ours
+        raise TrainingError(f"{path}: model: {' '.join(str(error).split())[:200]}") from None
 
 
 def _model_fields(task: str) -> set[str]:
@@ -286,15 +330,20 @@ def _model_fields(task: str) -> set[str]:
     return ({f.name for f in fields(kind)} | set(kind.attribute_map) | _OTHER_NAMES) - {"vocab_size"}
 
 
-def _check_names(where: str, given: Iterable, known: Iterable[str]) -> None:
-    """Refuses unknown names, each with the known one that is spelt most like it."""
+def check_names(where: str, given: Iterable, known: Iterable[str], what: str = "fields") -> None:
+    """Refuse unknown names, each with the known one that is spelt most like it; a few known ones are all listed.
+
+    Raises:
+        TrainingError: there are such names.
+    """
     wrong = []
     for name in map(str, given):
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             wrong.append(f"{name} (is {close[0]} meant?)" if close else name)
     if wrong:
-        raise TrainingError(f"{where}: unknown fields: {', '.join(sorted(wrong))}")
+        listed = f"; there are {', '.join(known)}" if len(known) < 10 else ""
+        raise TrainingError(f"{where}: unknown {what}: {', '.join(sorted(wrong))}{listed}")
 
 
 def _structured_words(words: Iterable[str]) -> tuple[list[str], dict]:
@@ -335,9 +384,10 @@ def _check_structured(path: Path, structured: dict) -> None:
     for name, rule in structured["corpora"].items():
         if not isinstance(rule, dict):
             raise TrainingError(f"{path}: corpora.{name} is told as {{weight: 1}}, not {rule!r}")
-        _check_names(f"{path}: corpora.{name}", rule, _CORPUS_KEYS)
+        check_names(f"{path}: corpora.{name}", rule, _CORPUS_KEYS)
         if not isinstance(rule.get("variants", []), list) or not isinstance(rule.get("licence", ""), str):
             raise TrainingError(f"{path}: corpora.{name}: variants is a list, as [aligned], and licence a text")
+    check_names(f"{path}: data", structured["tasks"], EXAMPLE_TASKS, "tasks")
     _check_weights(f"{path}: tasks", structured["tasks"])
     weights = {name: rule["weight"] for name, rule in structured["corpora"].items() if "weight" in rule}
     _check_weights(f"{path}: corpora", weights)
@@ -373,7 +423,7 @@ class _PlainData:
 
 
 def describe_fields(task: str = "pretrain") -> str:
-    """All fields that the command line can override, with their defaults, ours first."""
+    """All fields that the command line can override, with their defaults, ours first; what it cannot is named last."""
     data, training = DataRecipe, PretrainArguments
     if task == "classify":  # it has sections of its own
         from .classify import ClassifyArguments as training
@@ -384,7 +434,7 @@ def describe_fields(task: str = "pretrain") -> str:
     for title, prefix, entries in (
         ("data", "", fields(data)),
         ("training", "", [f for f in known if f.name in own]),
-        ("model", "model.", [] if task == "classify" else _own_fields(CONFIGURATIONS[task])),
+        ("model", "model.", _own_fields(CONFIGURATIONS[task])),
         ("training (transformers' TrainingArguments)", "", [f for f in known if f.name not in own]),
     ):
         lines += [f"{title}:"] * bool(entries)
@@ -392,6 +442,8 @@ def describe_fields(task: str = "pretrain") -> str:
             words = " ".join(entry.metadata.get("help", "").replace("%%", "%").split())
             text = f"  --{prefix}{entry.name} ({_default(entry)})" + (f"  {words}" if words else "")
             lines.append(text if len(text) <= 160 else text[:157] + "...")
+    if task in OWN_SECTIONS:
+        lines.append(f"no options, sections of the recipe file only: {', '.join(OWN_SECTIONS[task])}")
     return "\n".join(lines)
 
 

@@ -37,7 +37,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-import yaml
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
@@ -50,7 +49,15 @@ from ..models.midi_codec import parse_segment
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.tokenization_mortm import MortmTokenizer
 from ..models.window_bertm import batches_by_length, pad_rows
-from .arguments import PretrainArguments, RecipeParser, find_recipe
+from .arguments import (
+    PretrainArguments,
+    check_model,
+    check_names,
+    find_recipe,
+    parse_fields,
+    read_sections,
+    task_of,
+)
 from .errors import TrainingError
 from .hints import HintLayer, HintTable, note_intervals
 from .pretrain import newest_checkpoint
@@ -112,41 +119,26 @@ class ClassifyArguments(PretrainArguments):
 def read_classify_recipe(
     path: str | Path, overrides: Sequence[str] = ()
 ) -> tuple[dict, LabelRecipe, ClassifyArguments]:
-    """(model section, label recipe, training arguments) of a recipe file; the command line overrides plain fields.
+    """(model section, label recipe, training arguments) of a recipe file; the command line overrides any field.
 
     Raises:
-        TrainingError: no such recipe, unknown section, field or word (named).
+        TrainingError: no such recipe; unknown section, field or word (named); a value that cannot be; no YAML.
     """
     path = find_recipe(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise TrainingError(f"cannot read the recipe {path}: {' '.join(str(error).split())}") from None
-    known = ("task", "model", "data", "training")
-    if not isinstance(content, dict) or set(content) - set(known):
-        raise TrainingError(f"{path}: a recipe of this kind has the sections {', '.join(known)} and no others")
-    if content.get("task", "classify") != "classify":
-        raise TrainingError(f"{path} is a recipe for {content['task']}, not for classify")
-    words: list[str] = []
-    for name, kind in (("data", LabelRecipe), ("training", ClassifyArguments)):
-        section = content.get(name) or {}
-        wrong = set(section) - {f.name for f in dataclasses.fields(kind)}
-        if wrong:
-            raise TrainingError(f"{path}: unknown fields in {name}: {', '.join(sorted(wrong))}")
-        for key, value in section.items():
-            if value != []:
-                words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-    parser = RecipeParser((LabelRecipe, ClassifyArguments))
-    recipe, arguments, rest = parser.parse_args_into_dataclasses(
-        words + list(overrides), return_remaining_strings=True
-    )
-    if rest:
-        raise TrainingError(f"{path}: unknown arguments: {' '.join(rest)}")
+    task = task_of(path, "classify")
+    if task != "classify":
+        raise TrainingError(f"{path} is a recipe for {task}, not for classify")
+    section, data, training, words = read_sections(path, overrides)
+    check_names(f"{path}: data", data, LabelRecipe.__dataclass_fields__)
+    check_names(f"{path}: training", training, ClassifyArguments.__dataclass_fields__)
+    values = {name: value for name, value in (*data.items(), *training.items()) if value != []}
+    recipe, arguments = parse_fields(path, (LabelRecipe, ClassifyArguments), values, words)
+    check_model(path, task, section, arguments.init)
     if recipe.bars and recipe.form != "condensed":
         raise TrainingError(f"{path}: bars are chosen in the condensed form only (form is {recipe.form})")
     if arguments.class_balance not in BALANCES:
         raise TrainingError(f"class_balance is one of {', '.join(BALANCES)}, got {arguments.class_balance!r}")
-    return dict(content.get("model") or {}), recipe, arguments
+    return section, recipe, arguments
 
 
 def without(data: LabelledData, leave_out: Sequence[str]) -> LabelledData:

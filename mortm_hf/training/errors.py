@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 
 
 class TrainingError(ValueError):
@@ -25,7 +26,7 @@ def refused_as(what: str) -> Iterator[None]:
     """What a library refuses is refused as `what: its reason`, in one line."""
     try:
         yield
-    except TrainingError:
-        raise
     except (ValueError, OSError, ImportError) as error:
-        raise TrainingError(f"{what}: {' '.join(str(error).split())[:200]}") from None
+        if isinstance(getattr(error, "code", None), str):  # ours, with a remedy
+            raise
+        raise TrainingError(f"{what}: {shorten(str(error), 300, placeholder=' ...')}") from None

@@ -1,8 +1,8 @@
 """Fine-tuning a checkpoint on a folder of MIDI files: `mortm finetune FOLDER -o OUT`.
 
 Design decisions
-- Of the songs held out half choose the checkpoint, half only report. `finetune.json` names all of them by their
-  notes, so that `mortm eval` keeps them apart later, whatever the files are called then.
+- Of the songs held out half choose the checkpoint, half only report. The folder says which songs it was made with
+  (`songs.json`), so that `mortm eval` leaves them out later, whatever the files are called then.
 - What is measured is what is shipped: bits a note before (the checkpoint it started from) and after (the folder that
   was written, adapters merged), on the same windows, with a paired interval.
 - The work goes on in `OUT.run`, which a second start resumes; `OUT` appears whole, at the end.
@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from ..data.reading import fingerprint
+from ..data.membership import members_of, read_members, write_members
 from ..data.store import ScoreStore, Song
 from ..evaluation.bits import in_words, model_bits, summarise
 from ..evaluation.windows import Encoded, encode_windows, fixed_windows
@@ -38,8 +38,9 @@ from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .arguments import RECIPES, read_recipe
 from .errors import TrainingError
-from .own_songs import CORPUS, LEAST_SONGS, part_songs, read_songs
+from .own_songs import CORPUS, LEAST_SONGS, read_songs, split_songs
 from .pretrain import pretrain, without_bars
+from .runs import holds_run
 
 
 RATES = {"full": 3e-4, "lora": 2e-3}
@@ -54,7 +55,6 @@ class FinetuneReport:
     model: str
     method: str
     songs: dict[str, list[str]]
-    fingerprints: dict[str, list[str]]
     skipped: list[dict[str, str]]
     steps: int
     tokens: int
@@ -141,13 +141,13 @@ def finetune(
     """Train `model` further on MIDI files and write a folder for `from_pretrained`.
 
     Args:
-        files: MIDI files, one folder of them, or one prepared data set (see `read_songs`).
+        files: MIDI files and folders of them, or one prepared data set (see `read_songs`).
         output: folder to write; `<output>.run` is worked in and resumed.
         model: folder or repository of a MORTM checkpoint.
         lora: rank of adapters, merged at the end; 0 trains all weights.
         passes: times the songs are gone through (a full one less where validation stops improving).
         learning_rate: peak; by default 3e-4, with adapters 2e-3.
-        held_out: part of the songs that is not trained on (a data set with three splits has its own).
+        held_out: part of the songs that is not trained on, where their labels do not say it.
         overrides: words for fields of `recipes/finetune.yaml`, e.g. `["--bf16", "True"]`.
 
     Raises:
@@ -163,11 +163,11 @@ def finetune(
     songs, skipped = read_songs(files)
     if len(songs) < LEAST_SONGS and skipped:
         raise TrainingError(
-            f"{len(songs)} of {len(files)} files can be used, fine-tuning needs {LEAST_SONGS} at least; "
-            f"{skipped[0]['file']}: {skipped[0]['reason']}",
+            f"{len(songs)} of {len(songs) + len(skipped)} files can be used, fine-tuning needs {LEAST_SONGS} at least"
+            f"; {skipped[0]['file']}: {skipped[0]['reason']}",
             "training.data",
         )
-    parts = part_songs(songs, held_out, seed)
+    parts = split_songs(songs, held_out, seed)
     work = output.with_name(output.name + ".run")
     _check_songs(work, parts)
     bars = _window_bars(parts["test"] + parts["validation"])
@@ -194,7 +194,6 @@ def finetune(
         model=model,
         method=f"LoRA of rank {lora}, merged" if lora else "all weights",
         songs={name: [song.path for song in rows] for name, rows in parts.items()},
-        fingerprints={name: sorted({fingerprint(song.score) for song in rows}) for name, rows in parts.items()},
         skipped=skipped,
         steps=steps,
         tokens=steps * recipe.rows * recipe.row_length * arguments.gradient_accumulation_steps * arguments.world_size,
@@ -217,19 +216,16 @@ def finetune(
 
 
 def _check_songs(work: Path, parts: dict[str, list[Song]]) -> None:
-    """Note the split of a run, or compare it with the one that the run began with."""
-    stated = {name: [song.song_id for song in rows] for name, rows in parts.items()}
-    path = work / "songs.json"
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != stated:
-            raise TrainingError(
-                f"{work} holds an unfinished run on other songs: remove it, or give another --output",
-                "training.output",
-            )
-        return
+    """State the songs of a run, or compare them with those that the run began with."""
+    members = members_of(parts)
+    if holds_run(work) and read_members(work) != members:
+        raise TrainingError(
+            f"{work} holds an unfinished run on other songs: remove it, or give another --output",
+            "training.output",
+        )
     try:
         work.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(stated), encoding="utf-8")
+        write_members(work, members)
     except OSError as error:
         raise TrainingError(f"cannot write {work}: {error.strerror or error}", "training.output") from None
 

@@ -1,10 +1,12 @@
-"""One's own songs for fine-tuning: read once each, and parted into those to train on and those held out.
+"""One's own songs for fine-tuning: read once each, and split into those to train on and those held out.
 
 Design decisions
-- Songs, not windows, are held out, and copies of a song (in another key, with other velocities) go where it goes, so
-  that the figures are of music that nothing was fitted to. The very same notes under two names count once.
-- Files bring what stands beside them (chord annotations, a `metadata.csv` with genres and keys); chords that nobody
-  wrote down are estimated, as in every data set. A prepared data set brings all of that, and its own splits.
+- Songs, not windows, are held out, and copies of a song (in another key, with other velocities, or of one cluster by
+  its label) go where it goes, so that the figures are of music that nothing was fitted to. The very same notes under
+  two names count once.
+- A folder brings what stands beside its files (chord annotations, a `metadata.csv` with genres, keys and splits);
+  chords that nobody wrote down are estimated, as in every data set. A prepared data set brings all of that.
+- A song that is labelled as held out is never trained on; what the labels leave open is drawn.
 
 Knows: sources of songs. Must not know: tokens, models, runs.
 """
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.build import BuildOptions, read_entries
+from ..data.reading import fingerprint
 from ..data.sources import MIDI_SUFFIXES, FilesSource, FolderSource, is_saved_dataset
 from ..data.store import Song, load_songs
 from ..models.midi_codec import MetricScore
@@ -33,88 +36,125 @@ SPLITS = ("train", "validation", "test")
 _CHUNK = 32  # files between two steps of the progress bar
 
 
-def read_songs(files: Sequence[str | os.PathLike]) -> tuple[list[Song], list[dict[str, str]]]:
+def read_songs(
+    inputs: Sequence[str | os.PathLike], chords: str = "estimate"
+) -> tuple[list[Song], list[dict[str, str]]]:
     """Every song that can be used, once, and `{"file", "reason"}` of the others.
 
     Args:
-        files: MIDI files, or one folder: of MIDI files with what stands beside them, or a prepared data set.
+        inputs: MIDI files and folders of them, or one prepared data set.
+        chords: "estimate" where nobody wrote them down, or "annotated": only those that somebody did.
+
+    Raises:
+        TrainingError: a data set among other inputs, a folder without music, something that is not there.
     """
-    folder = Path(files[0]) if len(files) == 1 and Path(files[0]).is_dir() else None
-    if folder is not None and is_saved_dataset(folder):
-        store = load_songs(str(folder))
+    paths = [Path(one) for one in inputs]
+    prepared = next((path for path in paths if is_saved_dataset(path)), None)
+    if prepared is not None:
+        if len(paths) > 1:
+            raise TrainingError(f"{prepared} is a prepared data set: it can only be read alone", "training.data")
+        store = load_songs(str(prepared), estimated_chords=chords == "estimate")
         return _once(list(store.songs), [{"file": name, "reason": reason} for name, reason in store.skipped])
-    if folder is not None:
-        source = FolderSource(folder, split_from_folders=False)
-        return _once(*_read(source, {row.path: str(folder / row.path) for row in source.rows}, []))
-    there = [Path(file) for file in files if Path(file).is_file() and str(file).lower().endswith(MIDI_SUFFIXES)]
-    skipped = [
-        {"file": os.fspath(file), "reason": "no MIDI file" if Path(file).exists() else "not there"}
-        for file in files
-        if Path(file) not in there
-    ]
-    if not there:
-        return [], skipped
-    source = FilesSource(there, split_from_folders=False)
-    given = {file.resolve().relative_to(source.path).as_posix(): str(file) for file in there}
-    return _once(*_read(source, given, skipped))
+    songs, skipped, files = [], [], []
+    for path in paths:
+        if not path.exists():
+            raise TrainingError(f"{path} is not there", "training.data")
+        if path.is_dir():
+            source = FolderSource(path, split_from_folders=False)
+            if not len(source):
+                raise TrainingError(f"no MIDI file in the folder {path}", "training.data")
+            _read(source, {row.path: str(path / row.path) for row in source.rows}, chords, songs, skipped)
+        elif path.name.lower().endswith(MIDI_SUFFIXES):
+            files.append(path)
+        else:
+            skipped.append({"file": str(path), "reason": "no MIDI file"})
+    if files:
+        source = FilesSource(files, split_from_folders=False)
+        given = {file.resolve().relative_to(source.path).as_posix(): str(file) for file in files}
+        _read(source, given, chords, songs, skipped)
+    return _once(songs, skipped)
 
 
-def _read(source, given: dict[str, str], skipped: list) -> tuple[list[Song], list[dict[str, str]]]:
-    """The songs of a source under the names that were given for its files."""
+def _read(source, given: dict[str, str], chords: str, songs: list[Song], skipped: list[dict[str, str]]) -> None:
+    """Adds the songs of a source under the names that were `given` for its files, with the splits of their labels."""
     from tqdm import tqdm
 
-    songs = []
+    labelled = {row.path: row.split for row in source.rows}
     with tqdm(total=len(source), desc="reading", unit="file", disable=None, leave=False) as bar:
         for chunk in source.chunks(_CHUNK):
-            found, problems = read_entries(chunk.load(), BuildOptions(chords="estimate"))
-            songs += [replace(song, path=given[song.path], split="") for song in found]
+            found, problems = read_entries(chunk.load(), BuildOptions(chords=chords))
+            songs += [replace(song, path=given[song.path], split=labelled[song.path]) for song in found]
             for problem in problems:
                 name, note = problem["file"].removesuffix(" (chords)"), problem["message"]
                 note = f"its chord annotation is left out: {note}" if name != problem["file"] else note
                 skipped.append({"file": given[name], "reason": note})
             bar.update(chunk.size)
-    return songs, skipped
 
 
 def _once(songs: list[Song], skipped: list[dict[str, str]]) -> tuple[list[Song], list[dict[str, str]]]:
     kept, seen = [], {}
     for song in songs:
-        mark = _mark(song.score)
-        if mark in seen:
-            skipped.append({"file": song.path, "reason": f"the same notes as {seen[mark]}"})
+        digest = _digest(song.score)
+        if digest in seen:
+            skipped.append({"file": song.path, "reason": f"the same notes as {seen[digest]}"})
             continue
-        seen[mark] = song.path
-        kept.append(replace(song, corpus=CORPUS, song_id=mark[:16]))
+        seen[digest] = song.path
+        kept.append(replace(song, corpus=CORPUS, song_id=digest[:16]))
     return kept, skipped
 
 
-def _mark(score: MetricScore) -> str:
+def _digest(score: MetricScore) -> str:
     """Identifies the notes of a score, instruments and lengths included."""
     columns = (score.programs[score.track], score.onset, score.pitch, score.duration)
     return hashlib.sha256(np.stack([np.asarray(c, np.int64) for c in columns]).tobytes()).hexdigest()
 
 
-def part_songs(songs: Sequence[Song], held_out: float, seed: int) -> dict[str, list[Song]]:
-    """`{"train", "validation", "test"}`: the songs' own splits where they name all three, else drawn by cluster; half
-    of what is held out (one at least) is for the test.
+def split_songs(songs: Sequence[Song], held_out: float, seed: int) -> dict[str, list[Song]]:
+    """`{"train", "validation", "test"}`: by the songs' labels where they have any, else drawn, half of what is held
+    out (one song at least) for the test. Copies go together: with the one that is held out the farthest.
 
     Raises:
-        TrainingError: fewer than three songs.
+        TrainingError: fewer than three songs, or all of them are labelled as held out.
     """
     ordered = sorted(songs, key=lambda song: song.song_id)  # by what is in them, not by the names of the files
-    clusters = sorted({song.cluster for song in songs})
-    if len(clusters) < LEAST_SONGS:
-        copies = f", counting copies in other keys once: {len(clusters)}" if len(clusters) < len(songs) else ""
+    groups = _groups(ordered)
+    names = sorted(set(groups))
+    if len(names) < LEAST_SONGS:
+        copies = f", {len(names)} without copies in other keys" if len(names) < len(songs) else ""
         raise TrainingError(
-            f"{len(songs)} songs that can be used{copies}; fine-tuning needs {LEAST_SONGS} at least, 50 are a good "
+            f"{len(songs)} songs that can be used{copies}: fine-tuning needs {LEAST_SONGS} at least, 50 are a good "
             "start",
             "training.data",
         )
-    if {song.split for song in songs} >= set(SPLITS):
-        return {name: [song for song in ordered if song.split == name] for name in SPLITS}
-    order = np.random.default_rng(seed).permutation(len(clusters))
-    held = min(max(1, round(held_out * len(clusters))), len(clusters) - 2)
-    test = math.ceil(held / 2)
-    parts = np.split(order, [test, held])
-    place = {clusters[i]: name for name, rows in zip(("test", "validation", "train"), parts) for i in rows}
-    return {name: [song for song in ordered if place[song.cluster] == name] for name in SPLITS}
+    place: dict[str, str] = {}
+    for song, group in zip(ordered, groups):
+        if song.split in SPLITS[1:] and place.get(group) != "test":
+            place[group] = song.split
+    free = [name for name in names if name not in place]
+    if not free:
+        raise TrainingError("every song is labelled as held out: none is left to train on", "training.data")
+    held = min(max(1, round(held_out * len(names))), len(names) - 2)
+    wanted = {"test": math.ceil(held / 2), "validation": held // 2}
+    order = [free[i] for i in np.random.default_rng(seed).permutation(len(free))]
+    for name, count in wanted.items():
+        if name not in place.values():
+            count = min(count, len(order) - 1)
+            place |= dict.fromkeys(order[:count], name)
+            order = order[count:]
+    return {name: [s for s, g in zip(ordered, groups) if place.get(g, "train") == name] for name in SPLITS}
+
+
+def _groups(songs: Sequence[Song]) -> list[str]:
+    """`[n]` name of the group of each song: songs of one cluster or of the same notes in any key, and what hangs
+    together by both."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    pairs = [(f"cluster {song.cluster}", f"notes {fingerprint(song.score)}") for song in songs]
+    for a, b in pairs:
+        parent[max(root(a), root(b))] = min(root(a), root(b))
+    return [root(a) for a, _ in pairs]

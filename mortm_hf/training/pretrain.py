@@ -34,24 +34,32 @@ import transformers
 
 from ..data.examples import ExampleSource
 from ..data.fixed import FixedPacks
+from ..data.membership import FILE as MEMBERS
+from ..data.membership import members_of, write_members
 from ..data.packing import LEAST, DocumentSource, PackDataset, single_pack
+from ..data.sources import is_saved_dataset
 from ..data.store import ScoreStore, build_store
 from ..models.configuration_mortm import MortmConfig
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .adapters import add_lora, is_adapted, load_adapter, merged
-from .arguments import RECIPES, DataRecipe, PretrainArguments, read_recipe
+from .arguments import RECIPES, DataRecipe, PretrainArguments, read_recipe, task_of
 from .errors import TrainingError, refused_as
 from .routing import ExpertAlarm
 from .runlog import Progress, RunLog, is_first_process
-from .runs import apply_decay, command_line, same_run, set_experts
+from .runs import apply_decay, command_line, holds_run, same_run, set_experts
 from .trainer import PackTrainer
 from .validation import ALL_WINDOWS, BEST, BitsPerNote, Selection, validation_windows
 
 
 EPOCHS = 1 << 10  # the stream never ends before the run does: its length is max_steps, which may change on resume
 _MAY_CHANGE = {"data", "cache", "long_from_step"}
+_MISSING = {  # what to do about a split without songs
+    "corpora": "the recipe's corpora name what is trained on (none: everything)",
+    "train": "prepare more songs",
+    "validation": "mortm finetune does with few songs; --eval_windows '' --early_stopping 0 trains without validation",
+}
 _CONFIGS = Path(__file__).resolve().parent / "configs"
 _OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer-0-of-*.pt", "global_step*")
 
@@ -221,25 +229,49 @@ def _read_stores(recipe: DataRecipe, folder: Path, arguments: PretrainArguments,
     cache = recipe.cache or str(folder / "stores")
     data, splits = recipe.data, ["train"] + ["validation"] * bool(arguments.eval_windows)
     if fixed is not None:
-        data, splits = str(Path(recipe.data).resolve().parent), splits[1:]
+        data, splits = str(_source_of_fixed(Path(recipe.data))), splits[1:]
     with arguments.main_process_first(desc="reading the data"), refused_as("data"):
         stores = {split: build_store(data, recipe.selection(), split, cache) for split in splits}
     for split, store in stores.items():
         if not len(store):
             asked = f" of {', '.join(recipe.corpora)}" if recipe.corpora else ""
             raise TrainingError(
-                f"{data} has no {split} song{asked}: the recipe's corpora name what is trained on (none: everything), "
-                "eval_windows what is validated on ('': nothing)"
+                f"{data} has no {split} song{asked}: " + _MISSING["corpora" if recipe.corpora else split]
             )
     return stores
 
 
-def _fixed_examples(recipe: DataRecipe) -> FixedPacks | None:
-    """The examples that `mortm data build --materialize` kept, where the data is a folder of them."""
+def _fixed_examples(recipe: DataRecipe, tokenizer: MortmTokenizer) -> FixedPacks | None:
+    """The examples that `mortm data build --materialize` kept, where the data is a folder of them.
+
+    Raises:
+        TrainingError: they are of another token table.
+    """
     for folder in (Path(recipe.data) / "train", Path(recipe.data)):
         if (folder / "examples.json").is_file():
-            return FixedPacks(folder, EPOCHS)
+            fixed = FixedPacks(folder, EPOCHS)
+            if fixed.meta["pad"] != tokenizer.pad_token_id or fixed.largest_id() >= len(tokenizer):
+                raise TrainingError(
+                    f"{folder} was made with another token table than that of the model: make it again"
+                )
+            return fixed
     return None
+
+
+def _source_of_fixed(folder: Path) -> Path:
+    """The data set that fixed examples (of all splits, or of one) were drawn from: they lie in it.
+
+    Raises:
+        TrainingError: they have been moved.
+    """
+    folder = folder.resolve()
+    source = folder.parents[1] if (folder / "examples.json").is_file() else folder.parent
+    if not is_saved_dataset(source):
+        raise TrainingError(
+            f"{folder} does not lie in the data set it was drawn from, so there are no songs to validate on: "
+            "--eval_windows '' (and --early_stopping 0) do without"
+        )
+    return source
 
 
 def _source(train: ScoreStore, vocabulary, recipe: DataRecipe, arguments: PretrainArguments) -> ExampleSource:
@@ -348,10 +380,10 @@ def make_trainer(
     fixed = None
     if stores is None:
         _check_complete(section, recipe, arguments, windows)
-        fixed = _fixed_examples(recipe)
-    if fixed is not None:
+        fixed = _fixed_examples(recipe, tokenizer)
+    if fixed is not None:  # what a recipe says of drawing has no say any more
         shape = {name: fixed.meta[name] for name in ("rows", "row_length")}
-        recipe = dataclasses.replace(recipe, **shape, long_from_step=-1)
+        recipe = DataRecipe(data=recipe.data, cache=recipe.cache, **shape)
     _check_adapters(arguments)
     packs_per_step = arguments.world_size * arguments.gradient_accumulation_steps
     shape = pack_shape(recipe, packs_per_step)
@@ -366,6 +398,8 @@ def make_trainer(
     vocabulary = tokenizer.vocabulary
     if stores is None:
         stores = _read_stores(recipe, folder, arguments, fixed)
+    if "train" in stores and is_first_process() and (arguments.fresh or not holds_run(folder)):
+        write_members(folder, members_of({split: store.songs for split, store in stores.items()}))
     if stream is None:
         model, pad = build_model(section, len(vocabulary), arguments), tokenizer.pad_token_id
     else:
@@ -433,7 +467,7 @@ def pretrain(
     Raises:
         TrainingError: the run folder belongs to another recipe, there is nothing to train on, or arguments that do
             not go together.
-        FileNotFoundError: the data is not there.
+        DataError: the data cannot be used.
     """
     with without_bars():
         return _pretrain(section, recipe, arguments, stores, windows, tokenizer, stream)
@@ -485,12 +519,17 @@ def _finish(trainer: PackTrainer, folder: Path, select_best: bool) -> None:
         trainer.save_model(str(staged), _internal_call=True)
     if is_first_process():
         (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, of use to this run only
+        if (folder / MEMBERS).is_file():
+            shutil.copy(folder / MEMBERS, staged)
         shutil.rmtree(final, ignore_errors=True)
         staged.rename(final)
 
 
 def run(path: str, overrides: list[str]) -> PackTrainer:
     """What `mortm train` does: a recipe file and `--field value` words."""
+    task = task_of(path)
+    if task != "pretrain":
+        raise TrainingError(f"{path} is a recipe of the task {task}: `mortm train` runs it")
     section, recipe, arguments = read_recipe(path, overrides)
     return pretrain(section, recipe, arguments)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .arguments import with_folder
 from .errors import TrainingError, refused_as
+from .runlog import is_first_process
 
 
 _RESULTS = ("checkpoint-*", "best", "final")
@@ -30,6 +31,11 @@ def _changes(before, stated, name: str = "") -> list[str]:
     return [] if before == stated else [f"{name}: {' -> '.join(told)}"]
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether there is a run to go on with, or its result."""
+    return any(found for name in _RESULTS for found in folder.glob(name))
+
+
 def same_run(folder: Path, stated: dict, fresh: bool, later: dict | None = None) -> None:
     """Write what a run is made of, or compare it with what the run in this folder began with.
 
@@ -42,8 +48,7 @@ def same_run(folder: Path, stated: dict, fresh: bool, later: dict | None = None)
     """
     stated = json.loads(json.dumps(stated))
     path = folder / "recipe.json"
-    holds = any(found for name in _RESULTS for found in folder.glob(name))
-    if path.is_file() and holds and not fresh:
+    if path.is_file() and holds_run(folder) and not fresh:
         before = json.loads(path.read_text(encoding="utf-8"))
         for section, defaults in json.loads(json.dumps(later or {})).items():
             known = {name: value for name, value in defaults.items() if name in stated[section]}
@@ -55,7 +60,7 @@ def same_run(folder: Path, stated: dict, fresh: bool, later: dict | None = None)
                 f"{folder} holds a run with another recipe ({'; '.join(different[:5])}{more}): "
                 "give another --output_dir, or --fresh True to start it anew"
             )
-    else:
+    elif is_first_process():  # the others would write the same, at the same time
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / ".recipe.json.tmp"
         partial.write_text(json.dumps(stated, indent=1), encoding="utf-8")

@@ -7,6 +7,7 @@ import pytest
 from mortm_hf import BERTM, build_dataset
 from mortm_hf.app.cli import main
 from mortm_hf.app.eval_data import open_data
+from mortm_hf.data.membership import write_members
 from mortm_hf.data.reading import fingerprint
 from mortm_hf.models.midi_codec import read_midi
 from tests.sample_songs import midi, write_pack
@@ -128,8 +129,12 @@ def test_a_prepared_data_set_and_the_folder_of_a_run(pack, tiny_model, tmp_path,
     assert "--split takes train" in refused(capsys, tiny_model, "--data", tmp_path / "one")
 
 
-def test_songs_of_fine_tuning_are_not_measured_on(tiny_model, tmp_path):
-    """Whatever they are called now: songs are known by their notes."""
+def names_of(data) -> list[str]:
+    return [song.path.rpartition("/")[2] for song in data.songs.songs]
+
+
+def test_songs_that_a_model_was_made_with_are_not_measured_on(tiny_model, tmp_path):
+    """Whatever they are called now, and wherever they lie: songs are known by their notes."""
     songs, model = tmp_path / "songs", tmp_path / "model"
     songs.mkdir()
     model.mkdir()
@@ -137,14 +142,27 @@ def test_songs_of_fine_tuning_are_not_measured_on(tiny_model, tmp_path):
     for seed in range(4):
         (songs / f"renamed-{seed}.mid").write_bytes(midi(seed, 20))
         marks.append(fingerprint(read_midi(songs / f"renamed-{seed}.mid")))
-    parts = {"train": marks[:1], "validation": marks[1:2], "test": marks[2:3]}
-    (model / "finetune.json").write_text(json.dumps({"fingerprints": parts}))
-    data = open_data(songs, model=model)  # the fourth song took no part
-    assert [song.path for song in data.songs.songs] == ["renamed-2.mid", "renamed-3.mid"]
-    assert [song.path for song in data.train_songs.songs] == ["renamed-0.mid"]
-    assert {window.path for window in data.windows} == {"renamed-2.mid", "renamed-3.mid"}
-    assert [s.path for s in open_data(songs, "validation", model=model).songs.songs] == ["renamed-1.mid"]
+    write_members(model, {marks[0]: "train", marks[1]: "validation"})
+    data = open_data(songs, model=model)
+    assert names_of(data) == ["renamed-2.mid", "renamed-3.mid"] and "but 2 songs" in data.name
+    assert [song.path.rpartition("/")[2] for song in data.train_songs.songs] == ["renamed-0.mid"]
+    assert {window.path for window in data.windows} == {song.path for song in data.songs.songs}
+    assert names_of(open_data(songs, "validation", model=model)) == ["renamed-1.mid"]
     assert len(open_data(songs, model=tiny_model).songs) == 4
     build_dataset(songs, tmp_path / "set", shares=(0, 0), progress=False)  # where all of it is called train
-    prepared = open_data(tmp_path / "set", model=model)
-    assert [song.path for song in prepared.songs.songs] == ["renamed-2.mid", "renamed-3.mid"]
+    assert names_of(open_data(tmp_path / "set", model=model)) == ["renamed-2.mid", "renamed-3.mid"]
+    splits = [f"renamed-{seed}.mid,{'train' if seed == 3 else 'test'}" for seed in range(4)]
+    (songs / "metadata.csv").write_text("\n".join(["file_name,split", *splits]))
+    build_dataset(songs, tmp_path / "other", progress=False)  # a set of its own splits keeps them
+    assert names_of(open_data(tmp_path / "other", model=model)) == ["renamed-2.mid"]
+    assert names_of(open_data(tmp_path / "other", "train", model=model)) == ["renamed-3.mid"]
+    (model / "songs.json").write_text("[]")
+    with pytest.raises(ValueError, match="damaged"):
+        open_data(songs, model=model)
+
+
+def test_a_guess_is_no_annotation(song, tmp_path):
+    """Chords that the recogniser estimated are not held against a model."""
+    build_dataset(song.parent, tmp_path / "set", shares=(0, 0), progress=False)
+    for data in (open_data(tmp_path / "set", "train"), open_data(song.parent)):
+        assert all(s.score.chords is None or s.chord_source != "estimate" for s in data.songs.songs)

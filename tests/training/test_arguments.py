@@ -10,6 +10,7 @@ import yaml
 
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.training.arguments import (
+    OWN_SECTIONS,
     RECIPES,
     DataRecipe,
     PretrainArguments,
@@ -45,7 +46,6 @@ def test_recipes_of_the_package_are_valid(name, tmp_path):
 
 
 READERS = {"mlm": "read_mlm_recipe", "classify": "read_classify_recipe"}
-SECTIONS = {"audio": ("sound",), "live": ("roll",)}
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml") if not p.stem.startswith("rlmf_")))
@@ -55,7 +55,7 @@ def test_every_recipe_of_the_package_is_read(name, tmp_path):
     if task in READERS:
         getattr(importlib.import_module(f"mortm_hf.training.{task}"), READERS[task])(name, words)
     else:
-        read_recipe(name, words, others=SECTIONS.get(task, ()))
+        read_recipe(name, words, others=OWN_SECTIONS.get(task, ()))
 
 
 def test_names_of_the_model_section_are_known(tmp_path):
@@ -72,15 +72,47 @@ def test_names_of_the_model_section_are_known(tmp_path):
     path.write_text(yaml.safe_dump({"model": kept}))
     section, _, _ = read_recipe(path)
     assert section == kept and MortmConfig(**section).num_local_experts == 4
-    for field_name, others in (
-        ("instruments", ("roll",)),
-        ("patch_size", ("sound",)),
-        ("classifier_pooling", ("pieces",)),
+    for task, own in (
+        ("live", {"instruments": [0, 73]}),
+        ("audio", {"patch_size": 2}),
+        ("mlm", {"classifier_pooling": "mean"}),
     ):
-        path.write_text(f"model: {{{field_name}: 1}}")
-        assert read_recipe(path, others=others)[0] == {field_name: 1}
-        with pytest.raises(TrainingError, match=field_name):
+        path.write_text(yaml.safe_dump({"task": task, "model": own}))
+        assert read_recipe(path)[0] == own  # the task that is stated counts, not the sections of its own
+        path.write_text(yaml.safe_dump({"model": own}))
+        assert read_recipe(path, others=OWN_SECTIONS[task])[0] == own  # where none is, its reader's
+        with pytest.raises(TrainingError, match=next(iter(own))):
             read_recipe(path)
+    path.write_text("task: mlm\nmodel: {instruments: [0]}")
+    with pytest.raises(TrainingError, match="instruments"):
+        read_recipe(path, others=("roll",))
+
+
+@pytest.mark.parametrize("task", ["pretrain", "mlm", "audio", "live"])
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ("hidden_size: 32, num_attention_heads: 3", r"hidden_size \(32\) .* num_attention_heads \(3\)"),
+        ("norm_type: foo", "rmsnorm"),
+        ("rope_parameters: {rope_type: linear}", "factor"),  # a KeyError of transformers
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_before_data_is_read(task, section, told, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"task: {task}\nmodel: {{{section}}}")
+    with pytest.raises(TrainingError, match=rf"own\.yaml: model: .*{told}") as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+    # over the configuration of `init` a section need not be whole
+    path.write_text(f"task: {task}\nmodel: {{hidden_size: 30}}")
+    assert read_recipe(path, ["--init", "there"])[0] == {"hidden_size": 30}
+
+
+def test_the_model_section_stays_as_it_is_written(tmp_path):
+    """It stands in the run's recipe.json; the configuration completes rope_parameters in place."""
+    path = tmp_path / "own.yaml"
+    path.write_text("model: {rope_parameters: {rope_type: default}}")
+    assert read_recipe(path)[0] == {"rope_parameters": {"rope_type": "default"}}
 
 
 def test_every_field_is_an_option(tmp_path):
@@ -103,6 +135,9 @@ def test_every_field_is_an_option(tmp_path):
     for name in ("tasks", "corpora", "past_bars", "generated_bars", "transpose", "model.hidden_size"):
         assert f"--{name} (" in text
     assert "--model.instruments" in describe_fields("live") and "--leave_out" in describe_fields("classify")
+    assert "--model.classifier_pooling" in describe_fields("classify")
+    assert describe_fields("mlm").endswith("sections of the recipe file only: pieces, masking, replacing")
+    assert "recipe file only" not in text + describe_fields("classify")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +158,20 @@ def test_every_field_is_an_option(tmp_path):
         ("data: {tasks: {continue: 2, infill: -1}}", [], "weight of infill"),
         ("data: {tasks: {continue: lots}}", [], "lots"),
         ("data: {tasks: continue}", [], "tasks has a line"),
+        (
+            "data: {tasks: {contine: 1}}",
+            [],
+            r"unknown tasks: contine \(is continue meant\?\); there are",
+        ),
+        ("", ["--tasks", "{hum: 1}"], "unknown tasks: hum; there are continue"),
+        ("data: {rows: 0}", [], "rows is a number from 1 on, not 0"),
+        ("", ["--row_length", "0"], "row_length"),
+        ("", ["--long_row_length", "-1"], "long_row_length"),
+        ("", ["--packs_per_epoch", "0"], "packs_per_epoch"),
+        ("", ["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps"),
+        ("data: {velocity: 1.5}", [], "velocity is a number from 0 to 1, not 1.5"),
+        ("", ["--header_dropout", "-0.1"], "header_dropout"),
+        ("", ["--track_subset", "nan"], "track_subset"),
         ("training: {per_device_train_batch_size: 8}", [], "rows"),
         ("", ["--per_device_train_batch_size", "4"], "rows"),
         ("", ["--max_steps", "abc"], "'abc'"),

@@ -358,11 +358,30 @@ def test_package_recipes_are_read(name):
     assert arguments.init == "bertm-small" and section == {}
 
 
+def test_what_training_arguments_refuse_has_a_code(recipe):
+    with pytest.raises(TrainingError, match=r"tiny\.yaml: .*nonsense") as caught:
+        read_classify_recipe(recipe, ["--output_dir", "x", "--lr_scheduler_type", "nonsense"])
+    assert caught.value.code == "training.recipe" and "\n" not in str(caught.value)
+
+
+def test_the_model_section_is_an_option(recipe):
+    words = ["--output_dir", "x", "--model.hidden_size", "64", "--model.classifier_pooling=mean"]
+    assert read_classify_recipe(recipe, words)[0] == {"hidden_size": 64, "classifier_pooling": "mean"}
+
+
 @pytest.mark.parametrize(
     ("change", "words", "said"),
     [
         (("task: classify", "task: mlm"), (), "recipe for mlm"),
-        (("set: genre", "sets: genre"), (), "unknown fields in data: sets"),
+        (("set: genre", "sets: genre"), (), "data: unknown fields: sets (is set meant?)"),
+        (("seed: 3", "sede: 3"), (), "training: unknown fields: sede (is seed meant?)"),
+        (("data:", "model: {hiden_size: 3}\ndata:"), (), "model: unknown fields: hiden_size (is hidden_size meant?)"),
+        (("data:", "roll: {}\ndata:"), (), "unknown sections: roll"),
+        (("task: classify", "task: [sing"), (), "cannot read the recipe"),
+        (("", ""), ("--model.hiden_size", "3"), "hiden_size (is hidden_size meant?)"),
+        (("", ""), ("--model.hidden_size", "30"), "hidden_size (30)"),
+        (("", ""), ("--rows", "0"), "rows is a number from 1 on, not 0"),
+        (("", ""), ("--max_length", "0"), "max_length is a number from 1 on, not 0"),
         (("", ""), ("--class_balance", "much"), "class_balance"),
         (("", ""), ("--init", "no/such"), "no/such"),
         (("", ""), ("--half", "third"), "first or second"),

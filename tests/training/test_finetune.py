@@ -12,6 +12,7 @@ import torch
 
 from mortm_hf import build_dataset
 from mortm_hf.app.cli import main
+from mortm_hf.data.membership import read_members
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
@@ -19,7 +20,7 @@ from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.adapters import add_lora, is_adapted, merged
 from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.finetune import card, finetune, load_tokenizer
-from mortm_hf.training.own_songs import part_songs, read_songs
+from mortm_hf.training.own_songs import read_songs, split_songs
 from tests.sample_songs import midi, store
 
 
@@ -60,20 +61,20 @@ def test_bad_files_and_repeated_songs_are_skipped(folder):
 @pytest.mark.parametrize(("count", "sizes"), [(3, (2, 0, 1)), (10, (8, 1, 1)), (50, (40, 5, 5))])
 def test_songs_are_split_by_their_content(count, sizes):
     songs = store(count, 9).songs
-    parts = part_songs(songs, 0.2, 0)
+    parts = split_songs(songs, 0.2, 0)
     assert tuple(len(parts[name]) for name in ("train", "validation", "test")) == sizes
     assert sorted(s.path for rows in parts.values() for s in rows) == sorted(s.path for s in songs)
-    again = part_songs(songs[::-1], 0.2, 0)  # whatever the order of the files
+    again = split_songs(songs[::-1], 0.2, 0)  # whatever the order of the files
     assert {k: [s.path for s in v] for k, v in again.items()} == {k: [s.path for s in v] for k, v in parts.items()}
     if count > 10:
-        assert [s.path for s in part_songs(songs, 0.2, 1)["test"]] != [s.path for s in parts["test"]]
+        assert [s.path for s in split_songs(songs, 0.2, 1)["test"]] != [s.path for s in parts["test"]]
 
 
 def test_copies_in_other_keys_stay_together(tmp_path):
     """Nothing is held out of which a copy is trained on."""
     songs = store(12, 9).songs
     copies = [replace(song, song_id=f"{song.song_id}-up", path=f"up/{song.path}") for song in songs]
-    parts = part_songs([*songs, *copies], 0.3, 0)
+    parts = split_songs([*songs, *copies], 0.3, 0)
     clusters = [{song.cluster for song in rows} for rows in parts.values()]
     assert not clusters[0] & (clusters[1] | clusters[2]) and not clusters[1] & clusters[2]
     assert sum(map(len, parts.values())) == 24
@@ -96,8 +97,12 @@ def test_songs_bring_what_stands_beside_them(folder):
     assert by_name["0.mid"].chord_source == "annotation" and by_name["0.mid"].genre
     assert by_name["1.mid"].chord_source == by_name["2.mid"].chord_source == "estimate"
     assert any("chord annotation is left out" in item["reason"] for item in skipped)
-    _, skipped = read_songs([folder / "gone.mid", folder / "metadata.csv"])
-    assert [item["reason"] for item in skipped] == ["not there", "no MIDI file"]
+    _, skipped = read_songs([folder / "metadata.csv"])
+    assert [item["reason"] for item in skipped] == ["no MIDI file"]
+    (folder / "none").mkdir()
+    for wrong, words in ((folder / "gone.mid", "is not there"), (folder / "none", "no MIDI file in the folder")):
+        with pytest.raises(TrainingError, match=words):
+            read_songs([folder / "2.mid", wrong])
 
 
 def test_a_prepared_data_set_keeps_its_splits(folder, tmp_path):
@@ -109,15 +114,26 @@ def test_a_prepared_data_set_keeps_its_splits(folder, tmp_path):
     build_dataset(folder, tmp_path / "set", progress=False)
     songs, skipped = read_songs([tmp_path / "set"])
     assert len(songs) == 7 and any("broken.mid" in item["file"] for item in skipped)
-    parts = part_songs(songs, 0.2, 0)
+    parts = split_songs(songs, 0.2, 0)
     assert [song.path for song in parts["test"]] == ["0.mid"]
     assert [song.path for song in parts["validation"]] == ["1.mid"]
     assert {song.corpus for song in songs} == {"songs"}
 
 
+def test_labels_are_heeded_and_what_they_leave_open_is_drawn():
+    songs = [replace(song, split="test" if i < 3 else "") for i, song in enumerate(store(10, 9).songs)]
+    parts = split_songs(songs, 0.4, 0)
+    assert {song.path for song in parts["test"]} == {song.path for song in songs[:3]}
+    assert len(parts["validation"]) == 2 and len(parts["train"]) == 5
+    copy = replace(songs[0], split="train", song_id="copy", cluster="another")
+    assert "copy" in {song.song_id for song in split_songs([*songs, copy], 0.4, 0)["test"]}
+    with pytest.raises(TrainingError, match="none is left"):
+        split_songs(songs[:3], 0.4, 0)
+
+
 def test_too_few_songs():
     with pytest.raises(TrainingError, match="needs 3") as caught:
-        part_songs(store(2, 9).songs, 0.2, 0)
+        split_songs(store(2, 9).songs, 0.2, 0)
     assert caught.value.code == "training.data"
 
 
@@ -199,7 +215,7 @@ def test_one_command(folder, tiny, tmp_path, capsys):
     assert report["difference"]["bits_per_note"] == pytest.approx(
         report["after"]["bits_per_note"] - report["before"]["bits_per_note"], abs=1e-6
     )
-    assert sum(map(len, report["fingerprints"].values())) == 7
+    assert list(read_members(out).values()).count("train") == len(report["songs"]["train"]) > 0
     paths = [path for rows in report["songs"].values() for path in rows]
     assert len(paths) == len(set(paths)) == 7
     model = MortmForCausalLM.from_pretrained(out)
@@ -214,7 +230,8 @@ def test_one_command(folder, tiny, tmp_path, capsys):
 
 def test_other_songs_do_not_go_on_with_a_run(folder, tiny, tmp_path):
     (tmp_path / "mine.run").mkdir()
-    (tmp_path / "mine.run" / "songs.json").write_text("{}")
+    (tmp_path / "mine.run" / "songs.json").write_text('{"train": ["0"], "validation": []}')
+    (tmp_path / "mine.run" / "checkpoint-1").mkdir()
     with pytest.raises(TrainingError, match="other songs"):
         finetune(sorted(folder.glob("*.mid")), tmp_path / "mine", tiny)
 

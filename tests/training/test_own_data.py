@@ -1,12 +1,18 @@
 """Training on data that no recipe of the package names: MIDI files, prepared songs, fixed examples."""
 
+import shutil
+
 import numpy as np
 import pytest
 
-from mortm_hf import build_dataset
+from mortm_hf import build_dataset, load_songs
 from mortm_hf.app.cli import main
-from mortm_hf.data.examples import ExampleRecipe
+from mortm_hf.app.eval_data import open_data
+from mortm_hf.data.examples import ExampleRecipe, ExampleSource
 from mortm_hf.data.fixed import FixedPacks
+from mortm_hf.data.membership import read_members
+from mortm_hf.data.packing import generator
+from mortm_hf.models.metric_vocabulary import MetricVocabulary, default_tokens
 from mortm_hf.training.arguments import read_recipe
 from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.pretrain import make_trainer, pretrain
@@ -38,6 +44,33 @@ def test_a_folder_of_midi_files_is_enough(music, tmp_path):
     bits = [line["eval_bits_per_note"] for line in log if "eval_bits_per_note" in line]
     assert bits and np.isfinite(bits).all() and (run / "final" / "model.safetensors").is_file()
     assert len(list((run / "stores").iterdir())) == 1
+
+
+def test_a_run_says_what_it_was_made_with(music, tmp_path):
+    """So that nothing it heard is called test later."""
+    run = tmp_path / "run"
+    parts = read_recipe("own", [*TINY, "--data", str(music), "--output_dir", str(run)])
+    pretrain(*parts)
+    members = read_members(run / "final")
+    assert sorted(members.values()) == ["train"] * 8 + ["validation"] * 2
+    assert len(open_data(music, model=run / "final").songs) == 2
+
+
+def test_without_corpora_songs_count_by_their_bars(tmp_path):
+    """Sub-folders are no corpora that would count alike: one song in a folder of its own is one song."""
+    folder = tmp_path / "music"
+    for seed in range(9):
+        place = folder / ("drafts" if seed == 8 else "songs")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{seed}.mid").write_bytes(midi(seed, 10))
+    build_dataset(folder, tmp_path / "set", shares=(0, 0), progress=False)
+    store = load_songs(tmp_path / "set")
+    assert len(store.corpora()) == 2
+    vocabulary = MetricVocabulary({token: i for i, token in enumerate(default_tokens())})
+    source = ExampleSource(store, vocabulary, ExampleRecipe())
+    drafts = next(i for i, song in enumerate(store.songs) if song.path.startswith("drafts"))
+    drawn = [source.draw(generator(0, i), 1024).source for i in range(300)]
+    assert drawn.count(drafts) < 80  # a ninth of 300 is 33, a half 150
 
 
 def test_recipes_for_other_corpora_say_so(music, tmp_path, capsys):
@@ -80,4 +113,8 @@ def test_fixed_examples_are_what_drawn_ones_would_be(music, tmp_path):
     build_dataset(music, tmp_path / "other", materialize=True, recipe=drawn, packs=4, seed=6, progress=False)
     parts = read_recipe("own", [*words, "--data", str(tmp_path / "other/examples"), "--output_dir", str(run)])
     with pytest.raises(TrainingError, match=r"another recipe .*examples:"):
+        make_trainer(*parts)
+    shutil.move(songs / "examples", tmp_path / "moved")
+    parts = read_recipe("own", [*words, "--data", str(tmp_path / "moved"), "--output_dir", str(tmp_path / "run")])
+    with pytest.raises(TrainingError, match="does not lie in the data set"):
         make_trainer(*parts)

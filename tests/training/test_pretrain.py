@@ -169,6 +169,7 @@ def test_bad_recipes_are_one_line(tmp_path, capsys, monkeypatch):
         ("data: 3", "data"),
         ("training: {stop_at: 99}", "stop_at"),
         ("training: {max_steps: abc}", "abc"),
+        ("task: mlm", "recipe of the task mlm"),
     ):
         path.write_text(text)
         assert main([str(path)]) == 2
