@@ -62,7 +62,9 @@ RECIPES = Path(__file__).resolve().parent / "recipes"  # those of the package, w
 class DataRecipe:
     """What is read and how it is mixed."""
 
-    data: str = field(default="", metadata={"help": "folder of the training pack (manifest.csv and archives)"})
+    data: str = field(
+        default="", metadata={"help": "training pack, prepared data set (folder or owner/name), or MIDI files"}
+    )
     cache: str = field(default="", metadata={"help": "folder for prepared stores; by default <output_dir>/stores"})
     row_length: int = field(default=1024, metadata={"help": "tokens of a row"})
     rows: int = field(default=2, metadata={"help": "rows of a pack (one pack is one step of one process)"})
@@ -131,7 +133,8 @@ class PretrainArguments(TrainingArguments):
     )
     decay_share: float = field(default=0.0, metadata={"help": "decay_steps as a part of the run"})
     eval_windows: str = field(
-        default="", metadata={"help": "csv of validation windows, beside the recipe or a path; empty: no validation"}
+        default="",
+        metadata={"help": "csv of validation windows (beside the recipe, or a path), all: every one; empty: none"},
     )
     eval_tokens: int = field(default=2_000_000, metadata={"help": "tokens between validations; 0: only at the end"})
     eval_limit: int = field(default=300, metadata={"help": "validation windows in all; 0: every one of the csv"})
