@@ -12,7 +12,8 @@ PYTEST_ARGS ?=
 SONG ?= mortm_hf/app/demo/schumann_wenn_ich_in_deine_augen_seh.mid
 DATA ?= ../shared/data
 ROBUSTNESS ?= ../shared/robustness/robustness-shared.tar.xz
-DATA_BENCHMARKS := roundtrip tokenizer key_estimation bits_per_note decode dataset chord_recognition bertm_mlm audio live control
+DATA_BENCHMARKS := roundtrip tokenizer key_estimation bits_per_note decode dataset chord_recognition chord_estimation \
+  bertm_mlm audio live control sampling
 OTHER_BENCHMARKS := grammar model long_context support_matrix
 
 .PHONY: music test test-slow test-oldest lint format bench clean

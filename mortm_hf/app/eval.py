@@ -19,19 +19,19 @@ from pathlib import Path
 
 from .eval_data import open_data, read_files
 from .files import CommandError, Outputs, find_midi, write_json
-from .options import at_least, number
+from .options import at_least, checkpoint, number
 
 
 EXAMPLES = """examples:
-  mortm eval mortm_hf/checkpoints/mortm-small --data pack --quick      every figure in minutes, roughly
+  mortm eval mortm-small --data pack --quick                           every figure in minutes, roughly
   mortm eval runs/mine --data pack -o report                           the full report: Markdown, JSON, pictures
   mortm eval runs/mine --data pack --parts chords,control --json f.json
   mortm eval my_samples --data pack -o report                          a folder of MIDI files beside the test split
   mortm eval my-model --data my_songs -o report                        a fine-tuned model, on the songs it held out
 
-FOLDER is a checkpoint, the folder of a run (its `final/` is meant) or a folder of MIDI files. DATA is a training pack
-(manifest.csv and archives), whose corpora and fixed windows a recipe names; a data set of `mortm data build` or of the
-Hub; or any folder of MIDI files, of which those that `mortm finetune` trained FOLDER on are left out."""
+FOLDER is a checkpoint, the name of a bundled one, the folder of a run (its `final/` is meant) or a folder of MIDI
+files. DATA is a training pack (manifest.csv and archives), whose corpora and fixed windows a recipe names; a data set of
+`mortm data build` or of the Hub; or any folder of MIDI files. What FOLDER was trained on is left out of it."""
 
 
 def add_command(commands) -> None:
@@ -110,8 +110,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.report import markdown
 
     parts = read_parts(args.parts)
-    if (args.folder / "final" / "config.json").is_file() and not (args.folder / "config.json").is_file():
-        args.folder = args.folder / "final"  # of a run
+    args.folder = Path(checkpoint(str(args.folder)))
     is_model = (args.folder / "config.json").is_file()
     if not args.folder.is_dir():
         raise CommandError(f"{args.folder} is no folder: give a checkpoint or a folder of MIDI files", "command.input")

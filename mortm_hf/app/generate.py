@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from .files import CommandError, Outputs, write_json
-from .options import at_least, chords, names, number, span, suffixed
+from .options import at_least, checkpoint, chords, names, number, span, suffixed
 
 
 EXAMPLES = """examples:
@@ -88,7 +88,11 @@ def add_command(commands) -> None:
         choices=("fp32", "int8"),
         help="decode on the CPU in less time: fp32 gives the same music, int8 rounds the weights and takes least",
     )
-    drawing.add_argument("--model", help="folder or repository of a checkpoint (default: the bundled mortm-small)")
+    drawing.add_argument(
+        "--model",
+        type=checkpoint,
+        help="folder, run, bundled name or repository (default: mortm-small)",
+    )
 
     more = parser.add_argument_group("further outputs, beside OUTPUT")
     more.add_argument("--wav", action="store_true", help="sound")

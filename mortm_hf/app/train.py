@@ -17,12 +17,13 @@ import importlib
 from pathlib import Path
 
 from .files import CommandError, Outputs, write_json
-from .options import at_least, number
+from .options import at_least, checkpoint, number
 
 
 TRAIN_EXAMPLES = """examples:
   mortm train mortm_small --data pack --output_dir runs/mine --bf16 True    the bundled checkpoint, on a GPU
   mortm train starter --data pack --output_dir runs/mine                    a smaller run for CPU cores
+  mortm train own --data my_songs --output_dir runs/own                     MIDI files or a data set of your own
   mortm train my.yaml --data pack --output_dir runs/mine --max_steps 500    fields of a recipe are options
   mortm train my.yaml --data pack --model.hidden_size 128 --tasks '{continue: 3, infill: 1}'    all of them
   mortm train my.yaml --data pack --output_dir runs/mine                    again: goes on where it stopped
@@ -72,7 +73,9 @@ def add_command(commands) -> None:
         "input", nargs="+", type=Path, help="MIDI files, folders of them, or one data set of `mortm data build`"
     )
     tune.add_argument("-o", "--output", required=True, type=Path, help="folder to write")
-    tune.add_argument("--model", help="checkpoint to start from: folder or repository (default: mortm-small)")
+    tune.add_argument(
+        "--model", type=checkpoint, help="start from: folder, run, bundled name or repository (default: mortm-small)"
+    )
     tune.add_argument(
         "--lora",
         nargs="?",

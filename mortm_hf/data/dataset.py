@@ -92,7 +92,11 @@ def song_rows(source, split: str | None = None, revision: str | None = None) -> 
     if split is None:
         return SongRows(concatenate_datasets([data[s] for s in dict.fromkeys((*SPLITS, *data)) if s in data]))
     if split not in data:
-        raise DataError(f"{source} has no split {split!r}: there are {', '.join(data)}", "data.option")
+        raise DataError(
+            f"{source} has no split {split!r}, only {', '.join(data)}: `mortm data build` draws larger ones by "
+            "--validation and --test, or takes those of a metadata.csv",
+            "data.option",
+        )
     return SongRows(data[split])
 
 

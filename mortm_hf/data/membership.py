@@ -29,6 +29,12 @@ def members_of(splits: Mapping[str, Iterable[Song]]) -> dict[str, str]:
     return {fingerprint(song.score): name for name in reversed(USED) for song in splits.get(name, ())}
 
 
+def joined(*parts: Mapping[str, str] | None) -> dict[str, str]:
+    """The members of all parts; what any of them was trained on is "train"."""
+    every = [item for part in parts if part for item in part.items()]
+    return dict(sorted(every, key=lambda item: item[1], reverse=True))  # "train" comes after "validation" and stays
+
+
 def write_members(folder: str | Path, members: Mapping[str, str]) -> None:
     """State them in a folder, whole or not at all."""
     found = {name: sorted(mark for mark, split in members.items() if split == name) for name in USED}
@@ -39,12 +45,15 @@ def write_members(folder: str | Path, members: Mapping[str, str]) -> None:
 
 
 def read_members(folder: str | Path) -> dict[str, str] | None:
-    """What `write_members` stated; `None` where nothing is.
+    """What `write_members` stated, of a checkpoint inside a run what is stated of the run; `None` where nothing is.
 
     Raises:
         DataError: the file is damaged.
     """
-    path = Path(folder) / FILE
+    folder = Path(folder)
+    path = folder / FILE
+    if not path.is_file() and (folder.resolve().parent / "recipe.json").is_file():
+        path = folder.resolve().parent / FILE
     if not path.is_file():
         return None
     try:

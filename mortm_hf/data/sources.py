@@ -522,7 +522,7 @@ def open_sources(
 
 def is_hub_name(source) -> bool:
     """Whether this is `owner/name` of the Hub, and nothing that is here."""
-    named = isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/"))
+    named = isinstance(source, str) and source.count("/") == 1 and all(source.split("/")) and source[0] != "."
     return named and not Path(source).exists()
 
 

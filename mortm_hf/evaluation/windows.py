@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.store import ScoreStore
+from ..data.store import ScoreStore, Song
 from ..models.metric_prompt import training_example
 from ..models.metric_vocabulary import GENRES, MetricVocabulary
 
@@ -66,6 +66,12 @@ def fixed_windows(store: ScoreStore, given: int = GIVEN, generated: int = GENERA
     """Consecutive whole windows from bar 0 of every song, in the order of the store."""
     size = given + generated
     return [Window(s.path, at) for s in store.songs for at in range(0, s.score.n_bars - size + 1, size)]
+
+
+def window_bars(songs: Iterable[Song]) -> int:
+    """Bars given and new in a window of these songs: 8 and 8, fewer where most of them are shorter than that."""
+    bars = np.array([song.score.n_bars for song in songs])
+    return next((n for n in (8, 4, 2) if (bars >= 2 * n).mean() > 0.5), 1) if len(bars) else GIVEN
 
 
 def write_windows(path: str | Path, windows: Iterable[Window]) -> None:

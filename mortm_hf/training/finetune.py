@@ -28,10 +28,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from ..data.membership import members_of, read_members, write_members
+from ..data.membership import joined, members_of, read_members, write_members
+from ..data.reading import fingerprint
 from ..data.store import ScoreStore, Song
 from ..evaluation.bits import in_words, model_bits, summarise
-from ..evaluation.windows import Encoded, encode_windows, fixed_windows
+from ..evaluation.windows import Encoded, encode_windows, fixed_windows, window_bars
 from ..models.configuration_mortm import MortmConfig
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
@@ -89,11 +90,6 @@ def encode_songs(vocabulary, songs: list[Song], max_length: int, bars: int) -> l
     """The consecutive windows of `bars` given and `bars` new bars of these songs."""
     store = ScoreStore(songs)
     return encode_windows(vocabulary, store, fixed_windows(store, bars, bars), max_length, bars, bars)[0]
-
-
-def _window_bars(songs: list[Song]) -> int:
-    """Bars given and new in a window: 8 and 8 as everywhere, fewer where most songs are shorter than that."""
-    return next((n for n in (8, 4, 2) if np.mean([s.score.n_bars >= 2 * n for s in songs]) > 0.5), 1)
 
 
 def load_tokenizer(model: str) -> tuple[MortmTokenizer, list[str]]:
@@ -169,8 +165,12 @@ def finetune(
         )
     parts = split_songs(songs, held_out, seed)
     work = output.with_name(output.name + ".run")
-    _check_songs(work, parts)
-    bars = _window_bars(parts["test"] + parts["validation"])
+    _check_songs(work, parts, model)
+    known = read_members(model) or {}
+    heard = [song for song in parts["test"] if fingerprint(song.score) in known]
+    if heard:
+        remarks.append(f"{len(heard)} of the songs held out are among those that {model} was made with")
+    bars = window_bars(parts["test"] + parts["validation"])
     arguments = _arguments(work, model, parts["train"], lora, passes, learning_rate, seed, overrides)
     section, recipe, arguments = arguments
     limit = AutoConfig.from_pretrained(model).max_position_embeddings
@@ -215,9 +215,9 @@ def finetune(
     return report
 
 
-def _check_songs(work: Path, parts: dict[str, list[Song]]) -> None:
-    """State the songs of a run, or compare them with those that the run began with."""
-    members = members_of(parts)
+def _check_songs(work: Path, parts: dict[str, list[Song]], model: str) -> None:
+    """State the songs of a run and of the model it starts from, or compare them with those that it began with."""
+    members = joined(members_of(parts), read_members(model))
     if holds_run(work) and read_members(work) != members:
         raise TrainingError(
             f"{work} holds an unfinished run on other songs: remove it, or give another --output",

@@ -76,7 +76,7 @@ def train_live(
         raise TrainingError(f"roll.slots has {len(roll.slots)} rules for {config.num_slots} instruments of the model")
     if stores is None:
         if not recipe.data:
-            raise TrainingError("no data: give the folder of a training pack with --data")
+            raise TrainingError("no data: give a training pack, a data set or MIDI files with --data")
         stores = {"train": build_store(recipe.data, recipe.selection(), "train", recipe.cache or folder / "stores")}
     processor = processor_of(config)
     items = arguments.max_steps * arguments.gradient_accumulation_steps * max(1, arguments.world_size)

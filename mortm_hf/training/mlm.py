@@ -161,7 +161,7 @@ def pretrain_mlm(
     vocabulary = tokenizer.vocabulary
     if stores is None:
         if not recipe.data:
-            raise TrainingError("no data: give the folder of a training pack with --data")
+            raise TrainingError("no data: give a training pack, a data set or MIDI files with --data")
         stores = {"train": build_store(recipe.data, recipe.selection(), "train", recipe.cache or folder / "stores")}
     if not len(stores["train"]):
         raise TrainingError("no song to train on: check the recipe's corpora against the manifest")

@@ -92,15 +92,18 @@ def _read(source, given: dict[str, str], chords: str, songs: list[Song], skipped
 
 
 def _once(songs: list[Song], skipped: list[dict[str, str]]) -> tuple[list[Song], list[dict[str, str]]]:
-    kept, seen = [], {}
+    """The first of songs with the very same notes, held out as far as any of them is."""
+    kept: dict[str, Song] = {}
     for song in songs:
         digest = _digest(song.score)
-        if digest in seen:
-            skipped.append({"file": song.path, "reason": f"the same notes as {seen[digest]}"})
+        first = kept.get(digest)
+        if first is None:
+            kept[digest] = replace(song, corpus=CORPUS, song_id=digest[:16])
             continue
-        seen[digest] = song.path
-        kept.append(replace(song, corpus=CORPUS, song_id=digest[:16]))
-    return kept, skipped
+        skipped.append({"file": song.path, "reason": f"the same notes as {first.path}"})
+        farthest = max(first.split, song.split, key=("", *SPLITS).index)
+        kept[digest] = replace(first, split=farthest, genre=first.genre or song.genre)
+    return list(kept.values()), skipped
 
 
 def _digest(score: MetricScore) -> str:

@@ -35,10 +35,10 @@ import transformers
 from ..data.examples import ExampleSource
 from ..data.fixed import FixedPacks
 from ..data.membership import FILE as MEMBERS
-from ..data.membership import members_of, write_members
+from ..data.membership import joined, members_of, read_members, write_members
 from ..data.packing import LEAST, DocumentSource, PackDataset, single_pack
 from ..data.sources import is_saved_dataset
-from ..data.store import ScoreStore, build_store
+from ..data.store import ScoreStore, build_store, load_songs
 from ..models.configuration_mortm import MortmConfig
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
@@ -193,7 +193,7 @@ def _check_complete(section: dict, recipe: DataRecipe, arguments: PretrainArgume
         TrainingError: no data, no model, a corpus without weight, early stopping without validation.
     """
     if not recipe.data:
-        raise TrainingError("no data: give the folder of a training pack with --data")
+        raise TrainingError("no data: give a training pack, a data set or MIDI files with --data")
     if not section and not arguments.init:
         raise TrainingError(
             "no model: the recipe has no model section and there is no --init FOLDER to start from "
@@ -258,7 +258,7 @@ def _fixed_examples(recipe: DataRecipe, tokenizer: MortmTokenizer) -> FixedPacks
     return None
 
 
-def _source_of_fixed(folder: Path) -> Path:
+def _source_of_fixed(folder: Path, required: bool = True) -> Path | None:
     """The data set that fixed examples (of all splits, or of one) were drawn from: they lie in it.
 
     Raises:
@@ -267,11 +267,25 @@ def _source_of_fixed(folder: Path) -> Path:
     folder = folder.resolve()
     source = folder.parents[1] if (folder / "examples.json").is_file() else folder.parent
     if not is_saved_dataset(source):
+        if not required:
+            return None
         raise TrainingError(
             f"{folder} does not lie in the data set it was drawn from, so there are no songs to validate on: "
             "--eval_windows '' (and --early_stopping 0) do without"
         )
     return source
+
+
+def _state_members(folder: Path, stores: dict, fixed, recipe: DataRecipe, arguments: PretrainArguments) -> None:
+    """`songs.json` of a run: what it trains on now, what it did before, and what the model it starts from was made
+    with."""
+    songs = {split: store.songs for split, store in stores.items()}
+    if fixed is not None:
+        source = _source_of_fixed(Path(recipe.data), required=False)
+        songs["train"] = load_songs(str(source), "train").songs if source else ()
+    before = read_members(folder) if holds_run(folder) and not arguments.fresh else None
+    base = read_members(arguments.init) if arguments.init else None
+    write_members(folder, joined(members_of(songs), before, base))
 
 
 def _source(train: ScoreStore, vocabulary, recipe: DataRecipe, arguments: PretrainArguments) -> ExampleSource:
@@ -398,8 +412,8 @@ def make_trainer(
     vocabulary = tokenizer.vocabulary
     if stores is None:
         stores = _read_stores(recipe, folder, arguments, fixed)
-    if "train" in stores and is_first_process() and (arguments.fresh or not holds_run(folder)):
-        write_members(folder, members_of({split: store.songs for split, store in stores.items()}))
+    if is_first_process():
+        _state_members(folder, stores, fixed, recipe, arguments)
     if stream is None:
         model, pad = build_model(section, len(vocabulary), arguments), tokenizer.pad_token_id
     else:
@@ -531,7 +545,11 @@ def run(path: str, overrides: list[str]) -> PackTrainer:
     if task != "pretrain":
         raise TrainingError(f"{path} is a recipe of the task {task}: `mortm train` runs it")
     section, recipe, arguments = read_recipe(path, overrides)
-    return pretrain(section, recipe, arguments)
+    trainer = pretrain(section, recipe, arguments)
+    final = Path(arguments.output_dir) / "final"
+    if is_first_process() and final.is_dir():
+        print(f"{final}: the model, after {trainer.state.global_step} steps", flush=True)
+    return trainer
 
 
 def main(words: list[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 
 from ..data.store import ScoreStore
 from ..evaluation.bits import model_bits
-from ..evaluation.windows import Encoded, Window, encode_windows, fixed_windows, read_windows
+from ..evaluation.windows import GIVEN, Encoded, Window, encode_windows, fixed_windows, read_windows, window_bars
 from . import attention
 from .errors import TrainingError
 from .routing import summed
@@ -59,12 +59,13 @@ def validation_windows(
     """The encoded validation windows of a recipe.
 
     Args:
-        csv: file of windows, or `ALL_WINDOWS`.
+        csv: file of windows (8 given and 8 new bars), or `ALL_WINDOWS` (shorter ones where most songs are short).
 
     Raises:
         TrainingError: a window names a song that the store has not, or none can be used.
     """
-    windows = fixed_windows(store) if csv == ALL_WINDOWS else read_windows(csv)
+    bars = window_bars(store.songs) if csv == ALL_WINDOWS else GIVEN
+    windows = fixed_windows(store, bars, bars) if csv == ALL_WINDOWS else read_windows(csv)
     corpus_of = {song.path: song.corpus for song in store.songs}
     missing = [w.path for w in windows if w.path not in corpus_of]
     if missing:
@@ -72,11 +73,12 @@ def validation_windows(
             f"{csv} names {len(missing)} windows of songs that the validation data does not hold, {missing[0]} first: "
             f"name the csv made for this data, or take all of its windows (--eval_windows {ALL_WINDOWS})"
         )
-    encoded, left_out = encode_windows(vocabulary, store, thin(windows, corpus_of, limit), max_length)
+    chosen = thin(windows, corpus_of, limit)
+    encoded, left_out = encode_windows(vocabulary, store, chosen, max_length, bars, bars)
     if not encoded:
-        reason = f" ({left_out[0][1]})" if left_out else ", no song has 16 bars"
+        reason = left_out[0][1] if left_out else f"no song has {2 * bars} bars"
         raise TrainingError(
-            f"none of {len(windows)} validation windows can be used{reason}: --eval_windows '' does without"
+            f"no validation window can be used ({reason}): --eval_windows '' --early_stopping 0 do without"
         )
     return encoded
 

@@ -4,10 +4,13 @@ Example: python -m pytest tests/app/test_files.py
 """
 
 import os
+from pathlib import Path
 
 import pytest
 
+from mortm_hf import MORTM_SMALL, STARTER
 from mortm_hf.app.files import CommandError, Outputs, find_midi
+from mortm_hf.app.options import checkpoint
 
 
 def test_outputs_appear_together(tmp_path):
@@ -63,3 +66,13 @@ def test_find_midi_searches_folders_once(tmp_path):
         empty = tmp_path / "empty"
         empty.mkdir()
         find_midi([empty])
+
+
+def test_models_by_name(tmp_path):
+    """A bundled name, the folder of a run, and anything else as it is."""
+    assert Path(checkpoint("mortm-small")) == Path(MORTM_SMALL) and Path(checkpoint("starter")) == Path(STARTER)
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    assert checkpoint(str(tmp_path / "run")) == str(tmp_path / "run")
+    (tmp_path / "run" / "final" / "config.json").write_text("{}")
+    assert checkpoint(str(tmp_path / "run")) == str(tmp_path / "run" / "final")
+    assert checkpoint("owner/name") == "owner/name"

@@ -131,6 +131,14 @@ def test_labels_are_heeded_and_what_they_leave_open_is_drawn():
         split_songs(songs[:3], 0.4, 0)
 
 
+def test_the_same_notes_are_held_out_under_every_name(folder):
+    (folder / "+copy.mid").write_bytes(midi(0, bars=20))
+    (folder / "metadata.csv").write_text("file_name,split\n0.mid,test\n")
+    songs, skipped = read_songs([folder])
+    assert any("0.mid" in item["file"] for item in skipped)
+    assert [song.path.rpartition("/")[2] for song in split_songs(songs, 0.2, 0)["test"]] == ["+copy.mid"]
+
+
 def test_too_few_songs():
     with pytest.raises(TrainingError, match="needs 3") as caught:
         split_songs(store(2, 9).songs, 0.2, 0)

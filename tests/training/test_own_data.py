@@ -53,7 +53,16 @@ def test_a_run_says_what_it_was_made_with(music, tmp_path):
     pretrain(*parts)
     members = read_members(run / "final")
     assert sorted(members.values()) == ["train"] * 8 + ["validation"] * 2
-    assert len(open_data(music, model=run / "final").songs) == 2
+    for place in (run / "final", run / "best"):
+        assert len(open_data(music, model=place).songs) == 2
+    again = tmp_path / "again"  # what the base was made with stays known
+    words = ["--init", str(run / "final"), "--max_steps", "1", "--tasks", "{continue: 1}", "--row_length", "256"]
+    words += ["--use_cpu", "True", "--warmup_steps", "0", "--tensorboard", "False", "--output_dir", str(again)]
+    (tmp_path / "one").mkdir()
+    shutil.copy(music / "2.mid", tmp_path / "one")
+    build_dataset(tmp_path / "one", tmp_path / "set", shares=(0, 0), progress=False)
+    pretrain(*read_recipe("finetune", [*words, "--data", str(tmp_path / "set"), "--early_stopping", "0"]))
+    assert len(read_members(again / "final")) == 10
 
 
 def test_without_corpora_songs_count_by_their_bars(tmp_path):
@@ -81,15 +90,22 @@ def test_recipes_for_other_corpora_say_so(music, tmp_path, capsys):
     assert "has no train song of pop909" in told and told.count("\n") == 1
 
 
-def test_no_window_to_validate_on_is_one_line(tmp_path, capsys):
+@pytest.mark.parametrize("bars", [1, 9])
+def test_short_songs_are_validated_on_short_windows(tmp_path, capsys, bars):
+    """Windows of four given and four new bars for songs of nine; none at all of one bar is told in one line."""
     music = tmp_path / "music"
     music.mkdir()
     for seed in range(3):
-        (music / f"{seed}.mid").write_bytes(midi(seed, 9))
+        (music / f"{seed}.mid").write_bytes(midi(seed, bars if seed == 0 else 9))
     (music / "metadata.csv").write_text("file_name,split\n0.mid,validation\n1.mid,train\n2.mid,train\n")
     words = ["--data", str(music), "--output_dir", str(tmp_path / "run"), *TINY]
-    assert main(["train", "own", *words]) == 2
-    assert "no song has 16 bars: --eval_windows '' does without" in capsys.readouterr().err
+    if bars == 9:
+        assert main(["train", "own", *words]) == 0
+        assert any("eval_bits_per_note" in line for line in read_log(tmp_path / "run"))
+        assert "final: the model, after 2 steps" in capsys.readouterr().out
+    else:
+        assert main(["train", "own", *words]) == 2
+        assert "no song has 2 bars" in capsys.readouterr().err
 
 
 def test_fixed_examples_are_what_drawn_ones_would_be(music, tmp_path):
@@ -114,6 +130,7 @@ def test_fixed_examples_are_what_drawn_ones_would_be(music, tmp_path):
     parts = read_recipe("own", [*words, "--data", str(tmp_path / "other/examples"), "--output_dir", str(run)])
     with pytest.raises(TrainingError, match=r"another recipe .*examples:"):
         make_trainer(*parts)
+    assert len(read_members(tmp_path / "run-examples")) == 10
     shutil.move(songs / "examples", tmp_path / "moved")
     parts = read_recipe("own", [*words, "--data", str(tmp_path / "moved"), "--output_dir", str(tmp_path / "run")])
     with pytest.raises(TrainingError, match="does not lie in the data set"):
