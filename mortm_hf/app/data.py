@@ -195,7 +195,7 @@ def run_build(args: argparse.Namespace) -> None:
 
 
 def _print_ineffective(report: dict) -> None:
-    """A line on stderr for each kind of label that had no effect."""
+    """A line on stderr for each kind of label that had no effect, or a bad one."""
     genres, rows = report["genres_without_token"], report["metadata_without_file"]
     if genres:
         first = [f"{name} ({count})" for name, count in list(genres.items())[:5]]
@@ -203,6 +203,15 @@ def _print_ineffective(report: dict) -> None:
     if rows["rows"]:
         first = _and_more(rows["first"], rows["rows"])
         print(f"metadata rows without a MIDI file: {rows['rows']} ({first})", file=sys.stderr)
+    copies = ["; ".join(found) for found in report.get("copies_across_splits", ())]
+    if copies:
+        first = _and_more(copies[:2], len(copies))
+        print(f"copies of a song in several splits (label them alike): {first}", file=sys.stderr)
+    empty = [split for split in ("train", "validation", "test") if split not in report["splits"]]
+    if empty:
+        print(
+            f"no song for {', '.join(empty)}: a metadata.csv names them, --validation and --test draw", file=sys.stderr
+        )
 
 
 def _and_more(first: list[str], count: int) -> str:

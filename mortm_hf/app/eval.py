@@ -30,8 +30,8 @@ EXAMPLES = """examples:
   mortm eval my-model --data my_songs -o report                        a fine-tuned model, on the songs it held out
 
 FOLDER is a checkpoint, the name of a bundled one, the folder of a run (its `final/` is meant) or a folder of MIDI
-files. DATA is a training pack (manifest.csv and archives), whose corpora and fixed windows a recipe names; a data set of
-`mortm data build` or of the Hub; or any folder of MIDI files. What FOLDER was trained on is left out of it."""
+files. DATA is a training pack (manifest.csv and archives), whose corpora and fixed windows a recipe names; a data set
+of `mortm data build` or of the Hub; or any folder of MIDI files. What FOLDER was trained on is left out of it."""
 
 
 def add_command(commands) -> None:

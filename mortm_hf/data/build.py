@@ -8,7 +8,7 @@ Design decisions
   options; a partial folder of another plan is thrown away, a finished one of the same plan is simply opened.
 - A file that cannot be used never ends the build: `report.json` and `skipped.csv` name it, with the error's code.
 - Labels that have no effect are no errors, but `report.json` counts them: genres without a token, rows of a metadata
-  table without a MIDI file.
+  table without a MIDI file. So are labels that put copies of one song into several splits.
 - Workers are spawned processes that end with their parent. One that dies on a file (a crash in a parser) is replaced,
   and its chunk is read once more, file by file, until the culprit is known and listed.
 
@@ -425,6 +425,7 @@ def _finish(work: Path, target: Path, plan: dict, count: int, unmatched: list[st
     ineffective = {
         "genres_without_token": dict(sorted(unknown.items(), key=lambda item: (-item[1], item[0]))),
         "metadata_without_file": {"rows": len(unmatched), "first": unmatched[:5]},
+        "copies_across_splits": _copies_across(splits),
     }
     write_report(ready, plan, sum(c["files"] for c in done), splits, skipped, ineffective)
     if target.exists():
@@ -432,6 +433,16 @@ def _finish(work: Path, target: Path, plan: dict, count: int, unmatched: list[st
         target.rename(gone)
     ready.rename(target)
     shutil.rmtree(work)
+
+
+def _copies_across(splits: dict) -> list[list[str]]:
+    """Songs of one cluster that labels have put into several splits: `[["test: a.mid", "train: b.mid"], ...]`."""
+    places: dict[str, dict[str, str]] = {}
+    for split, data in splits.items():
+        table = data.data.table
+        for cluster, path in zip(table["cluster"].to_pylist(), table["path"].to_pylist()):
+            places.setdefault(cluster, {}).setdefault(split, path)
+    return [[f"{split}: {path}" for split, path in found.items()] for found in places.values() if len(found) > 1]
 
 
 def save_splits(splits: dict, folder: Path) -> None:

@@ -502,6 +502,8 @@ def _pretrain(section, recipe, arguments, stores, windows, tokenizer, stream) ->
     if arguments.fresh and is_first_process():
         shutil.rmtree(folder / BEST, ignore_errors=True)
         (folder / "log.jsonl").unlink(missing_ok=True)
+    if checkpoint and is_first_process():
+        print(f"{folder} goes on from step {reached}", file=sys.stderr, flush=True)
     with _ending_gracefully(log):
         trainer.train(resume_from_checkpoint=checkpoint)
     early = selection is not None and selection.patience and selection.since >= selection.patience

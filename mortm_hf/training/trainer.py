@@ -79,6 +79,12 @@ class PackTrainer(SafePush, Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """As transformers', but tied weights are stored once and are not missing."""
+        missing = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        if missing or load_result.unexpected_keys:
+            super()._issue_warnings_after_load(load_result)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As transformers', with the balancing loss averaged over micro-batches and processes."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
