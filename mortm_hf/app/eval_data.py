@@ -51,7 +51,7 @@ def open_data(
         raise CommandError(
             f"{data} is no folder: give a training pack, a prepared data set or MIDI files", "command.input"
         )
-    if members and found.name.startswith(("split test", "all songs")):
+    if members and split in (None, SPLIT):
         found = _without(found, members)
     if not found.windows:
         raise CommandError(f"{data} has no song of 16 bars ({found.name}): nothing to measure", "command.input")

@@ -409,6 +409,7 @@ def _finish(work: Path, target: Path, plan: dict, count: int, unmatched: list[st
     skipped = [problem for chunk in done for problem in chunk["skipped"]]
     if not any(chunk["songs"] for chunk in done):
         few = "; ".join(f"{p['file']}: {p['message']}" for p in skipped[:3])
+        shutil.rmtree(work)  # there is nothing to go on with
         raise DataError(f"none of {sum(c['files'] for c in done)} files could be used ({few})", "data.source")
     splits = {}
     for split in SPLITS:

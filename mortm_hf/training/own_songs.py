@@ -80,6 +80,7 @@ def _read(source, given: dict[str, str], chords: str, songs: list[Song], skipped
     from tqdm import tqdm
 
     labelled = {row.path: row.split for row in source.rows}
+    skipped += [{"file": name, "reason": "the metadata names it, but it is no MIDI file"} for name in source.unmatched]
     with tqdm(total=len(source), desc="reading", unit="file", disable=None, leave=False) as bar:
         for chunk in source.chunks(_CHUNK):
             found, problems = read_entries(chunk.load(), BuildOptions(chords=chords))

@@ -75,6 +75,12 @@ def test_labels_without_effect_are_told(tmp_path, capsys):
     assert told["genres_without_token"] == {"polka": 2, "waltz": 1} and told["metadata_without_file"]["rows"] == 7
 
 
+def test_nothing_is_left_of_a_build_without_songs(tmp_path, capsys):
+    (tmp_path / "bad.mid").write_text("no music")
+    assert_refused(run(capsys, "data", "build", tmp_path / "bad.mid", "-o", tmp_path / "songs"), "bad.mid")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.mid"]
+
+
 def test_copies_in_several_splits_are_told(tmp_path, capsys):
     source = tmp_path / "midi"
     source.mkdir()

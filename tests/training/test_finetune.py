@@ -91,12 +91,13 @@ def test_songs_bring_what_stands_beside_them(folder):
     """Chord annotations and metadata of a folder; estimated chords; missing files by name."""
     (folder / "0.lab").write_text("0 2 C:maj\n2 9 G:7\n")
     (folder / "1.lab").write_text("no chords")
-    (folder / "metadata.csv").write_text("file_name,genre\n0.mid,jazz\n")
+    (folder / "metadata.csv").write_text("file_name,genre\n0.mid,jazz\ngone.mid,jazz\n")
     songs, skipped = read_songs([folder])
     by_name = {song.path.rpartition("/")[2]: song for song in songs}
     assert by_name["0.mid"].chord_source == "annotation" and by_name["0.mid"].genre
     assert by_name["1.mid"].chord_source == by_name["2.mid"].chord_source == "estimate"
     assert any("chord annotation is left out" in item["reason"] for item in skipped)
+    assert {"file": "gone.mid", "reason": "the metadata names it, but it is no MIDI file"} in skipped
     _, skipped = read_songs([folder / "metadata.csv"])
     assert [item["reason"] for item in skipped] == ["no MIDI file"]
     (folder / "none").mkdir()
