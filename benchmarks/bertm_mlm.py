@@ -47,7 +47,7 @@ class Notes:
     """
 
     def __init__(self, vocabulary, ids, starts):
-        from mortm_hf.models.metric_vocabulary import TokenKind
+        from mortm_hf.models.token_vocabulary import TokenKind
 
         kind = vocabulary.kind[ids]
         at = np.flatnonzero((kind[:-1] == TokenKind.ONSET) & (kind[1:] == TokenKind.PITCH))
@@ -93,7 +93,7 @@ class Notes:
 
 def frequent(vocabulary, store) -> np.ndarray:
     """`[3]` the most frequent onset in the bar, pitch and duration of a store."""
-    from mortm_hf.models.midi_codec import LONG_DURATIONS
+    from mortm_hf.models.token_codec import LONG_DURATIONS
 
     counts = [np.zeros(192, int), np.zeros(128, int), np.zeros(LONG_DURATIONS[0] - 23, int)]
     for song in store.songs:
@@ -124,9 +124,9 @@ def main(words: list[str] | None = None) -> int:
     from mortm_hf.data.packing import generator
     from mortm_hf.evaluation.intervals import ratio_by_group
     from mortm_hf.evaluation.windows import GENERATED, GIVEN, read_windows
+    from mortm_hf.models.inputs_bertm import bare_segment, batches_by_length, clip_durations, pad_rows
     from mortm_hf.models.modeling_bertm import BertmForMaskedLM
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
-    from mortm_hf.models.window_bertm import bare_segment, batches_by_length, clip_durations, pad_rows
     from mortm_hf.training.arguments import read_recipe
 
     torch.set_num_threads(options.threads)

@@ -45,7 +45,7 @@ def machine_logits(folder: str, data, bars: int | None = None) -> np.ndarray:
 def bag_logits(data, seed: int, bars: int | None = None) -> tuple[np.ndarray, str]:
     """`[n test]` logit of "machine" of the bag of features, and the model chosen on validation."""
     from mortm_hf.evaluation.features import bag_of_features, fit_baseline, scores_of
-    from mortm_hf.models.window_bertm import clip_durations
+    from mortm_hf.models.inputs_bertm import clip_durations
 
     def features_of(part):
         scores = scores_of(part.vocabulary, [e.ids for e in part.examples])

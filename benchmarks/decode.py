@@ -34,9 +34,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from mortm_hf import STARTER, MortmConfig, MortmForCausalLM, MortmTokenizer  # noqa: E402
-from mortm_hf.models.fast_mortm import FastDecoder  # noqa: E402
+from mortm_hf.models.generation_cpu import FastDecoder  # noqa: E402
 from mortm_hf.models.generation_mortm import MetricGrammarLogitsProcessor  # noqa: E402
-from mortm_hf.models.sampling_mortm import FiniteLogits, SeededChoice, sampling_filters  # noqa: E402
+from mortm_hf.models.generation_sampling import FiniteLogits, SeededChoice, sampling_filters  # noqa: E402
 
 
 SONG = next((ROOT / "mortm_hf" / "app" / "demo").glob("*.mid"))

@@ -30,10 +30,10 @@ sys.path.insert(0, str(ROOT))
 
 from mortm_hf import STARTER, MortmConfig, MortmForCausalLM, MortmTokenizer  # noqa: E402
 from mortm_hf.models.generation_mortm import MetricGrammarLogitsProcessor  # noqa: E402
-from mortm_hf.models.metric_grammar import GenerationPlan, Grammar, VocabularyTables, find_errors  # noqa: E402
-from mortm_hf.models.metric_grid import BarTable  # noqa: E402
-from mortm_hf.models.metric_prompt import build_prompt  # noqa: E402
-from mortm_hf.models.metric_vocabulary import DRUMS, METERS, TokenKind  # noqa: E402
+from mortm_hf.models.music_grid import BarTable  # noqa: E402
+from mortm_hf.models.prompt_building import build_prompt  # noqa: E402
+from mortm_hf.models.token_grammar import GenerationPlan, Grammar, VocabularyTables, find_errors  # noqa: E402
+from mortm_hf.models.token_vocabulary import DRUMS, METERS, TokenKind  # noqa: E402
 from tests.grammar_validator import Invalid, validate  # noqa: E402
 
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from mortm_hf.data.annotations import parse_key
 from mortm_hf.data.manifest import read_archive, read_manifest
-from mortm_hf.models.metric_harmony import (
+from mortm_hf.models.music_harmony import (
     DEFAULT_PROFILE,
     ESTIMATED_KEYS,
     KEY_PROFILES,
@@ -39,7 +39,7 @@ from mortm_hf.models.metric_harmony import (
     estimate_keys,
     pitch_class_histogram,
 )
-from mortm_hf.models.midi_codec import read_midi
+from mortm_hf.models.token_codec import read_midi
 
 
 CORPORA = ("pop909", "nottingham", "chorales", "openewld")

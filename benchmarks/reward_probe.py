@@ -102,7 +102,7 @@ def main(words: list[str] | None = None) -> int:
 
     from mortm_hf.data import labels
     from mortm_hf.evaluation.features import bag_of_features, scores_of
-    from mortm_hf.models.window_bertm import bare_segment
+    from mortm_hf.models.inputs_bertm import bare_segment
 
     torch.set_num_threads(options.threads)
     try:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mortm_hf
-from mortm_hf.models.metric_vocabulary import TokenKind
+from mortm_hf.models.token_vocabulary import TokenKind
 
 
 MODELS = Path(mortm_hf.__file__).parent / "models"

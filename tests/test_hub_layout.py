@@ -105,7 +105,7 @@ def test_every_module_travels_with_a_family():
     families = [path.stem for path in MODELS.glob("modeling_*.py")]
     travels = set().union(*map(travelling, families))
     assert travels == {path.name for path in MODELS.glob("*.py")} - {"__init__.py"}
-    own = {"configuration_bertm", "modeling_bertm", "pipeline_bertm", "reward_bertm", "window_bertm"}
+    own = {"configuration_bertm", "modeling_bertm", "pipeline_bertm", "reward_bertm", "inputs_bertm"}
     assert set(travelling("modeling_bertm")) - set(travelling()) == {f"{name}.py" for name in own}
 
 

@@ -56,9 +56,9 @@ def describe(midi) -> dict:
     Raises:
         MidiError: unreadable or empty input.
     """
-    from ..models.metric_harmony import estimate_key
-    from ..models.metric_vocabulary import DRUMS, METERS
     from ..models.midi_files import load_score, read_midi
+    from ..models.music_harmony import estimate_key
+    from ..models.token_vocabulary import DRUMS, METERS
     from .names import instrument_name, key_name
 
     score = load_score(midi)

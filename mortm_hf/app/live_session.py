@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ..models.errors_mortm import MortmError
-from ..models.metric_grid import TICKS_PER_QUARTER
+from ..models.music_grid import TICKS_PER_QUARTER
 
 
 GRID = TICKS_PER_QUARTER // 4  # ticks of a sixteenth

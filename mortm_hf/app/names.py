@@ -5,7 +5,7 @@ Knows the General MIDI percussion map. Must not know: files, models.
 
 from __future__ import annotations
 
-from ..models.metric_instruments import instrument_name
+from ..models.music_instruments import instrument_name
 
 
 __all__ = ["drum_name", "instrument_name", "key_name"]

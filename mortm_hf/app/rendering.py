@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from ..data.synthesis import SAMPLE_RATE, synthesize
-from ..models.metric_grid import TICKS_PER_QUARTER
-from ..models.metric_score import MetricScore
-from ..models.metric_vocabulary import DRUMS, METERS, TEMPO_CENTRES
 from ..models.midi_files import load_score, quantize
+from ..models.music_grid import TICKS_PER_QUARTER
+from ..models.music_score import MetricScore
+from ..models.token_vocabulary import DRUMS, METERS, TEMPO_CENTRES
 from .files import CommandError, Outputs
 from .names import drum_name, instrument_name, key_name
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from ..models.errors_mortm import VocabularyError
-from ..models.metric_vocabulary import default_tokens
+from ..models.token_vocabulary import default_tokens
 from ..models.tokenization_mortm import MortmTokenizer
 from ..models.upstream_vocabulary import FLAVOURS, upstream_vocabulary
 from .anatomy import Anatomy

@@ -2,8 +2,8 @@
 
 Design decisions
 - Every source of a pack has its own spelling of keys (`Gb:maj`, `B- major`, `-3minor`, an ABC `K:` field). Names are
-  read by `metric_harmony`; a count of sharps needs a mode beside it (lieder: none), and what cannot be read is no key.
-- Chord files are read by `metric_chords`; what is particular to a corpus (a clock of its own) stands here.
+  read by `music_harmony`; a count of sharps needs a mode beside it (lieder: none), and what cannot be read is no key.
+- Chord files are read by `midi_chords`; what is particular to a corpus (a clock of its own) stands here.
 - A chord file belongs to the MIDI file with its stem. Only POP909's `chord_midi.txt` has none: it belongs to the MIDI
   file that is alone in its folder (sub-folders, such as `versions/`, do not count), and to none where there are more.
 
@@ -17,7 +17,7 @@ from collections.abc import Container
 from pathlib import PurePosixPath
 
 from ..models.errors_mortm import VocabularyError
-from ..models.metric_harmony import MAJOR_KEYS, MINOR_KEYS, split_key
+from ..models.music_harmony import MAJOR_KEYS, MINOR_KEYS, split_key
 
 
 # openewld counts chord times in seconds at 100 quarters a minute whatever the tempo of the MIDI file is: with it the

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models.metric_grid import TICKS_PER_QUARTER
-from ..models.metric_harmony import (
+from ..models.music_grid import TICKS_PER_QUARTER
+from ..models.music_harmony import (
     BASS_NAMES,
     NO_CHORD,
     QUALITY_NAMES,
@@ -34,8 +34,8 @@ from ..models.metric_harmony import (
     merge_repeats,
     pitch_class_histogram,
 )
-from ..models.metric_score import ChordTable, MetricScore
-from ..models.metric_vocabulary import DRUMS, METERS
+from ..models.music_score import ChordTable, MetricScore
+from ..models.token_vocabulary import DRUMS, METERS
 
 
 PROFILES = Path(__file__).with_name("chord_profiles.json")

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..models.errors_mortm import PromptError
-from ..models.metric_prompt import training_example
-from ..models.metric_vocabulary import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES, MetricVocabulary, TokenKind
-from ..models.midi_codec import ChordTable, MetricScore
+from ..models.prompt_building import training_example
+from ..models.token_codec import ChordTable, MetricScore
+from ..models.token_vocabulary import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES, MetricVocabulary, TokenKind
 from .annotations import transpose_key
 from .errors import DataError
 from .packing import Document, fill_row, generator

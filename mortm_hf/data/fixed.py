@@ -175,7 +175,7 @@ def materialize_splits(
     """
     from datasets import DatasetDict
 
-    from ..models.metric_vocabulary import MetricVocabulary, TokenKind, default_tokens
+    from ..models.token_vocabulary import MetricVocabulary, TokenKind, default_tokens
     from .examples import ExampleRecipe, ExampleSource
     from .manifest import CorpusFilter, Selection
     from .store import ScoreStore, load_songs

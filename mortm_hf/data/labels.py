@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models.metric_grid import COMMON_TIME, BarTable
-from ..models.metric_score import MetricScore
-from ..models.metric_vocabulary import KEY_NAMES, METER_TICKS, MetricVocabulary, TokenKind
-from ..models.midi_codec import parse_segment
-from ..models.window_bertm import bare_segment, clip_durations, condense, merge_tracks
+from ..models.inputs_bertm import bare_segment, clip_durations, condense, merge_tracks
+from ..models.music_grid import COMMON_TIME, BarTable
+from ..models.music_score import MetricScore
+from ..models.token_codec import parse_segment
+from ..models.token_vocabulary import KEY_NAMES, METER_TICKS, MetricVocabulary, TokenKind
 from .annotations import transpose_key
 from .manifest import CorpusFilter, Selection, SongFile, read_manifest
 from .notes import pitched_notes

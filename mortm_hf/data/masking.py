@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from ..models.metric_vocabulary import MetricVocabulary, TokenKind
+from ..models.token_vocabulary import MetricVocabulary, TokenKind
 from .packing import IGNORE, PackDataset, generator
 
 

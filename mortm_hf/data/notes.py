@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..models.metric_vocabulary import DRUMS, MetricVocabulary, TokenKind
+from ..models.token_vocabulary import DRUMS, MetricVocabulary, TokenKind
 
 
 @dataclass(frozen=True)

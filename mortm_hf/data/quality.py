@@ -31,10 +31,10 @@ from pathlib import Path
 import numpy as np
 
 from ..models.errors_mortm import PromptError
-from ..models.metric_prompt import training_example
-from ..models.metric_score import MetricScore
-from ..models.metric_vocabulary import GENRES, MetricVocabulary
-from ..models.midi_codec import parse_segment
+from ..models.music_score import MetricScore
+from ..models.prompt_building import training_example
+from ..models.token_codec import parse_segment
+from ..models.token_vocabulary import GENRES, MetricVocabulary
 from .corruptions import CORRUPTIONS, corrupt, tidy
 from .labels import LabelledData, LabelledExample, bare_segment
 from .manifest import CorpusFilter, Selection
@@ -189,8 +189,8 @@ def sample_fields(
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     from ..models.generation_mortm import MetricGrammarLogitsProcessor
-    from ..models.sampling_mortm import SeededChoice, sampling_filters
-    from ..models.window_bertm import pad_rows
+    from ..models.generation_sampling import SeededChoice, sampling_filters
+    from ..models.inputs_bertm import pad_rows
 
     ids, mask = pad_rows([t.prompt for t in tasks], tokenizer.pad_token_id, side="left")
     width = ids.shape[1]
@@ -257,7 +257,7 @@ def answer_of(tokenizer, ids: np.ndarray, task: Task) -> MetricScore | None:
 
 def fastest(model):
     """A `FastDecoder` of a model where it can have one (fp32 on a CPU), else the model."""
-    from ..models.fast_mortm import FastDecoder, refusal
+    from ..models.generation_cpu import FastDecoder, refusal
 
     on_cpu = next(model.parameters()).device.type == "cpu"
     return FastDecoder(model) if on_cpu and refusal(model) is None else model

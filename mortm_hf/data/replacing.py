@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..models.metric_vocabulary import DRUMS, MetricVocabulary, TokenKind
-from ..models.midi_codec import parse_segment
-from ..models.window_bertm import bare_segment, clip_durations, condense
+from ..models.inputs_bertm import bare_segment, clip_durations, condense
+from ..models.token_codec import parse_segment
+from ..models.token_vocabulary import DRUMS, MetricVocabulary, TokenKind
 from .notes import pitched_notes
 from .packing import IGNORE, Document, PackDataset, generator, pack_rows
 

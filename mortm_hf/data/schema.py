@@ -21,9 +21,9 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from ..models import midi_codec
-from ..models.metric_grid import BarTable
-from ..models.midi_codec import ChordTable, MetricScore
+from ..models import token_codec
+from ..models.music_grid import BarTable
+from ..models.token_codec import ChordTable, MetricScore
 from .errors import DataError
 
 
@@ -185,7 +185,7 @@ class _Batch:
             key=label.pop("key"),
             chords=chords,
             names=tuple(label.pop("names") or ()),
-            report=midi_codec.CodecReport(),
+            report=token_codec.CodecReport(),
         )
         return Song(score=score, **label)
 

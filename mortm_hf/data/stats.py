@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models.metric_harmony import ESTIMATED_KEYS, QUALITY_NAMES, ROOT_NAMES, estimate_keys, key_twins
-from ..models.metric_instruments import instrument_name
-from ..models.metric_prompt import training_example
-from ..models.metric_vocabulary import DRUMS, METERS, TEMPO_CENTRES, MetricVocabulary, default_tokens
+from ..models.music_harmony import ESTIMATED_KEYS, QUALITY_NAMES, ROOT_NAMES, estimate_keys, key_twins
+from ..models.music_instruments import instrument_name
+from ..models.prompt_building import training_example
+from ..models.token_vocabulary import DRUMS, METERS, TEMPO_CENTRES, MetricVocabulary, default_tokens
 from .schema import SongRows, table_of
 from .store import ScoreStore
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..models.metric_vocabulary import MetricVocabulary, TokenKind
+from ..models.token_vocabulary import MetricVocabulary, TokenKind
 from .ngrams import CopyModel, Corpus, NGram, match_state, previous_bar
 from .windows import Encoded
 

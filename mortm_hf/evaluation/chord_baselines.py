@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..models.metric_harmony import (
+from ..models.music_harmony import (
     ESTIMATED_KEYS,
     NO_CHORD,
     QUALITY_NAMES,
@@ -30,8 +30,8 @@ from ..models.metric_harmony import (
     merge_repeats,
     pitch_class_histogram,
 )
-from ..models.metric_score import ChordTable, MetricScore
-from ..models.metric_vocabulary import DRUMS
+from ..models.music_score import ChordTable, MetricScore
+from ..models.token_vocabulary import DRUMS
 from .chords import METRICS, PITCH_ROOT, ROOT_PITCH, compare
 
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..data.examples import transpose, transposition_range
-from ..models.metric_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, estimate_key, merge_repeats
-from ..models.metric_prompt import MetricPrompt, build_prompt
-from ..models.metric_score import ChordTable, MetricScore
+from ..models.music_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, estimate_key, merge_repeats
+from ..models.music_score import ChordTable, MetricScore
+from ..models.prompt_building import MetricPrompt, build_prompt
 from .intervals import ratio
 from .sampling import AnswerCache, Ask, Sampling, answer_all
 

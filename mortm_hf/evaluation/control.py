@@ -27,11 +27,11 @@ import numpy as np
 
 from ..data.examples import transpose, transposition_range
 from ..data.store import ScoreStore
-from ..models.metric_harmony import NO_CHORD, chord_tones, estimate_key, split_key
-from ..models.metric_prompt import MetricPrompt, build_prompt
-from ..models.metric_score import ChordTable, MetricScore
-from ..models.metric_vocabulary import DRUMS, GENRES, METERS, TEMPO_CENTRES
-from ..models.midi_codec import density_of
+from ..models.music_harmony import NO_CHORD, chord_tones, estimate_key, split_key
+from ..models.music_score import ChordTable, MetricScore
+from ..models.prompt_building import MetricPrompt, build_prompt
+from ..models.token_codec import density_of
+from ..models.token_vocabulary import DRUMS, GENRES, METERS, TEMPO_CENTRES
 from .intervals import ratio, share_of
 from .sampling import Ask
 from .windows import Window

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..models.metric_score import MetricScore
-from ..models.metric_vocabulary import METERS, MetricVocabulary
-from ..models.midi_codec import parse_segment
+from ..models.music_score import MetricScore
+from ..models.token_codec import parse_segment
+from ..models.token_vocabulary import METERS, MetricVocabulary
 
 
 _TIME_EDGES = np.array([*range(1, 25), 30, 36, 42, 48, 60, 72, 96, 144, 192])

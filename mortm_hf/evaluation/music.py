@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..models.metric_score import MetricScore
-from ..models.metric_vocabulary import DRUMS
+from ..models.music_score import MetricScore
+from ..models.token_vocabulary import DRUMS
 
 
 TICKS = 24  # a quarter

@@ -1,10 +1,10 @@
 """Answers of a model to many prompts, for measuring: batched, seeded row by row, resumable.
 
 Design decisions
-- The noise of a row is a pure function of its seed (`sampling_mortm.SeededChoice`), so an answer does not depend on
-  what else was in its batch, and a run that was cut off goes on where it was.
+- The noise of a row is a pure function of its seed (`generation_sampling.SeededChoice`), so an answer does not depend
+  on what else was in its batch, and a run that was cut off goes on where it was.
 - Rows of one length run together; every finished batch is written to the cache (temporary name, then rename).
-- On a CPU the fast decoder runs where it serves the model (`fast_mortm`): the same greedy choice in less time.
+- On a CPU the fast decoder runs where it serves the model (`generation_cpu`): the same greedy choice in less time.
 - The grammar is a switch: with it every answer is legal by construction; without it what the model itself has learnt
   shows.
 
@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
-from ..models.fast_mortm import FastDecoder, refusal
+from ..models.generation_cpu import FastDecoder, refusal
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
-from ..models.sampling_mortm import FiniteLogits, SeededChoice, sampling_filters
+from ..models.generation_sampling import FiniteLogits, SeededChoice, sampling_filters
 
 
 @dataclass(frozen=True)

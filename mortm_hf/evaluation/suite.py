@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.store import ScoreStore
-from ..models.metric_grammar import infer_plan
-from ..models.metric_score import MetricScore
+from ..models.music_score import MetricScore
+from ..models.token_grammar import infer_plan
 from .bits import model_bits, summarise
 from .chord_baselines import Majority, Templates
 from .chords import METRICS, ChordReading, compare, estimate_chords, heard, paired, summary

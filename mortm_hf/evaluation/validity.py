@@ -2,7 +2,7 @@
 
 Design decisions
 - Answers are drawn without the grammar and checked by the same machine that would have constrained them
-  (`metric_grammar.find_errors`). Only the first error of an answer counts: what follows it is beside the point.
+  (`token_grammar.find_errors`). Only the first error of an answer counts: what follows it is beside the point.
 - Two things are told apart: wrong syntax (the answer is checked without its prompt), and good syntax that does not fit
   the prompt (another number of bars, other instruments, another meter than the header's). The second is judged where
   the answer ended; an answer that did not end in the room it had is counted as `unfinished`.
@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..models.metric_grammar import find_errors
-from ..models.metric_vocabulary import TokenKind
+from ..models.token_grammar import find_errors
+from ..models.token_vocabulary import TokenKind
 from .intervals import ratio, share
 
 

@@ -18,9 +18,9 @@ from transformers import LogitsProcessorList
 
 from ..data.store import ScoreStore
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
-from ..models.metric_score import MetricScore
-from ..models.metric_vocabulary import DRUMS
-from ..models.midi_codec import parse_segment
+from ..models.music_score import MetricScore
+from ..models.token_codec import parse_segment
+from ..models.token_vocabulary import DRUMS
 from .windows import GENERATED, GIVEN, Encoded
 
 

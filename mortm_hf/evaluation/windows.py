@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data.store import ScoreStore, Song
-from ..models.metric_prompt import training_example
-from ..models.metric_vocabulary import GENRES, MetricVocabulary
+from ..models.prompt_building import training_example
+from ..models.token_vocabulary import GENRES, MetricVocabulary
 
 
 GIVEN, GENERATED = 8, 8

@@ -5,7 +5,8 @@ Design decisions
   usual call adds one token to a known prefix and costs one step; beams reorder rows, so rows are matched to cached
   rows by their ids; assisted decoding rewinds, so the last lengths' states are kept; anything else is replayed.
 - It masks before the sampling warpers run (transformers' own order), so top-p and top-k see legal tokens only.
-- States live on the host (`metric_machine` says why): a step on an accelerator brings the ids over and sends the mask.
+- States live on the host (`token_automaton` says why): a step on an accelerator brings the ids over and sends
+  the mask.
 - The length budget is part of the grammar: with `max_length` (or `max_new_tokens`) a token is legal only if the field
   can still be finished after it; a budget that cannot hold the shortest answer is refused at the first step.
 
@@ -26,7 +27,7 @@ from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from .errors_mortm import PromptError
-from .metric_grammar import (
+from .token_grammar import (
     GENERATED_KINDS,
     GenerationPlan,
     Grammar,
@@ -34,7 +35,7 @@ from .metric_grammar import (
     VocabularyTables,
     infer_plan,
 )
-from .metric_vocabulary import TokenKind
+from .token_vocabulary import TokenKind
 
 
 HISTORY = 48  # lengths whose states are kept: more than assisted decoding rewinds
@@ -86,7 +87,7 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
             return item
         if hasattr(item, "plan"):
             return item.plan
-        from .metric_prompt import build_prompt
+        from .prompt_building import build_prompt
 
         return build_prompt(self.vocabulary, item, dialect=self.dialect).plan
 

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .metric_grid import TICKS_PER_QUARTER, round_to_grid
-from .metric_harmony import NO_CHORD
-from .metric_instruments import GENERAL_MIDI
-from .metric_merge import fit_between
-from .metric_score import ChordTable, MetricScore
-from .metric_vocabulary import (
+from .midi_files import symusic, tempo_bin
+from .music_grid import TICKS_PER_QUARTER, round_to_grid
+from .music_harmony import NO_CHORD
+from .music_instruments import GENERAL_MIDI
+from .music_score import ChordTable, MetricScore
+from .music_splicing import fit_between
+from .token_vocabulary import (
     CHORD_BASSES,
     CHORD_QUALITIES,
     CHORD_ROOTS,
@@ -33,7 +34,6 @@ from .metric_vocabulary import (
     METERS,
     TEMPO_CENTRES,
 )
-from .midi_files import symusic, tempo_bin
 
 
 MARK = "mortm:segment"

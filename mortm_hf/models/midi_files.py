@@ -20,9 +20,10 @@ from functools import lru_cache
 import numpy as np
 
 from .errors_mortm import MidiError
-from .metric_grid import TICKS_PER_QUARTER, BarTable, bars_of_meters, round_to_grid
-from .metric_score import ChordTable, CodecReport, MetricScore
-from .metric_vocabulary import (
+from .midi_events import midi_bytes, plain_escapes
+from .music_grid import TICKS_PER_QUARTER, BarTable, bars_of_meters, round_to_grid
+from .music_score import ChordTable, CodecReport, MetricScore
+from .token_vocabulary import (
     CHORD_BASSES,
     CHORD_QUALITIES,
     CHORD_ROOTS,
@@ -35,7 +36,6 @@ from .metric_vocabulary import (
     METERS,
     TEMPO_CENTRES,
 )
-from .midi_events import midi_bytes, plain_escapes
 
 
 try:

@@ -22,8 +22,8 @@ from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
 from .errors_mortm import PromptError
-from .metric_vocabulary import TokenKind
-from .window_bertm import bare_segment, batches_by_length, pad_rows, song_windows
+from .inputs_bertm import bare_segment, batches_by_length, pad_rows, song_windows
+from .token_vocabulary import TokenKind
 
 
 BATCH_TOKENS = 8192

@@ -1,10 +1,10 @@
 """Pipelines: `midi-generation` and `chord-estimation`.
 
 Design decisions
-- More bars than fit one window are generated in several (`window_mortm`); all rows of a batch advance together, one
-  `generate` call a window.
-- The same seed gives the same bytes: sampling draws its own noise (`sampling_mortm`), and no call changes the global
-  random state.
+- More bars than fit one window are generated in several (`generation_windows`); all rows of a batch advance together,
+  one `generate` call a window.
+- The same seed gives the same bytes: sampling draws its own noise (`generation_sampling`), and no call changes the
+  global random state.
 - What was not asked to change is copied from the file itself, not from its quantised image (`midi_edit`).
 - Errors of the tokenizer, the prompt and the grammar pass through: `ValueError`s with a `code`.
 
@@ -25,17 +25,17 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
 from .errors_mortm import PromptError
-from .fast_mortm import FastDecoder, parse_precision, unsupported_arguments, weights_of
+from .generation_cpu import FastDecoder, parse_precision, unsupported_arguments, weights_of
 from .generation_mortm import MetricGrammarLogitsProcessor
-from .metric_chords import is_chord_file, read_chord_file
-from .metric_harmony import chord_symbol
-from .metric_instruments import instrument_name
-from .metric_score import ChordTable
-from .metric_vocabulary import METERS
-from .midi_codec import load_score, parse_segment, to_midi_score
+from .generation_sampling import SAMPLING_NAMES, BarListener, FiniteLogits, SeededChoice, sampling_filters
+from .generation_windows import PAST_BARS, SongRequest, SongRow, spread_chords
+from .midi_chords import is_chord_file, read_chord_file
 from .midi_edit import write_bars, write_chords
-from .sampling_mortm import SAMPLING_NAMES, BarListener, FiniteLogits, SeededChoice, sampling_filters
-from .window_mortm import PAST_BARS, SongRequest, SongRow, spread_chords
+from .music_harmony import chord_symbol
+from .music_instruments import instrument_name
+from .music_score import ChordTable
+from .token_codec import load_score, parse_segment, to_midi_score
+from .token_vocabulary import METERS
 
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten

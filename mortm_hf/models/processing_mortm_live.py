@@ -20,10 +20,10 @@ import numpy as np
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .errors_mortm import MidiError
-from .metric_grid import TICKS_PER_QUARTER
-from .metric_score import MetricScore
-from .metric_vocabulary import DRUMS
 from .midi_files import read_midi
+from .music_grid import TICKS_PER_QUARTER
+from .music_score import MetricScore
+from .token_vocabulary import DRUMS
 
 
 try:

@@ -23,9 +23,9 @@ import torch
 from torch import nn
 
 from .errors_mortm import PromptError
+from .inputs_bertm import bare_segment, batches_by_length, pad_rows, song_windows
 from .modeling_bertm import BertmForSequenceClassification
 from .tokenization_mortm import MortmTokenizer
-from .window_bertm import bare_segment, batches_by_length, pad_rows, song_windows
 
 
 MODES = ("probability", "logit", "machine_logit")

@@ -22,12 +22,10 @@ import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from .errors_mortm import MidiError, PromptError, VocabularyError
-from .metric_grammar import check
-from .metric_harmony import estimate_key, parse_key
-from .metric_instruments import match_programs
-from .metric_prompt import MetricPrompt, build_prompt, parse_prompt
-from .metric_vocabulary import VOCABULARY_VERSION, MetricVocabulary, TokenKind, default_tokens
-from .midi_codec import (
+from .music_harmony import estimate_key, parse_key
+from .music_instruments import match_programs
+from .prompt_building import MetricPrompt, build_prompt, parse_prompt
+from .token_codec import (
     Caps,
     Header,
     MetricScore,
@@ -39,7 +37,9 @@ from .midi_codec import (
     to_midi_score,
     uses_velocity,
 )
-from .midi_upstream import decode_upstream, encode_upstream
+from .token_grammar import check
+from .token_vocabulary import VOCABULARY_VERSION, MetricVocabulary, TokenKind, default_tokens
+from .upstream_codec import decode_upstream, encode_upstream
 from .upstream_vocabulary import upstream_vocabulary
 
 

@@ -45,10 +45,10 @@ from ..data.labels import LabelledData
 from ..data.packing import generator, single_pack
 from ..evaluation.classification import auc, confusion, f1_of, macro_f1, sigmoid, song_scores
 from ..models.configuration_bertm import BertmConfig
-from ..models.midi_codec import parse_segment
+from ..models.inputs_bertm import batches_by_length, pad_rows
 from ..models.modeling_bertm import BertmForSequenceClassification
+from ..models.token_codec import parse_segment
 from ..models.tokenization_mortm import MortmTokenizer
-from ..models.window_bertm import batches_by_length, pad_rows
 from .arguments import (
     PretrainArguments,
     check_model,

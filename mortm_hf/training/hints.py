@@ -22,7 +22,7 @@ import torch
 from ..data.notes import pitched_notes
 from ..data.packing import IGNORE
 from ..evaluation.features import bag_of_features, scores_of
-from ..models.metric_vocabulary import MetricVocabulary
+from ..models.token_vocabulary import MetricVocabulary
 
 
 FAR = 5.0

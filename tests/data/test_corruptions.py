@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from mortm_hf.data.corruptions import CORRUPTIONS, JITTER_TICKS, corrupt, same_notes, tidy
-from mortm_hf.models.metric_grid import BarTable
-from mortm_hf.models.metric_score import MetricScore
-from mortm_hf.models.metric_vocabulary import DRUMS, MetricVocabulary
-from mortm_hf.models.midi_codec import read_midi
-from mortm_hf.models.window_bertm import bare_segment
+from mortm_hf.models.inputs_bertm import bare_segment
+from mortm_hf.models.music_grid import BarTable
+from mortm_hf.models.music_score import MetricScore
+from mortm_hf.models.token_codec import read_midi
+from mortm_hf.models.token_vocabulary import DRUMS, MetricVocabulary
 from tests.grammar_validator import validate
 from tests.sample_songs import midi
 
@@ -35,7 +35,7 @@ def score_of(notes, programs=(0,), bars=2) -> MetricScore:
 
 
 def _common() -> int:
-    from mortm_hf.models.metric_grid import COMMON_TIME
+    from mortm_hf.models.music_grid import COMMON_TIME
 
     return COMMON_TIME
 

@@ -10,9 +10,9 @@ import torch
 from mortm_hf.data import ScoreStore
 from mortm_hf.data.examples import TASKS, ExampleSource, transpose, transposition_range
 from mortm_hf.data.packing import PackDataset, generator
-from mortm_hf.models.metric_grammar import check
-from mortm_hf.models.metric_vocabulary import CHORD_ROOTS, DRUMS, MetricVocabulary, TokenKind, default_tokens
-from mortm_hf.models.midi_codec import parse_segment
+from mortm_hf.models.token_codec import parse_segment
+from mortm_hf.models.token_grammar import check
+from mortm_hf.models.token_vocabulary import CHORD_ROOTS, DRUMS, MetricVocabulary, TokenKind, default_tokens
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import store
 

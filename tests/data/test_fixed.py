@@ -18,7 +18,7 @@ from mortm_hf.data import (
     open_dataset,
 )
 from mortm_hf.data.fixed import materialize, materialize_splits
-from mortm_hf.models.metric_vocabulary import MetricVocabulary, default_tokens
+from mortm_hf.models.token_vocabulary import MetricVocabulary, default_tokens
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import midi, store
 

@@ -16,7 +16,7 @@ from mortm_hf.data.masking import (
 )
 from mortm_hf.data.packing import IGNORE, PackDataset
 from mortm_hf.data.pieces import PieceSource
-from mortm_hf.models.metric_vocabulary import MetricVocabulary, TokenKind
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import midi, store

@@ -6,8 +6,8 @@ import torch
 
 from mortm_hf.data import labels, quality
 from mortm_hf.data.corruptions import CORRUPTIONS
-from mortm_hf.models.metric_vocabulary import MetricVocabulary, TokenKind
-from mortm_hf.models.midi_codec import parse_segment
+from mortm_hf.models.token_codec import parse_segment
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.grammar_validator import validate
 from tests.sample_songs import midi, store, write_pack

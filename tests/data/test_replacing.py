@@ -6,8 +6,8 @@ import pytest
 from mortm_hf.data.packing import IGNORE, PackDataset
 from mortm_hf.data.pieces import PieceSource
 from mortm_hf.data.replacing import ReplacedPackDataset, ReplacingRecipe, condensed_documents, replace_pitches
-from mortm_hf.models.metric_vocabulary import MetricVocabulary, TokenKind
-from mortm_hf.models.midi_codec import parse_segment
+from mortm_hf.models.token_codec import parse_segment
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import store
 

@@ -19,8 +19,8 @@ from mortm_hf.evaluation.chords import (
     paired,
     summary,
 )
-from mortm_hf.models.metric_harmony import NO_CHORD, QUALITY_NAMES, QUALITY_TONES, ROOT_NAMES, chord_table
-from mortm_hf.models.metric_prompt import training_example
+from mortm_hf.models.music_harmony import NO_CHORD, QUALITY_NAMES, QUALITY_TONES, ROOT_NAMES, chord_table
+from mortm_hf.models.prompt_building import training_example
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.evaluation.small_scores import melody, passage
 from tests.sample_songs import store

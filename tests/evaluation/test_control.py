@@ -17,9 +17,9 @@ from mortm_hf.evaluation.control import (
     read_answer,
 )
 from mortm_hf.evaluation.windows import fixed_windows
-from mortm_hf.models.metric_harmony import chord_table
-from mortm_hf.models.metric_vocabulary import DRUMS, TokenKind
-from mortm_hf.models.midi_codec import encode_tracks
+from mortm_hf.models.music_harmony import chord_table
+from mortm_hf.models.token_codec import encode_tracks
+from mortm_hf.models.token_vocabulary import DRUMS, TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.evaluation.small_scores import melody, passage
 from tests.sample_songs import store

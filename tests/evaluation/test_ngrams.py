@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mortm_hf.evaluation.ngrams import CopyModel, Corpus, NGram, match_state, previous_bar
-from mortm_hf.models.metric_vocabulary import MetricVocabulary, TokenKind, default_tokens
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind, default_tokens
 
 
 VOCABULARY = MetricVocabulary({token: index for index, token in enumerate(default_tokens())})

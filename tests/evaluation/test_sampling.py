@@ -9,10 +9,10 @@ from mortm_hf.evaluation import sampling as sampling_module
 from mortm_hf.evaluation.sampling import AnswerCache, Ask, Sampling, answer, answer_all, batches, fingerprint
 from mortm_hf.evaluation.validity import violations
 from mortm_hf.models.errors_mortm import PromptError
-from mortm_hf.models.fast_mortm import FastDecoder
+from mortm_hf.models.generation_cpu import FastDecoder
 from mortm_hf.models.generation_mortm import MetricGrammarLogitsProcessor
-from mortm_hf.models.metric_grammar import infer_plan
-from mortm_hf.models.metric_prompt import MetricPrompt, build_prompt
+from mortm_hf.models.prompt_building import MetricPrompt, build_prompt
+from mortm_hf.models.token_grammar import infer_plan
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 
 

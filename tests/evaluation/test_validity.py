@@ -5,7 +5,7 @@ import pytest
 
 from mortm_hf.evaluation.validity import violations
 from mortm_hf.evaluation.windows import encode_windows, fixed_windows
-from mortm_hf.models.metric_vocabulary import TokenKind
+from mortm_hf.models.token_vocabulary import TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.sample_songs import store
 

@@ -11,10 +11,10 @@ from transformers import pipeline as plain_pipeline
 
 import mortm_hf
 from mortm_hf.models.configuration_bertm import BertmConfig
-from mortm_hf.models.midi_codec import read_midi
+from mortm_hf.models.inputs_bertm import bare_segment, clip_durations, condense, merge_tracks, song_windows
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
+from mortm_hf.models.token_codec import read_midi
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.models.window_bertm import bare_segment, clip_durations, condense, merge_tracks, song_windows
 from tests.sample_songs import midi
 
 
@@ -250,7 +250,7 @@ def test_pipelines_save_complete_folders(pipe, tmp_path):
     assert set(config["custom_pipelines"]) == {"midi-classification", "midi-feature-extraction"}
     assert config["custom_pipelines"]["midi-classification"]["pt"] == ["AutoModelForSequenceClassification"]
     code = {path.name for path in tmp_path.glob("*.py")}
-    assert {"pipeline_bertm.py", "reward_bertm.py", "window_bertm.py", "modeling_bertm.py"} <= code
+    assert {"pipeline_bertm.py", "reward_bertm.py", "inputs_bertm.py", "modeling_bertm.py"} <= code
     models = Path(mortm_hf.__file__).parent / "models"
     assert all((tmp_path / name).read_bytes() == (models / name).read_bytes() for name in code)
     assert mortm_hf.pipeline("midi-classification", model=tmp_path)(SONG) == before

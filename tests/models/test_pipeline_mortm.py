@@ -16,8 +16,8 @@ from mortm_hf import (
     MortmForCausalLM,
     MortmTokenizer,
 )
+from mortm_hf.models.generation_windows import SongRow
 from mortm_hf.models.midi_files import read_midi
-from mortm_hf.models.window_mortm import SongRow
 from tests.grammar_validator import validate
 
 

@@ -8,10 +8,10 @@ import torch
 
 from mortm_hf import BertmReward, convert_checkpoint, pipeline
 from mortm_hf.models.configuration_bertm import BertmConfig
-from mortm_hf.models.midi_codec import read_midi
+from mortm_hf.models.inputs_bertm import bare_segment, song_windows
 from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
+from mortm_hf.models.token_codec import read_midi
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.models.window_bertm import bare_segment, song_windows
 from tests.sample_songs import midi
 
 
@@ -123,8 +123,8 @@ def test_length_as_such_changes_nothing():
     """The same eight bars once, twice and four times over are as good as once."""
     score = read_midi(midi(4, 30)).window(10, 18)
     reward = BertmReward(classifier(), TOKENIZER)
-    from mortm_hf.models.metric_grid import BarTable
-    from mortm_hf.models.midi_codec import MetricScore
+    from mortm_hf.models.music_grid import BarTable
+    from mortm_hf.models.token_codec import MetricScore
 
     def repeated(times):
         shift = np.repeat(np.arange(times), score.n_notes) * score.bars.end

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mortm_hf.models.errors_mortm import VocabularyError
-from mortm_hf.models.metric_vocabulary import MetricVocabulary, TokenKind
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.models.upstream_vocabulary import PRESETS, VERSIONS, upstream_vocabulary
 
 

@@ -10,9 +10,9 @@ import torch
 from mortm_hf.data.labels import LabelledData, LabelledExample, transpose_ids
 from mortm_hf.evaluation.features import bag_of_features, scores_of
 from mortm_hf.models.configuration_bertm import BertmConfig
-from mortm_hf.models.metric_vocabulary import MetricVocabulary
-from mortm_hf.models.midi_codec import parse_segment
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
+from mortm_hf.models.token_codec import parse_segment
+from mortm_hf.models.token_vocabulary import MetricVocabulary
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.classify import (
     LabelledBatches,

@@ -5,7 +5,7 @@ import torch
 
 from mortm_hf.data.packing import IGNORE
 from mortm_hf.evaluation.features import bag_of_features, scores_of
-from mortm_hf.models.metric_vocabulary import MetricVocabulary, TokenKind
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.training.hints import FAR, HintLayer, HintTable, note_intervals
 from tests.sample_songs import store
 
@@ -36,7 +36,7 @@ def test_intervals_of_chords_and_melodies():
 
 def test_intervals_are_those_that_the_bag_counts():
     """Histograms of the notes' intervals are the bag's, of a window of one pitched track."""
-    from mortm_hf.models.window_bertm import bare_segment, merge_tracks
+    from mortm_hf.models.inputs_bertm import bare_segment, merge_tracks
 
     for song in store(3, 12).songs:
         score = merge_tracks(song.score)

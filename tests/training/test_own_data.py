@@ -12,7 +12,7 @@ from mortm_hf.data.examples import ExampleRecipe, ExampleSource
 from mortm_hf.data.fixed import FixedPacks
 from mortm_hf.data.membership import read_members
 from mortm_hf.data.packing import generator
-from mortm_hf.models.metric_vocabulary import MetricVocabulary, default_tokens
+from mortm_hf.models.token_vocabulary import MetricVocabulary, default_tokens
 from mortm_hf.training.arguments import read_recipe
 from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.pretrain import make_trainer, pretrain

@@ -27,7 +27,7 @@ from ...evaluation import intervals
 from ...evaluation.copying import copied_from
 from ...evaluation.distances import distribution_distances, diversity
 from ...evaluation.sampling import AnswerCache, Ask, Sampling, answer_all
-from ...models.midi_codec import parse_segment
+from ...models.token_codec import parse_segment
 from .errors import RlmfError
 from .masking import GrammarMasks
 from .policy import MortmPolicy

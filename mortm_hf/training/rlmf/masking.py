@@ -3,8 +3,8 @@
 Design decisions
 - Sampling and learning must see the same distribution, or the ratio of the two policies is not 1 before anything was
   learnt. So the masks belong to the policy, not to `generate()`: TRL's update never sees a logits processor.
-- Both forms run the machine of `metric_grammar`: one token at a time while sampling (`MetricGrammarLogitsProcessor`
-  keeps the states), the whole sequence at once while learning (`metric_grammar.allowed`).
+- Both forms run the machine of `token_grammar`: one token at a time while sampling (`MetricGrammarLogitsProcessor`
+  keeps the states), the whole sequence at once while learning (`token_grammar.allowed`).
 - What a field must be is read from its prompt (`infer_plan`), for TRL hands on nothing but ids. Plans are kept by the
   prompt's ids, as the same prompts come back every epoch.
 - A budget is part of the mask: an answer is always complete within `budget` tokens.
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ...models.generation_mortm import MetricGrammarLogitsProcessor
-from ...models.metric_grammar import GENERATED_KINDS, GenerationPlan, Grammar, VocabularyTables, allowed, infer_plan
+from ...models.token_grammar import GENERATED_KINDS, GenerationPlan, Grammar, VocabularyTables, allowed, infer_plan
 from .errors import RlmfError
 
 

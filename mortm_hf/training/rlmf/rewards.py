@@ -28,11 +28,11 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from ...models.metric_vocabulary import MetricVocabulary, TokenKind
-from ...models.midi_codec import parse_segment
+from ...models.inputs_bertm import bare_segment, clip_durations, in_window_form, pad_rows
 from ...models.reward_bertm import BertmReward
+from ...models.token_codec import parse_segment
+from ...models.token_vocabulary import MetricVocabulary, TokenKind
 from ...models.tokenization_mortm import MortmTokenizer
-from ...models.window_bertm import bare_segment, clip_durations, in_window_form, pad_rows
 from .errors import RlmfError
 from .rules import RULES, NoteReader
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...models.metric_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, chord_tones, split_key
-from ...models.metric_vocabulary import DRUMS, KEY_NAMES, MetricVocabulary, TokenKind
+from ...models.music_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, chord_tones, split_key
+from ...models.token_vocabulary import DRUMS, KEY_NAMES, MetricVocabulary, TokenKind
 
 
 K = TokenKind

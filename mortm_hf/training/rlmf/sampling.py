@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ...models.metric_merge import append_bars
-from ...models.metric_vocabulary import TokenKind
-from ...models.midi_codec import parse_segment
 from ...models.midi_files import to_midi_score
+from ...models.music_splicing import append_bars
+from ...models.token_codec import parse_segment
+from ...models.token_vocabulary import TokenKind
 from .policy import MortmPolicy
 from .prompts import Prompt, left_padded
 

@@ -10,9 +10,9 @@ import torch
 
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.configuration_mortm import MortmConfig
-from mortm_hf.models.metric_prompt import MetricPrompt, build_prompt
 from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
+from mortm_hf.models.prompt_building import MetricPrompt, build_prompt
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.models.metric_vocabulary import MetricVocabulary
-from mortm_hf.models.midi_codec import parse_segment
+from mortm_hf.models.token_codec import parse_segment
+from mortm_hf.models.token_vocabulary import MetricVocabulary
 from mortm_hf.training.rlmf.rules import (
     BarPattern,
     ChordFit,

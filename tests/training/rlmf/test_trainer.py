@@ -252,7 +252,7 @@ assert both.shape[0] == 2 and torch.equal(both[0], both[1]), "the processes have
     )
     import pickle
 
-    from mortm_hf.models.metric_prompt import MetricPrompt, build_prompt
+    from mortm_hf.models.prompt_building import MetricPrompt, build_prompt
     from mortm_hf.training.rlmf.prompts import Prompt
 
     ids = build_prompt(tokenizer.vocabulary, MetricPrompt(instruments=["piano"], bars=1, meter="4/4")).ids

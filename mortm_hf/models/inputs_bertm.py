@@ -1,0 +1,155 @@
+"""From music to what BERTM's heads read: windows of equal form, and batches of them.
+
+Design decisions
+- A head hears a *window*: some consecutive bars, `<EOS> <MGEN> tracks <TE>`, without header, tempo and velocity. What
+  stands around the notes of a file would tell its origin, not its music. How many bars, and in which form, is what the
+  head was trained on: its configuration says so (`window_bars`, `window_form`).
+- Tracks follow each other in a row of ids, so notes that sound together stand far apart in it. The forms "merged" (no
+  drums) and "condensed" (drums kept) write all pitched tracks as one, as a short score does: harmony becomes local.
+- A song is judged window by window; what is said of it is the mean. So length as such changes nothing: a song twice as
+  long is not judged twice as well.
+- Batches are filled by length up to a number of tokens: padding is cheap, and a long song does not need more memory.
+
+Knows: quantised music, the token language, arrays. Must not know: models, labels, MIDI files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from .errors_mortm import MidiError
+from .music_score import MetricScore
+from .token_codec import encode_tracks
+from .token_vocabulary import DRUMS, MetricVocabulary, TokenKind
+
+
+WINDOW_FORMS = ("tracks", "merged", "drums", "condensed")
+
+
+def bare_segment(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray:
+    """`<EOS> <MGEN> tracks <TE>` of a score, int32: no header, tempo or velocity."""
+    plain = replace(score, tempo=np.full(score.n_bars, -1, dtype=np.int16))
+    begin = np.array([vocabulary.id(TokenKind.BOS), vocabulary.id(TokenKind.MGEN)], dtype=np.int32)
+    end = np.array([vocabulary.id(TokenKind.END)], dtype=np.int32)
+    return np.concatenate([begin, encode_tracks(vocabulary, plain), end]).astype(np.int32)
+
+
+def merge_tracks(score: MetricScore, drums: bool = False) -> MetricScore:
+    """All pitched tracks (or all drum tracks) as one track of program 0 (or drums), velocity 90.
+
+    Notes of one onset and pitch become the longest of them; a note still sounding when its pitch starts again ends
+    there, so that one track can hold them.
+    """
+    kept = np.flatnonzero((score.programs[score.track] == DRUMS) == drums)
+    order = kept[np.lexsort((-score.duration[kept], score.onset[kept], score.pitch[kept]))]
+    pitch, onset, duration = score.pitch[order], score.onset[order], score.duration[order]
+    first = np.append(True, (pitch[1:] != pitch[:-1]) | (onset[1:] != onset[:-1]))[: len(order)]
+    pitch, onset, duration = pitch[first], onset[first], duration[first]
+    again = pitch[1:] == pitch[:-1]
+    duration[:-1] = np.where(again, np.minimum(duration[:-1], onset[1:] - onset[:-1]), duration[:-1])
+    order = np.lexsort((duration, pitch, onset))
+    return replace(
+        score,
+        track=np.zeros(len(order), dtype=np.int64),
+        onset=onset[order],
+        pitch=pitch[order],
+        duration=duration[order],
+        velocity=np.full(len(order), 90, dtype=np.int64),
+        programs=np.array([DRUMS if drums else 0], dtype=np.int16),
+        names=(),
+        chords=None,
+    )
+
+
+def condense(score: MetricScore) -> MetricScore:
+    """All pitched tracks as one and all drum tracks as one (`merge_tracks`): one track, or two if there are both."""
+    pitched, drums = merge_tracks(score), merge_tracks(score, drums=True)
+    if not pitched.n_notes or not drums.n_notes:
+        return pitched if pitched.n_notes else drums
+    joined = {
+        name: np.concatenate([getattr(pitched, name), getattr(drums, name)])
+        for name in ("onset", "pitch", "duration", "velocity", "programs")
+    }
+    track = np.concatenate([pitched.track, drums.track + 1])
+    return replace(pitched, track=track, **joined)
+
+
+def in_window_form(score: MetricScore, form: str) -> MetricScore:
+    """A score in one of `WINDOW_FORMS`."""
+    if form == "tracks":
+        return score
+    return condense(score) if form == "condensed" else merge_tracks(score, drums=form == "drums")
+
+
+def clip_durations(score: MetricScore) -> MetricScore:
+    """Notes that ring past the last bar end with it (a window cut out of a song else tells that it goes on)."""
+    return replace(score, duration=np.minimum(score.duration, score.bars.end - score.onset))
+
+
+def song_windows(
+    score: MetricScore, bars: int, form: str = "tracks", rest: float = 0.5
+) -> list[tuple[tuple[int, int], MetricScore]]:
+    """The consecutive windows of a song that hold notes: `((first bar, bar after the last), music)`.
+
+    Args:
+        bars: length of a window; what is left at the end is a window of its own if it has at least the share `rest` of
+            that length, or is the only one.
+        form: "tracks" keeps them, "merged" makes one of all pitched ones, "drums" one of the drums, "condensed" both.
+
+    Raises:
+        MidiError: no such notes in the whole song (code "midi.empty").
+    """
+    if form not in WINDOW_FORMS:
+        raise ValueError(f"the form of a window must be one of {', '.join(WINDOW_FORMS)}, got {form!r}")
+    found = []
+    for first in range(0, score.n_bars, bars):
+        last = min(first + bars, score.n_bars)
+        if first and last - first < rest * bars:
+            break
+        music = in_window_form(clip_durations(score.window(first, last)), form)
+        if music.n_notes:
+            found.append(((first, last), music))
+    if not found:
+        what = {"merged": "pitched notes", "drums": "drum notes"}.get(form, "notes")
+        raise MidiError(f"nothing to judge: the song has no {what}", "midi.empty")
+    return found
+
+
+def batches_by_length(lengths: Sequence[int], budget: int = 8192) -> list[np.ndarray]:
+    """Indices in batches of similar length: at most `budget` tokens with padding (one row at least)."""
+    order = np.argsort(np.asarray(lengths), kind="stable")[::-1]
+    batches, at = [], 0
+    while at < len(order):
+        size = max(1, budget // max(int(lengths[order[at]]), 1))
+        batches.append(order[at : at + size])
+        at += size
+    return batches
+
+
+def pad_rows(rows: Sequence, pad: int, device=None, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids -> (ids, mask), both `[rows, longest]` int64."""
+    longest = max(len(row) for row in rows)
+    ids = np.full((len(rows), longest), pad, dtype=np.int64)
+    sizes = np.array([len(row) for row in rows])
+    mask = np.arange(longest)[None] < sizes[:, None]
+    if side == "left":
+        mask = mask[:, ::-1]
+    ids[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
+
+
+__all__ = [
+    "WINDOW_FORMS",
+    "bare_segment",
+    "batches_by_length",
+    "clip_durations",
+    "condense",
+    "in_window_form",
+    "merge_tracks",
+    "pad_rows",
+    "song_windows",
+]
