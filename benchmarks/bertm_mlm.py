@@ -93,7 +93,7 @@ class Notes:
 
 def frequent(vocabulary, store) -> np.ndarray:
     """`[3]` the most frequent onset in the bar, pitch and duration of a store."""
-    from mortm_hf.models.token_codec import LONG_DURATIONS
+    from mortm_hf.models.token_vocabulary import LONG_DURATIONS
 
     counts = [np.zeros(192, int), np.zeros(128, int), np.zeros(LONG_DURATIONS[0] - 23, int)]
     for song in store.songs:

@@ -179,7 +179,8 @@ def _kind(reason: str) -> str:
 def without_header(vocabulary, store, encoded):
     """The same windows with every field of the header left out, so that the model is told nothing of the new bars."""
     from mortm_hf.evaluation.windows import GENERATED, GIVEN, Encoded
-    from mortm_hf.models.prompt_building import HEADER_FIELDS, training_example
+    from mortm_hf.models.prompt_building import training_example
+    from mortm_hf.models.token_headers import HEADER_FIELDS
 
     songs = {song.path: song for song in store.songs}
     for item in encoded:

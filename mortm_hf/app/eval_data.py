@@ -166,7 +166,7 @@ def _parted(store, split: str | None, members: dict[str, str] | None):
 
 def read_files(files) -> tuple[list, list[list[str]]]:
     """(quantised music of the files that have notes, [path, reason] of the others)."""
-    from ..models.token_codec import read_midi
+    from ..models.midi_files import read_midi
 
     scores, unread = [], []
     for path in files:

@@ -58,7 +58,7 @@ def describe(midi) -> dict:
     """
     from ..models.midi_files import load_score, read_midi
     from ..models.music_harmony import estimate_key
-    from ..models.token_vocabulary import DRUMS, METERS
+    from ..models.music_names import DRUMS, METERS
     from .names import instrument_name, key_name
 
     score = load_score(midi)

@@ -21,8 +21,8 @@ import numpy as np
 from ..data.synthesis import SAMPLE_RATE, synthesize
 from ..models.midi_files import load_score, quantize
 from ..models.music_grid import TICKS_PER_QUARTER
+from ..models.music_names import DRUMS, METERS, TEMPO_CENTRES
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS, METERS, TEMPO_CENTRES
 from .files import CommandError, Outputs
 from .names import drum_name, instrument_name, key_name
 

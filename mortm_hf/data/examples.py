@@ -19,9 +19,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..models.errors_mortm import PromptError
+from ..models.music_names import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES
+from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import training_example
-from ..models.token_codec import ChordTable, MetricScore
-from ..models.token_vocabulary import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES, MetricVocabulary, TokenKind
+from ..models.token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
 from .annotations import transpose_key
 from .errors import DataError
 from .packing import Document, fill_row, generator
@@ -331,8 +332,7 @@ class ExampleSource:
 
     def render(self, plan: Draw, rng: np.random.Generator, limit: int) -> Document | None:
         """The tokens of a draw; `None` where they do not fit in `limit` after all."""
-        chance = dict.fromkeys(("bars", "genre", "meter", "tempo", "key"), self.recipe.header_dropout)
-        chance |= {"density": 2 * self.recipe.header_dropout, "instruments": 0.5 * self.recipe.header_dropout}
+        chance = {control.name: control.drop * self.recipe.header_dropout for control in CONTROLS}
         score = self.songs[plan.song].window(plan.start, plan.stop)
         score = transpose(score, plan.semitones)
         melody = plan.task not in ("chords", "meta")

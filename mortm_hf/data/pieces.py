@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..models.token_vocabulary import DRUMS, MetricVocabulary
+from ..models.music_names import DRUMS
+from ..models.token_vocabulary import MetricVocabulary
 from .examples import ExampleSource, transpose, transposition_range
 from .labels import bare_segment, merge_tracks
 from .packing import Document

@@ -31,10 +31,11 @@ from pathlib import Path
 import numpy as np
 
 from ..models.errors_mortm import PromptError
+from ..models.music_names import GENRES
 from ..models.music_score import MetricScore
 from ..models.prompt_building import training_example
 from ..models.token_codec import parse_segment
-from ..models.token_vocabulary import GENRES, MetricVocabulary
+from ..models.token_vocabulary import MetricVocabulary
 from .corruptions import CORRUPTIONS, corrupt, tidy
 from .labels import LabelledData, LabelledExample, bare_segment
 from .manifest import CorpusFilter, Selection

@@ -15,11 +15,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..models import token_codec
 from ..models.errors_mortm import MidiError
 from ..models.midi_chords import parse_chord_text
+from ..models.midi_files import load_score, quantize
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS
 from .annotations import CHORD_CLOCK, key_name, parse_key
 from .genres import genre_of
 from .manifest import SongFile
@@ -35,8 +35,8 @@ def read_song(row: SongFile, midi, chords: str | None = None) -> Song:
     Raises:
         MidiError: the file cannot be used (the message says why). VocabularyError, PromptError: its annotation cannot.
     """
-    source = token_codec.load_score(midi)
-    score = token_codec.quantize(source)
+    source = load_score(midi)
+    score = quantize(source)
     key = parse_key(row.key)
     changes: dict = {}
     key_source = "file" if score.key is not None else None

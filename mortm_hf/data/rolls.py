@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..models.music_names import METERS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import METERS
 from .errors import DataError
 from .packing import generator
 from .store import ScoreStore

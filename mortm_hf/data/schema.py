@@ -21,9 +21,8 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from ..models import token_codec
 from ..models.music_grid import BarTable
-from ..models.token_codec import ChordTable, MetricScore
+from ..models.music_score import ChordTable, CodecReport, MetricScore
 from .errors import DataError
 
 
@@ -185,7 +184,7 @@ class _Batch:
             key=label.pop("key"),
             chords=chords,
             names=tuple(label.pop("names") or ()),
-            report=token_codec.CodecReport(),
+            report=CodecReport(),
         )
         return Song(score=score, **label)
 

@@ -18,9 +18,9 @@ from transformers import LogitsProcessorList
 
 from ..data.store import ScoreStore
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
 from ..models.token_codec import parse_segment
-from ..models.token_vocabulary import DRUMS
 from .windows import GENERATED, GIVEN, Encoded
 
 

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from ..data.store import ScoreStore, Song
+from ..models.music_names import GENRES
 from ..models.prompt_building import training_example
-from ..models.token_vocabulary import GENRES, MetricVocabulary
+from ..models.token_vocabulary import MetricVocabulary
 
 
 GIVEN, GENERATED = 8, 8

@@ -22,8 +22,8 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 from .errors_mortm import MidiError
 from .midi_files import read_midi
 from .music_grid import TICKS_PER_QUARTER
+from .music_names import DRUMS
 from .music_score import MetricScore
-from .token_vocabulary import DRUMS
 
 
 try:

@@ -26,7 +26,7 @@ from ..data.build import BuildOptions, read_entries
 from ..data.reading import fingerprint
 from ..data.sources import MIDI_SUFFIXES, FilesSource, FolderSource, is_saved_dataset
 from ..data.store import Song, load_songs
-from ..models.token_codec import MetricScore
+from ..models.music_score import MetricScore
 from .errors import TrainingError
 
 

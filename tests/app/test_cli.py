@@ -52,7 +52,8 @@ def test_help_is_light_and_has_examples():
 
 
 def test_help_tells_the_defaults_of_the_pipeline(capsys):
-    from mortm_hf.models.pipeline_mortm import PAST_BARS, SAMPLING_DEFAULTS
+    from mortm_hf.models.generation_windows import PAST_BARS
+    from mortm_hf.models.pipeline_mortm import SAMPLING_DEFAULTS
 
     _, shown, _ = run(capsys, "generate", "--help")
     shown = " ".join(shown.split())

@@ -23,7 +23,7 @@ from mortm_hf.data.build import BuildOptions, build_from
 from mortm_hf.data.reading import fingerprint, hashed_split
 from mortm_hf.data.schema import LISTS
 from mortm_hf.data.sources import Chunk, Entry, bare_row, open_sources
-from mortm_hf.models.token_codec import read_midi
+from mortm_hf.models.midi_files import read_midi
 from tests.sample_songs import midi, write_pack
 
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ...models.generation_mortm import MetricGrammarLogitsProcessor
-from ...models.token_grammar import GENERATED_KINDS, GenerationPlan, Grammar, VocabularyTables, allowed, infer_plan
+from ...models.token_automaton import GENERATED_KINDS, GenerationPlan, Grammar, VocabularyTables
+from ...models.token_grammar import allowed, infer_plan
 from .errors import RlmfError
 
 

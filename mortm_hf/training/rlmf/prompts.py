@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...data.store import ScoreStore
+from ...models.music_names import GENRES
 from ...models.prompt_building import training_example
-from ...models.token_vocabulary import GENRES
 from .errors import RlmfError
 from .masking import GrammarMasks
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ...models.midi_files import to_midi_score
-from ...models.music_splicing import append_bars
+from ...models.music_score import append_bars
 from ...models.token_codec import parse_segment
 from ...models.token_vocabulary import TokenKind
 from .policy import MortmPolicy

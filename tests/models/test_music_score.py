@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mortm_hf.models.midi_files import quantize, to_midi_score
 from mortm_hf.models.music_grid import BarTable
-from mortm_hf.models.music_score import MetricScore
-from mortm_hf.models.music_splicing import append_bars, fit_between, match_tracks, merge_infill
+from mortm_hf.models.music_names import DRUMS, METERS
+from mortm_hf.models.music_score import MetricScore, append_bars, fit_between, match_tracks, merge_infill
 from mortm_hf.models.prompt_building import MetricPrompt, build_prompt
-from mortm_hf.models.token_codec import quantize, to_midi_score
-from mortm_hf.models.token_vocabulary import DRUMS, METERS, MetricVocabulary
+from mortm_hf.models.token_vocabulary import MetricVocabulary
 
 
 COMMON = METERS.index((4, 4))
