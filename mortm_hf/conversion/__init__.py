@@ -4,7 +4,7 @@ Knows: the models and upstream's files; the only code that reads pickles (`weigh
 datasets, training, command lines.
 """
 
-from .errors import ConversionError
+from ..models.errors_mortm import ConversionError
 from .export import ExportReport, export_upstream
 from .extension import extend_vocabulary
 from .folder import ConversionReport, convert_checkpoint

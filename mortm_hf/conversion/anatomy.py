@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..models.errors_mortm import ConversionError
 from ..models.upstream_vocabulary import VERSIONS
-from .errors import ConversionError
 
 
 EARLY, RESEARCH, MIDDLE, LATE = VERSIONS[:2], VERSIONS[2:3], VERSIONS[3:6], VERSIONS[6:]

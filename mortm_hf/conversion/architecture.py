@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ..models.configuration_bertm import BertmConfig
 from ..models.configuration_mortm import MortmConfig
+from ..models.errors_mortm import ConversionError
 from .anatomy import EARLY, Anatomy, Options
-from .errors import ConversionError
 
 
 NORM_TYPES = {"tanh": "dynamic_tanh", "layernorm": "layernorm", "rmsnorm": "rmsnorm"}

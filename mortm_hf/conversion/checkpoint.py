@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import ConversionError
+from ..models.errors_mortm import ConversionError
 
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")

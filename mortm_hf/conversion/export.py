@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 
 from ..models.configuration_bertm import BertmConfig
 from ..models.configuration_mortm import MortmConfig
+from ..models.errors_mortm import ConversionError
 from . import lora as lora_tools
 from .anatomy import DEFAULTS, Anatomy
 from .checkpoint import ADAPTER, ASIDE, PROVENANCE, read_json, write_checkpoint
-from .errors import ConversionError
 from .mapping import layout_of, to_upstream
 from .origin import complete, dtype_of, origin_of, unread
 from .output import new_folder

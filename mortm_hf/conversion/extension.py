@@ -17,12 +17,11 @@ from transformers import AutoConfig, GenerationConfig
 
 from ..models.configuration_bertm import BertmConfig
 from ..models.configuration_mortm import MortmConfig
-from ..models.errors_mortm import VocabularyError
+from ..models.errors_mortm import ConversionError, VocabularyError
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from ..models.tokenization_mortm import MortmTokenizer
 from .checkpoint import ADAPTER, ASIDE, PROVENANCE
-from .errors import ConversionError
 from .export import read_weights
 from .output import new_folder
 from .tables import extend_states, refuse_output_delta

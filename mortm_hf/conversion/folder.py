@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+from ..models.errors_mortm import ConversionError
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from ..models.tokenization_mortm import MortmTokenizer
@@ -30,7 +31,6 @@ from .anatomy import KINDS, PERCEPTION, Anatomy, Options, detect_kind, examine, 
 from .architecture import make_configs
 from .card import write_card
 from .checkpoint import ADAPTER, ASIDE, PROVENANCE, Checkpoint, read_checkpoint, read_json
-from .errors import ConversionError
 from .mapping import Layout, layout_of, to_ours
 from .output import new_folder
 from .tables import choose_tokenizer, extend_states, refuse_output_delta

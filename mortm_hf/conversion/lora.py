@@ -18,7 +18,7 @@ import math
 
 import torch
 
-from .errors import ConversionError
+from ..models.errors_mortm import ConversionError
 from .mapping import Group
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..models.errors_mortm import ConversionError
 from .anatomy import Anatomy
-from .errors import ConversionError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 
 from ..models.configuration_mortm import MortmConfig
+from ..models.errors_mortm import ConversionError
 from .anatomy import EARLY, LATE, MIDDLE, NORMS, Anatomy
 from .architecture import NORM_TYPES
-from .errors import ConversionError
 
 
 def origin_of(config: MortmConfig, kind: str) -> tuple[Anatomy, dict]:

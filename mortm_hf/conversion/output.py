@@ -11,7 +11,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import ConversionError
+from ..models.errors_mortm import ConversionError
 
 
 @contextmanager

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..models.errors_mortm import ConversionError
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from ..models.modeling_mortm_live import MortmLiveVision
 from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
 from .anatomy import PERCEPTION
 from .checkpoint import read_json
-from .errors import ConversionError
 from .folder import convert_checkpoint
 
 

@@ -19,6 +19,7 @@ import torch
 
 from ..models.configuration_mortm_live import MortmLiveConfig
 from ..models.configuration_vmortm import VMortmConfig
+from ..models.errors_mortm import ConversionError
 from ..models.feature_extraction_vmortm import VMortmFeatureExtractor
 from ..models.modeling_mortm_live import MortmLiveForCausalGeneration, MortmLiveVision
 from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
@@ -27,7 +28,6 @@ from .anatomy import KINDS, Anatomy, Options, detect_kind, examine_layers, recon
 from .architecture import layer_options
 from .card import write_perception_card
 from .checkpoint import Checkpoint, read_json
-from .errors import ConversionError
 from .mapping import Group, decoder_groups, to_ours
 from .output import new_folder
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import torch
 
-from ..models.errors_mortm import VocabularyError
+from ..models.errors_mortm import ConversionError, VocabularyError
 from ..models.token_vocabulary import default_tokens
 from ..models.tokenization_mortm import MortmTokenizer
 from ..models.upstream_vocabulary import FLAVOURS, upstream_vocabulary
 from .anatomy import Anatomy
-from .errors import ConversionError
 
 
 # by our names: the matrices that have a row for each token
