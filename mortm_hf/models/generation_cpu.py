@@ -367,7 +367,8 @@ class FastDecoder:
         precision: "fp32" (logits within 2e-5 of the model's) or "int8" (weights only; a quarter of the memory).
 
     Raises:
-        GenerationError: a model that `refusal` names, an unknown precision, int8 with widths that are no multiple of 16.
+        GenerationError: a model that `refusal` names, an unknown precision, int8 with widths that are no multiple of
+            16.
     """
 
     @torch.no_grad()
