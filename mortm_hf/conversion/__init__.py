@@ -5,9 +5,10 @@ datasets, training, command lines.
 """
 
 from ..models.errors_mortm import ConversionError
-from .export import ExportReport, export_upstream
-from .extension import extend_vocabulary
-from .folder import ConversionReport, convert_checkpoint
+from .conversion_report import ConversionReport
+from .from_upstream import convert_checkpoint
+from .to_upstream import ExportReport, export_upstream
+from .token_tables import extend_vocabulary
 
 
 __all__ = [
