@@ -71,15 +71,15 @@ _PUBLIC = {
     "models.generation_mortm": ("MetricGrammarLogitsProcessor",),
     "models.generation_cpu": ("FastDecoder",),
     "models.pipeline_mortm": ("MidiGenerationPipeline", "ChordEstimationPipeline"),
-    "data": ("DataError", "build_dataset", "load_songs", "open_dataset", "push_dataset"),
+    "data": ("build_dataset", "load_songs", "open_dataset", "push_dataset"),
     "app.live_session": ("LiveSession",),
-    "conversion": ("ConversionError", "convert_checkpoint", "export_upstream", "extend_vocabulary"),
+    "conversion": ("convert_checkpoint", "export_upstream", "extend_vocabulary"),
     "training.finetune": ("finetune", "FinetuneReport"),
-    "training.errors": ("TrainingError",),
     "training.publish": ("push_folder",),
     "models.errors_mortm": (
-        *("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError", "AudioError"),
-        "ConfigurationError",
+        *("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError", "GenerationError"),
+        *("AudioError", "ConfigurationError", "DataError", "TrainingError", "RlmfError", "ConversionError"),
+        *("CommandError", "LiveError"),
     ),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

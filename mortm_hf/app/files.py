@@ -15,19 +15,10 @@ import os
 import tempfile
 from pathlib import Path
 
+from ..models.errors_mortm import CommandError
+
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar")
-
-
-class CommandError(ValueError):
-    """A request that a command cannot serve. `code`: command.output, .input, .option, .missing."""
-
-    code = "command.option"
-
-    def __init__(self, message: str, code: str | None = None):
-        super().__init__(message)
-        if code is not None:
-            self.code = code
 
 
 class Outputs:

@@ -21,19 +21,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..models.errors_mortm import MortmError
+from ..models.errors_mortm import LiveError
 from ..models.music_grid import TICKS_PER_QUARTER
 
 
 GRID = TICKS_PER_QUARTER // 4  # ticks of a sixteenth
 PHASE_GAIN, TEMPO_GAIN = 0.15, 0.04
 FOLLOW_RANGE = 0.25  # the tempo stays within this share of the one that was set
-
-
-class LiveError(MortmError):
-    """A live session that cannot run. `code`: live.argument, .port, .missing."""
-
-    code = "live.argument"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,9 @@
-"""The typed error of this package.
+"""Old place of `DataError`.
 
-Knows: nothing but the base class. `code` is stable across releases: data.source (what was to be read), data.output
-(where it was to be written), data.format (a data set of another kind or version), data.column (a column that is
-missing or holds something else), data.option, data.network.
+Knows: where it is. Must not know: anything else.
 """
 
-from __future__ import annotations
-
-from ..models.errors_mortm import MortmError
+from ..models.errors_mortm import DataError
 
 
-class DataError(MortmError):
-    """Data that cannot be read, prepared or written; the message names it and the remedy."""
-
-    code = "data.source"
+__all__ = ["DataError"]

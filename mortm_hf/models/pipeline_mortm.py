@@ -24,7 +24,7 @@ from transformers import GenerationConfig, LogitsProcessorList, Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from .errors_mortm import PromptError
+from .errors_mortm import GenerationError, PromptError
 from .generation_cpu import FastDecoder, parse_precision, unsupported_arguments, weights_of
 from .generation_mortm import MetricGrammarLogitsProcessor
 from .generation_sampling import SAMPLING_NAMES, BarListener, FiniteLogits, SeededChoice, sampling_filters
@@ -147,14 +147,14 @@ class MidiPipeline(Pipeline):
         for name, (fits, remedy) in _SAMPLING_LIMITS.items():
             value = chosen.get(name)
             if value is not None and not (isinstance(value, (int, float)) and fits(value)):
-                raise PromptError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
+                raise GenerationError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
         return chosen, {**given, "generation_config": plain}
 
     def _decoder(self, fast, beams: int, others: dict) -> FastDecoder | None:
         """The fast decoder that a call asks for, made once and again when the model's weights have changed.
 
         Raises:
-            PromptError: `fast` with a model or with arguments that it does not serve.
+            GenerationError: `fast` with a model or with arguments that it does not serve.
         """
         precision = parse_precision(fast)
         if precision is None:
@@ -163,7 +163,7 @@ class MidiPipeline(Pipeline):
         config = others.pop("generation_config")
         names = ["num_beams"] * (beams > 1) + unsupported_arguments(config, others | {"num_beams": None})
         if names:
-            raise PromptError(
+            raise GenerationError(
                 f"fast decoding does not serve {', '.join(dict.fromkeys(names))}: leave that out, or leave out fast",
                 "prompt.argument",
             )
@@ -181,14 +181,14 @@ class MidiPipeline(Pipeline):
         requests = requests if many else [requests]
         copies = int(num_return_sequences)
         if copies < 1:
-            raise PromptError(
+            raise GenerationError(
                 f"num_return_sequences must be at least 1, got {num_return_sequences}", "prompt.argument"
             )
         seeds = _row_seeds(seed, copies)
         chosen, others = self._parameters(generate)
         beams = int(others.get("num_beams") or others["generation_config"].num_beams or 1)
         if copies > 1 and not chosen["do_sample"] and beams < copies:
-            raise PromptError(
+            raise GenerationError(
                 f"{copies} different sequences need do_sample=True or num_beams of at least {copies}",
                 "prompt.argument",
             )
@@ -335,13 +335,13 @@ def _row_seeds(seed, copies: int) -> list[int]:
     """Seed of each returned sequence: the i-th of an integer seed is `seed + i`, of a list the i-th entry."""
     if isinstance(seed, (list, tuple)):
         if len(seed) != copies:
-            raise PromptError(f"{len(seed)} seeds for {copies} sequences: give one a sequence", "prompt.argument")
+            raise GenerationError(f"{len(seed)} seeds for {copies} sequences: give one a sequence", "prompt.argument")
         seeds = list(seed)
     else:
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
         seeds = [seed + i for i in range(copies)] if whole else [seed]
     if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in seeds):
-        raise PromptError(f"a seed is an integer of at least 0, got {seed!r}", "prompt.argument")
+        raise GenerationError(f"a seed is an integer of at least 0, got {seed!r}", "prompt.argument")
     return [int(s) for s in seeds]
 
 

@@ -1,4 +1,4 @@
-"""Hub folder -> upstream's files: state dict, JSON options, token table.
+"""Folder -> upstream's files: state dict, JSON options, token table.
 
 Design decisions
 - The folder's own `upstream.json` (or that of the folder it was trained from, `like`) says which names, types and
@@ -16,23 +16,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ..models.configuration_bertm import BertmConfig
 from ..models.configuration_mortm import MortmConfig
+from ..models.errors_mortm import ConversionError
 from . import lora as lora_tools
 from .anatomy import DEFAULTS, Anatomy
-from .checkpoint import ADAPTER, ASIDE, PROVENANCE, read_json, write_checkpoint
-from .errors import ConversionError
-from .mapping import layout_of, to_upstream
-from .origin import complete, dtype_of, origin_of, unread
-from .output import new_folder
+from .architecture import origin_of
+from .checkpoint_files import ADAPTER, ASIDE, PROVENANCE, new_folder, read_json, read_weights, write_checkpoint
+from .mapping import dtype_of, layout_of, to_upstream, unread
 
 
 @dataclass
 class ExportReport:
-    """`rounded`: tensors whose numbers the narrower type of upstream changed; `notes` for the reader."""
+    """What was written.
+
+    Attributes:
+        kind: a key of `anatomy.KINDS`.
+        tensors: how many.
+        rounded: names of tensors whose numbers the narrower type of upstream changed.
+        notes: remarks for the reader, a sentence each.
+    """
 
     kind: str
     tensors: int
@@ -40,31 +44,20 @@ class ExportReport:
     notes: list[str] = field(default_factory=list)
 
 
-def read_weights(folder: Path, stem: str = "model") -> dict[str, torch.Tensor]:
-    """All tensors of a saved folder, sharded or not.
-
-    Raises:
-        ConversionError: `conversion.folder`: there are none, or they cannot be read.
-    """
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        names = sorted(
-            set(read_json(index, "index of the weights", "conversion.folder").get("weight_map", {}).values())
-        )
-    else:
-        names = [f"{stem}.safetensors"]
-    state = {}
-    for name in names:
-        try:
-            state |= load_file(folder / os.path.basename(name))
-        except (OSError, SafetensorError) as error:
-            raise ConversionError(f"cannot read the weights {folder / name}: {error}", "conversion.folder") from None
-    return state
-
-
 @dataclass(frozen=True)
 class Provenance:
-    """What upstream's files looked like; `dtypes` by name, in upstream's order (empty: never was upstream's)."""
+    """What upstream's files look like.
+
+    Attributes:
+        facts: what the state dict is.
+        options: upstream's JSON options.
+        vocab: token -> id, as upstream lists it.
+        balancing: whether the router's bias is a part of the model.
+        lora: "none", "merged" or "kept".
+        dtypes: type of each tensor by name, in upstream's order; empty: the model was made here.
+        prefix: what every name began with.
+        wrapper: the entry of the file that held the state dict, or None.
+    """
 
     facts: Anatomy
     options: dict
@@ -78,6 +71,9 @@ class Provenance:
 
 def read_provenance(folder: Path) -> Provenance:
     """`upstream.json` of a converted folder.
+
+    Args:
+        folder: the converted folder.
 
     Raises:
         ConversionError: `conversion.folder`: damaged.
@@ -100,13 +96,24 @@ def read_provenance(folder: Path) -> Provenance:
 
 
 def read_table(folder: Path) -> dict[str, int]:
-    """The token table of a saved folder."""
+    """The token table of a saved folder: token -> id.
+
+    Args:
+        folder: a folder with `vocab.json`.
+    """
     table = read_json(folder / "vocab.json", "token table", "conversion.folder")
     return table.get("vocab", table)
 
 
 def invent_provenance(folder: Path, parts: dict) -> tuple[Provenance, dict]:
     """What upstream's files of a model of our own would look like, and its completed state dicts.
+
+    Args:
+        folder: the saved model.
+        parts: its state dicts by sub-folder.
+
+    Returns:
+        The provenance, and `parts` with the output layer written out.
 
     Raises:
         ConversionError: `conversion.folder`: another kind of model, or one that upstream cannot compute.
@@ -125,9 +132,19 @@ def invent_provenance(folder: Path, parts: dict) -> tuple[Provenance, dict]:
     except (OSError, ValueError) as error:
         raise ConversionError(f"cannot read {folder / 'config.json'}: {error}", "conversion.folder") from None
     facts, options = origin_of(config, kind)
-    parts = {part: complete(state, config) for part, state in parts.items()}
+    parts = {part: _complete(state, config) for part, state in parts.items()}
     balancing = facts.routing_bias and config.router_balancing == "bias"
     return Provenance(facts, options, read_table(folder), balancing), parts
+
+
+def _complete(state: dict[str, torch.Tensor], config: MortmConfig) -> dict[str, torch.Tensor]:
+    """Our state dict with the output layer written out: tied weights copied, a missing bias as zeros."""
+    state = dict(state)
+    if "lm_head.weight" not in state and "score.out_proj.weight" not in state:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
+    if "lm_head.weight" in state and "lm_head.bias" not in state:
+        state["lm_head.bias"] = torch.zeros(config.vocab_size)
+    return state
 
 
 def export_upstream(
@@ -141,7 +158,10 @@ def export_upstream(
     A converted folder goes back as it came. A model that was made here goes if an upstream release can compute it.
 
     Args:
+        folder: the folder of a model.
+        output: the folder to write.
         like: the converted folder that this one was trained from, where it has no `upstream.json` itself.
+        overwrite: replace `output` if it exists.
 
     Raises:
         ConversionError: `conversion.folder`, `conversion.lora`, `conversion.output`; nothing is written then.

@@ -1,4 +1,4 @@
-"""`.pth` -> Hub folder: weights, configuration, tokenizer, generation options, code, card, and the way back.
+"""`.pth` -> folder for the Hub: weights, configuration, tokenizer, generation options, code, card, and the way back.
 
 Design decisions
 - Every decision is made, and every tensor accounted for, before anything is written; the folder appears whole.
@@ -15,25 +15,25 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+from ..models.errors_mortm import ConversionError
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from ..models.tokenization_mortm import MortmTokenizer
 from . import lora as lora_tools
-from .anatomy import KINDS, PERCEPTION, Anatomy, Options, detect_kind, examine, reconcile
+from .anatomy import PERCEPTION, Anatomy, Options, detect_kind, examine, reconcile
 from .architecture import make_configs
-from .card import write_card
-from .checkpoint import ADAPTER, ASIDE, PROVENANCE, Checkpoint, read_checkpoint, read_json
-from .errors import ConversionError
+from .checkpoint_files import ADAPTER, ASIDE, PROVENANCE, Checkpoint, new_folder, read_checkpoint, read_json
+from .conversion_report import ConversionReport, write_card
 from .mapping import Layout, layout_of, to_ours
-from .output import new_folder
-from .tables import choose_tokenizer, extend_states, refuse_output_delta
+from .perception import convert_perception
+from .token_tables import choose_tokenizer, extend_states
 
 
 ROOT_CLASS = {
@@ -42,29 +42,6 @@ ROOT_CLASS = {
     "bertm": BertmForSequenceClassification,
 }
 LORA_MODES = ("merge", "keep")
-
-
-@dataclass
-class ConversionReport:
-    """What was found and done. `notes` are for the reader; the lists hold upstream's tensor names."""
-
-    kind: str
-    versions: tuple[str, ...]
-    version_name: str
-    file: str
-    sha256: str
-    vocabulary: str
-    tensors: int
-    lora: str = "none"
-    notes: list[str] = field(default_factory=list)
-    aside: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-    extended: dict[str, int] | None = None
-
-    def as_dict(self) -> dict:
-        """Plain JSON types."""
-        return asdict(self)
 
 
 def convert_checkpoint(
@@ -83,8 +60,11 @@ def convert_checkpoint(
     """An upstream checkpoint -> a folder for `from_pretrained`.
 
     Args:
-        path: the `.pth` file. config: upstream's JSON options; by default `config.json` beside the file.
-        vocab: upstream's `vocab_list.json`. tokenizer: a published table by name, e.g. "pro@4.9".
+        path: the `.pth` file.
+        output: the folder to write.
+        config: upstream's JSON options; by default `config.json` beside the file.
+        vocab: upstream's `vocab_list.json`.
+        tokenizer: a published token table by name, e.g. "pro@4.9".
         version: the release it comes from, where it is known and the keys leave a choice.
         lora: "merge" deltas into the weights, or "keep" them as a PEFT adapter in `adapter/`.
         lora_merged: whether the weights hold their deltas already (saved in eval mode); by default looked for.
@@ -92,23 +72,24 @@ def convert_checkpoint(
         allow: accept missing tensors (new random ones) and unused ones (set aside).
         overwrite: replace a folder that exists.
 
+    Returns:
+        What was found and done.
+
     Raises:
-        ConversionError: see its table; nothing is written then.
+        ConversionError: any of its codes but `conversion.folder`; nothing is written then.
     """
     if lora not in LORA_MODES:
         raise ConversionError(f"lora must be one of {', '.join(LORA_MODES)}, got {lora!r}", "conversion.lora")
     checkpoint = read_checkpoint(path)
     if detect_kind(checkpoint.tensors) in PERCEPTION:
-        from .perception import convert_perception  # it builds on this module
-
         return convert_perception(checkpoint, output, config, version, allow, overwrite)
     facts = examine(checkpoint.tensors, version)
     config = Path(config) if config is not None else checkpoint.path.parent / "config.json"
     raw = read_json(config, "options (--config)")
     options = Options.read(raw, config.name)
     facts, notes = reconcile(facts, options, config.name)
-    tok, table, told = choose_tokenizer(facts, None if vocab is None else Path(vocab), tokenizer)
-    notes += told
+    tok, table, remarks = choose_tokenizer(facts, None if vocab is None else Path(vocab), tokenizer)
+    notes += remarks
     report = ConversionReport(
         kind=facts.kind,
         versions=facts.versions,
@@ -120,25 +101,27 @@ def convert_checkpoint(
         notes=notes,
     )
     layout = layout_of(facts, balancing=options.use_gate_bias)
-    account(checkpoint, facts, layout, report, allow)
+    factors = sorted(f"{stem}.{name}" for stem in facts.lora for name in ("lora_A", "lora_B"))
+    report.account(checkpoint.path, checkpoint.tensors, [*layout.sources, *factors], layout.aside, allow)
     tensors, adapters = checkpoint.tensors, {}
     if facts.lora:
         scale = options.lora_alpha / options.lora_r
-        merged = decide_merged(tensors, facts, scale, lora_merged, report)
+        merged = lora_tools.are_merged(tensors, facts.lora, scale, lora_merged, notes)
         if lora == "keep":
             if merged:
-                tensors = unmerge(tensors, facts, scale, report)
+                tensors = lora_tools.unmerge(tensors, facts.lora, scale)
+                notes.append("the deltas were taken out of the merged weights, which rounds in the last digit")
             for part, groups in layout.parts.items():
                 adapters[part] = lora_tools.to_adapter(groups, tensors, options.lora_r, options.lora_alpha)
             tensors, report.lora = lora_tools.strip(tensors), "kept"
         else:
             tensors, report.lora = lora_tools.merge(tensors, facts.lora, scale, merged), "merged"
     elif lora_merged is not None:
-        report.notes.append("--lora-merged has no meaning here: the checkpoint has no LoRA factors")
+        notes.append("--lora-merged has no meaning here: the checkpoint has no LoRA factors")
     states = {part: to_ours(groups, tensors) for part, groups in layout.parts.items()}
     source_vocab = dict(tok.vocabulary.ids)
     if extend_vocab:
-        refuse_output_delta(adapters[""][1] if adapters else {})
+        lora_tools.refuse_output_delta(adapters[""][1] if adapters else {})
         states, report.extended = extend_states(states, source_vocab)
         tok = MortmTokenizer(dialect="mortm")
     rows = states[""]["model.embed_tokens.weight"].shape[0]
@@ -157,77 +140,20 @@ def convert_checkpoint(
             model.save_pretrained(folder)
             tok.save_pretrained(folder)
         for part, adapter in adapters.items():
-            save_adapter(staged / part / ADAPTER, *adapter)
+            lora_tools.save_adapter(staged / part / ADAPTER, *adapter)
         save_provenance(staged, checkpoint, facts, layout, raw, report, source_vocab)
-        write_card(staged, report, KINDS[facts.kind][1], configs[""], options)
+        write_card(staged, report, configs[""])
     return report
-
-
-def account(checkpoint: Checkpoint, facts: Anatomy, layout: Layout, report: ConversionReport, allow: bool) -> None:
-    """Every tensor is read, set aside or named: fills the lists of `report`.
-
-    Raises:
-        ConversionError: `conversion.keys`: missing or unused ones, without `allow`.
-    """
-    present = set(checkpoint.tensors)
-    factors = {f"{stem}.{name}" for stem in facts.lora for name in ("lora_A", "lora_B")}
-    needed = layout.sources
-    report.missing = [name for name in needed if name not in present]
-    report.missing += [name for name in sorted(factors) if name not in present]
-    report.aside = [name for name in layout.aside if name in present]
-    known = set(needed) | set(layout.aside) | factors
-    report.unused = [name for name in checkpoint.tensors if name not in known]
-    for title, names in (("missing", report.missing), ("unused", report.unused)):
-        if names and not allow:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise ConversionError(
-                f"{checkpoint.path}: {len(names)} tensors are {title} for a {KINDS[facts.kind][1]} of "
-                f"{facts.version_name} with these options: {shown}. Check --config, or convert anyway with --allow",
-                "conversion.keys",
-            )
-        if names:
-            report.notes.append(f"{len(names)} tensors are {title}: {', '.join(names[:5])}")
-
-
-def decide_merged(tensors, facts: Anatomy, scale: float, told: bool | None, report: ConversionReport) -> bool:
-    """Whether the weights hold their deltas already.
-
-    Raises:
-        ConversionError: `conversion.lora`: it looks as if they do, and nobody said so.
-    """
-    factor, error = lora_tools.guess_merged(tensors, facts.lora, scale)
-    looks, clear = factor > 0.5, error < 0.15
-    if error == float("inf"):
-        return bool(told)
-    measured = f"the weights contain {factor:.2f} of their own LoRA deltas (error {error:.2f}; 1 means merged, 0 not)"
-    if told is None:
-        if looks or not clear:
-            raise ConversionError(
-                f"{measured}: was it saved in eval mode? Then say --lora-merged, else --no-lora-merged. "
-                "Adding a delta twice gives a wrong model without any error",
-                "conversion.lora",
-            )
-        report.notes.append(measured)
-        return False
-    report.notes.append(measured)
-    if clear and looks != told:
-        name = "--lora-merged" if told else "--no-lora-merged"
-        report.notes.append(f"WARNING: that speaks against {name}; the option was followed")
-    return told
-
-
-def unmerge(tensors, facts: Anatomy, scale: float, report: ConversionReport) -> dict[str, torch.Tensor]:
-    """Merged weights minus their deltas, to keep the adapter apart (rounded to the type of the file)."""
-    report.notes.append("the deltas were taken out of the merged weights, which rounds in the last digit")
-    result = dict(tensors)
-    for stem in facts.lora:
-        weight = tensors[f"{stem}.weight"]
-        result[f"{stem}.weight"] = (weight.float() - lora_tools.delta(tensors, stem, scale)).to(weight.dtype)
-    return result
 
 
 def load_model(kind, config, state: dict[str, torch.Tensor], report: ConversionReport):
     """A model with exactly these weights.
+
+    Args:
+        kind: the class of the model.
+        config: its configuration.
+        state: tensors by our names.
+        report: what was found; a tensor may only be absent where it lists missing ones.
 
     Raises:
         ConversionError: `conversion.keys`: a tensor of the wrong shape.
@@ -249,23 +175,31 @@ def load_model(kind, config, state: dict[str, torch.Tensor], report: ConversionR
 
 
 def generation_config(special: dict, options: Options) -> GenerationConfig:
-    """Upstream's sampling: nucleus 0.9, temperature 1, no top-k, up to its position length."""
+    """Upstream's sampling: nucleus 0.9, temperature 1, no top-k, up to its position length.
+
+    Args:
+        special: ids of the special tokens by their names in a configuration.
+        options: upstream's options.
+    """
     return GenerationConfig(
         do_sample=True, top_p=0.9, top_k=0, temperature=1.0, max_length=options.position_length, **special
     )
 
 
-def save_adapter(folder: Path, config: dict, state: dict[str, torch.Tensor]) -> None:
-    """An adapter folder that PEFT reads."""
-    folder.mkdir()
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
 def save_provenance(
     staged: Path, checkpoint: Checkpoint, facts: Anatomy, layout: Layout, raw: dict, report, vocab
 ) -> None:
-    """`upstream.json` and the tensors that no model reads."""
+    """Write `upstream.json` and the tensors that no model reads.
+
+    Args:
+        staged: the folder.
+        checkpoint: upstream's state dict.
+        facts: what it is.
+        layout: where its tensors go.
+        raw: upstream's JSON options.
+        report: what was found.
+        vocab: token -> id of upstream's table.
+    """
     kept = {name: checkpoint.tensors[name] for name in (*report.aside, *report.unused)}
     if kept:
         save_file({k: v.clone() for k, v in kept.items()}, staged / ASIDE)

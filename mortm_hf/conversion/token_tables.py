@@ -1,34 +1,58 @@
-"""Which token table a checkpoint speaks, and the way from it to the default table.
+"""Which token table a checkpoint speaks, and the way from it to the default table, for states and for folders.
 
 Design decisions
 - A checkpoint does not say what its ids mean. `--vocab` (upstream's `vocab_list.json`) or `--tokenizer` (a published
   table by name) decides; without them a table is taken only if exactly one of the candidates has as many tokens as the
   checkpoint has rows. Padded sizes (650, 700) are therefore asked about, never guessed.
 - Migration to the default table goes by token name: for upstream's `pro` tables every id stays where it is.
+- In a folder that was converted before, perhaps trained since, all but the rows of tokens stays: configuration,
+  options of generation, provenance, the adapter.
 
-Knows: token tables, rows of matrices. Must not know: layers, files of checkpoints.
+Knows: token tables, rows of matrices, saved folders. Must not know: layers, upstream's files.
 """
 
 from __future__ import annotations
 
-import torch
+import os
+import shutil
+from pathlib import Path
 
-from ..models.errors_mortm import VocabularyError
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from ..models.configuration_bertm import BertmConfig
+from ..models.configuration_mortm import MortmConfig
+from ..models.errors_mortm import ConversionError, VocabularyError
+from ..models.modeling_bertm import BertmForSequenceClassification
+from ..models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from ..models.token_vocabulary import default_tokens
 from ..models.tokenization_mortm import MortmTokenizer
 from ..models.upstream_vocabulary import FLAVOURS, upstream_vocabulary
 from .anatomy import Anatomy
-from .errors import ConversionError
+from .checkpoint_files import ADAPTER, ASIDE, PROVENANCE, new_folder, read_weights
+from .conversion_report import EXTENDED
+from .lora import refuse_output_delta
 
 
 # by our names: the matrices that have a row for each token
 VOCABULARY_ROWS = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")
 # upstream's categories by the programs they stand for (its own scan also takes the oboe, 68, for a saxophone)
 CATEGORIES = {"<INST_PIANO>": range(7), "<INST_SAX>": range(64, 68)}
+CLASSES = {
+    kind.__name__: kind for kind in (BertmForSequenceClassification, MortmForCausalLM, MortmForSequenceClassification)
+}
+CARD_NOTE = f"\n## Moved to the default token table\n\n{EXTENDED}\n"
 
 
 def candidates(anatomy: Anatomy) -> dict[str, int]:
-    """Published tables that such a checkpoint may speak -> number of ids; equal tables are named once."""
+    """Published tables that such a checkpoint may speak; equal tables are named once.
+
+    Args:
+        anatomy: what the checkpoint is.
+
+    Returns:
+        Name of the table, e.g. "pro@4.9" -> number of its ids.
+    """
     found, seen = {}, {}
     for flavour, releases in FLAVOURS.items():
         if (flavour == "bertm") != (anatomy.kind == "bertm"):
@@ -49,13 +73,18 @@ def candidates(anatomy: Anatomy) -> dict[str, int]:
 
 
 def choose_tokenizer(anatomy: Anatomy, vocab=None, preset: str | None = None) -> tuple[MortmTokenizer, str, list[str]]:
-    """The tokenizer of a checkpoint: (tokenizer, the table's name, notes).
+    """The tokenizer of a checkpoint.
 
     Args:
-        vocab: upstream's `vocab_list.json`. preset: a published table by name ("pro", "omega@4.6.18", ...).
+        anatomy: what the checkpoint is.
+        vocab: upstream's `vocab_list.json`.
+        preset: a published table by name ("pro", "omega@4.6.18", ...).
+
+    Returns:
+        The tokenizer, the table's name, and remarks for the reader.
 
     Raises:
-        ConversionError: `conversion.vocabulary`: it cannot be told which table, or the table does not fit.
+        ConversionError: `conversion.vocabulary`: it is not clear which table, or the table does not fit.
     """
     if vocab is not None and preset is not None:
         raise ConversionError("give --vocab or --tokenizer, not both", "conversion.vocabulary")
@@ -89,7 +118,7 @@ def choose_tokenizer(anatomy: Anatomy, vocab=None, preset: str | None = None) ->
     published = (MortmTokenizer(preset=known).vocabulary.ids for known in options) if preset else ()
     if preset and not any(tokenizer.vocabulary.ids == ids for ids in published):
         notes.append(
-            f"WARNING: upstream {anatomy.version_name} does not publish the table {name}; it was taken as told"
+            f"WARNING: upstream {anatomy.version_name} does not publish the table {name}; it was taken as given"
         )
     if size < anatomy.rows:
         notes.append(f"{anatomy.rows - size} rows beyond the {size} tokens are padding")
@@ -97,26 +126,20 @@ def choose_tokenizer(anatomy: Anatomy, vocab=None, preset: str | None = None) ->
 
 
 def extend_states(states: dict[str, dict], table: dict[str, int]) -> tuple[dict[str, dict], dict[str, int]]:
-    """The state dicts (by part) with the default table's rows, and what became of the rows."""
+    """The state dicts with the default table's rows.
+
+    Args:
+        states: sub-folder -> tensors by our names; changed in place.
+        table: token -> id of the source.
+
+    Returns:
+        The state dicts, and what became of the rows (see `extend_rows`).
+    """
     counts = {}
     for state in states.values():
         rows, counts = extend_rows({n: state[n] for n in VOCABULARY_ROWS if n in state}, table)
         state |= rows
     return states, counts
-
-
-def refuse_output_delta(adapter: dict[str, torch.Tensor]) -> None:
-    """A delta of the output layer (4.0 to 4.5) has the old table's rows and cannot be kept apart over another.
-
-    Raises:
-        ConversionError: `conversion.lora`: there is one.
-    """
-    if any(".lm_head." in name for name in adapter):
-        raise ConversionError(
-            "the LoRA delta of the output layer has the old table's rows: merge it before the table is extended "
-            "(--lora merge)",
-            "conversion.lora",
-        )
 
 
 def extend_rows(
@@ -128,10 +151,12 @@ def extend_rows(
     drawn from the known rows' distribution (mean and spread of each column), output biases start at the lowest known.
 
     Args:
-        tensors: name -> [rows, ...] (embedding, output matrix, output bias). table: token -> id of the source.
+        tensors: name -> [rows, ...] (embedding, output matrix, output bias).
+        table: token -> id of the source.
+        seed: of the rows that are drawn.
 
     Returns:
-        The new tensors and counts: kept (same id), moved, copied, new.
+        The new tensors, and counts of rows: "kept" (same id), "moved", "copied", "new".
     """
     tokens = default_tokens()
     source = torch.full((len(tokens),), -1)
@@ -164,3 +189,77 @@ def extend_rows(
             rows[~known] = old.mean(0) + old.std(0) * noise
         result[name] = rows
     return result, counts
+
+
+def extend_vocabulary(folder: str | os.PathLike, output: str | os.PathLike, overwrite: bool = False) -> dict[str, int]:
+    """A converted folder -> the same model over the default token table.
+
+    Args:
+        folder: the converted folder.
+        output: the folder to write.
+        overwrite: replace `output` if it exists.
+
+    Returns:
+        Counts of rows: "kept" (same id), "moved", "copied" (of a category to its programs) and "new".
+
+    Raises:
+        ConversionError: `conversion.folder`: no converted folder, or one that has the default table already;
+            `conversion.output`. Nothing is written then.
+    """
+    folder = Path(folder)
+    parts = [part for part in ("", "value") if (folder / part / "config.json").is_file()]
+    if "" not in parts:
+        raise ConversionError(f"{folder} is no model folder: it has no config.json", "conversion.folder")
+    try:
+        table = MortmTokenizer.from_pretrained(folder).vocabulary.ids
+        configs = {part: _read_config(folder / part) for part in parts}
+    except (OSError, VocabularyError) as error:
+        raise ConversionError(f"{folder} is no converted folder: {error}", "conversion.folder") from None
+    tokenizer = MortmTokenizer(dialect="mortm")
+    if table == tokenizer.vocabulary.ids:
+        raise ConversionError(f"{folder} has the default token table already", "conversion.folder")
+    if (folder / ADAPTER).is_dir():
+        refuse_output_delta(read_weights(folder / ADAPTER, "adapter_model"))
+    states, counts = extend_states({part: read_weights(folder / part) for part in parts}, dict(table))
+    with new_folder(output, overwrite) as staged:
+        for part, config in configs.items():
+            config.vocab_size = len(tokenizer)
+            config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+            model = CLASSES[config.architectures[0]](config)
+            try:
+                model.load_state_dict(states[part], strict=True)
+            except RuntimeError as error:
+                raise ConversionError(
+                    f"the weights of {folder / part} do not fit: {error}", "conversion.folder"
+                ) from None
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config = _generation(folder / part, config)
+            model.save_pretrained(staged / part)
+            tokenizer.save_pretrained(staged / part)
+        for name in (PROVENANCE, ASIDE):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, staged / name)
+        for part in parts:
+            if (folder / part / ADAPTER).is_dir():
+                shutil.copytree(folder / part / ADAPTER, staged / part / ADAPTER)
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        (staged / "README.md").write_text(text + CARD_NOTE.format(**counts), encoding="utf-8")
+    return counts
+
+
+def _read_config(folder: Path) -> MortmConfig:
+    config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, MortmConfig | BertmConfig) or (config.architectures or [""])[0] not in CLASSES:
+        raise ConversionError(
+            f"{folder} holds {(config.architectures or [type(config).__name__])[0]}, not one of {', '.join(CLASSES)}",
+            "conversion.folder",
+        )
+    return config
+
+
+def _generation(folder: Path, config: MortmConfig):
+    saved = (folder / "generation_config.json").is_file()
+    known = GenerationConfig.from_pretrained(folder) if saved else GenerationConfig()
+    known.bos_token_id, known.eos_token_id, known.pad_token_id = config.bos_token_id, config.eos_token_id, 0
+    return known
