@@ -167,23 +167,30 @@ def model_card(model_type: str, architecture: str) -> str:
         Markdown with a YAML head that the Hub accepts.
     """
     family = FAMILIES[model_type]
-    fitting = [
+    auto = next((auto for auto, name in family.models.items() if name.endswith(f".{architecture}")), "AutoModel")
+    use = [
         f'pipe = pipeline("{task}", model=FOLDER, trust_remote_code=True)'
         for task, row in family.tasks.items()
-        if row.auto == "AutoModel" or family.models[row.auto].endswith(f".{architecture}")
-    ]
-    auto = next((auto for auto, name in family.models.items() if name.endswith(f".{architecture}")), "AutoModel")
-    used = "pipeline" if fitting else auto
-    lines = fitting or [f"model = {auto}.from_pretrained(FOLDER, trust_remote_code=True)"]
-    return "\n".join(
-        [
-            *("---", "library_name: transformers", "tags:", f"- {model_type}", "- symbolic-music", "---", ""),
-            *(CARD_MARK, f"# A checkpoint of {family.title}", ""),
-            f"`{architecture}` for music, with all of its code; where the package `mortm_hf` is installed, "
-            f"`mortm_hf.{used}` runs",
-            *("the installed code instead.", "", "```python", f"from transformers import {used}", "", *lines, "```", ""),
-        ]
-    )
+        if row.auto in ("AutoModel", auto)
+    ] or [f"model = {auto}.from_pretrained(FOLDER, trust_remote_code=True)"]
+    return f"""---
+library_name: transformers
+tags:
+- {model_type}
+- symbolic-music
+---
+
+{CARD_MARK}
+# {architecture}
+
+A checkpoint of {family.title} for music, saved with all of its code.
+
+```python
+from transformers import {"pipeline" if use[0].startswith("pipe") else auto}
+
+{chr(10).join(use)}
+```
+"""
 
 
 __all__ = [
