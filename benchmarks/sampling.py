@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from mortm_hf import MORTM_SMALL  # noqa: E402
 
+
 SETTINGS = (
     {"temperature": 1.0, "top_p": 0.95},
     {"temperature": 1.0, "top_p": 0.9},

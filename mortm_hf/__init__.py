@@ -23,48 +23,32 @@ import os
 from . import _registration
 from ._version import __version__
 from .bundled import CONSTANTS, default_model, find_model
-from .models.families import TASKS
+from .models.families import TASKS, class_names
 
 
 globals().update(CONSTANTS)  # MORTM_SMALL and the other bundled checkpoints: the paths of their folders
 
+# module -> public names; those of `FAMILIES` are public, too
 _PUBLIC = {
-    "models.configuration_mortm": ("MortmConfig",),
-    "models.modeling_mortm": ("MortmModel", "MortmForCausalLM", "MortmForSequenceClassification"),
-    "models.configuration_bertm": ("BertmConfig",),
-    "models.modeling_bertm": (
-        "BertmModel",
-        "BertmForMaskedLM",
-        "BertmForSequenceClassification",
-        "BertmForTokenClassification",
-    ),
+    "models.modeling_mortm_live": ("MortmLiveVision",),
     "models.reward_bertm": ("BertmReward",),
-    "models.pipeline_bertm": ("MidiClassificationPipeline", "MidiFeatureExtractionPipeline"),
-    "models.configuration_vmortm": ("VMortmConfig",),
-    "models.modeling_vmortm": ("VMortmModel", "VMortmForSpectrogramGeneration"),
-    "models.feature_extraction_vmortm": ("VMortmFeatureExtractor",),
-    "models.pipeline_vmortm": ("AudioContinuationPipeline",),
-    "models.configuration_mortm_live": ("MortmLiveConfig",),
-    "models.modeling_mortm_live": ("MortmLiveForCausalGeneration", "MortmLiveVision"),
-    "models.processing_mortm_live": ("MortmLiveProcessor",),
-    "models.tokenization_mortm": ("MortmTokenizer",),
     "models.prompt_building": ("MetricPrompt",),
     "models.music_score": ("MetricScore",),
     "models.generation_mortm": ("MetricGrammarLogitsProcessor",),
     "models.generation_cpu": ("FastDecoder",),
-    "models.pipeline_mortm": ("MidiGenerationPipeline", "ChordEstimationPipeline"),
+    "models.errors_mortm": (
+        *("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError", "AudioError"),
+        "ConfigurationError",
+    ),
     "data": ("DataError", "build_dataset", "load_songs", "open_dataset", "push_dataset"),
     "app.live_session": ("LiveSession",),
     "conversion": ("ConversionError", "convert_checkpoint", "export_upstream", "extend_vocabulary"),
     "training.finetune": ("finetune", "FinetuneReport"),
     "training.errors": ("TrainingError",),
     "training.publish": ("push_folder",),
-    "models.errors_mortm": (
-        *("MortmError", "MidiError", "VocabularyError", "PromptError", "GrammarError", "AudioError"),
-        "ConfigurationError",
-    ),
 }
-_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+_MODULE_OF = {kind: f"models.{module}" for module, _, kind in (name.partition(".") for name in class_names())}
+_MODULE_OF |= {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = [
     *_MODULE_OF,

@@ -364,7 +364,8 @@ def make(
     """Make (or go on making) the quality set and write `cache/quality.npz`.
 
     Args:
-        data: training pack; cache: folder for stores, batches and the set. model: checkpoint that is sampled (folder or bundled name).
+        data: training pack; cache: folder for stores, batches and the set.
+        model: checkpoint that is sampled, a folder or the name of a bundled one.
         minutes: stop sampling after this long (0: when all is done). without_starter: what needs no checkpoint only.
         rounds: answers of the checkpoint to each prompt of a train song, up to one a temperature.
         part: (k, n) samples every n-th batch from the k-th on, for n processes side by side; the set is made of all

@@ -123,6 +123,19 @@ FAMILIES = {
 TASKS = {task: row for family in FAMILIES.values() for task, row in family.tasks.items()}
 
 
+def class_names() -> list[str]:
+    """Every class of the table, each once.
+
+    Returns:
+        "module.Class", in the order of the table.
+    """
+    found = []
+    for family in FAMILIES.values():
+        pipelines = [row.pipeline for row in family.tasks.values()]
+        found += [family.config, *family.models.values(), *family.readers.values(), *pipelines]
+    return list(dict.fromkeys(found))
+
+
 def auto_map(model_type: str) -> dict[str, str]:
     """What a saved configuration says of its classes; a tokenizer names itself in its own file.
 
@@ -156,44 +169,35 @@ def custom_pipelines(model_type: str) -> dict[str, dict]:
 CARD_MARK = "<!-- written when this folder was saved -->"
 
 
-def model_card(model_type: str, architecture: str) -> str:
+def model_card(model_type: str | None, architecture: str) -> str:
     """The card of a saved folder that has none yet.
 
     Args:
-        model_type: a key of `FAMILIES`.
+        model_type: of the configuration.
         architecture: class of the saved model, "MortmForCausalLM".
 
     Returns:
-        Markdown with a YAML head that the Hub accepts.
+        Markdown with a YAML head that the Hub accepts; FOLDER stands for where the model is.
     """
-    family = FAMILIES[model_type]
+    head = f"---\nlibrary_name: transformers\ntags:\n- symbolic-music\n---\n\n{CARD_MARK}\n"
+    family = FAMILIES.get(model_type)
+    if family is None:
+        return f"{head}# A checkpoint for symbolic music, of the MORTM family\n"
     auto = next((auto for auto, name in family.models.items() if name.endswith(f".{architecture}")), "AutoModel")
-    use = [
+    lines = [
         f'pipe = pipeline("{task}", model=FOLDER, trust_remote_code=True)'
         for task, row in family.tasks.items()
         if row.auto in ("AutoModel", auto)
-    ] or [f"model = {auto}.from_pretrained(FOLDER, trust_remote_code=True)"]
-    return f"""---
-library_name: transformers
-tags:
-- {model_type}
-- symbolic-music
----
-
-{CARD_MARK}
-# {architecture}
-
-A checkpoint of {family.title} for music, saved with all of its code.
-
-```python
-from transformers import {"pipeline" if use[0].startswith("pipe") else auto}
-
-{chr(10).join(use)}
-```
-"""
+    ]
+    name = "pipeline" if lines else auto
+    code = "\n".join(lines or [f"model = {auto}.from_pretrained(FOLDER, trust_remote_code=True)"])
+    return (
+        f"{head}# {architecture}\n\nA checkpoint of {family.title} for music, with all of its code.\n\n"
+        f"```python\nfrom transformers import {name}\n\n{code}\n```\n"
+    )
 
 
 __all__ = [
     *("CARD_MARK", "FAMILIES", "TASKS", "Family", "Task"),
-    *("auto_map", "custom_pipelines", "model_card"),
+    *("auto_map", "class_names", "custom_pipelines", "model_card"),
 ]

@@ -4,8 +4,8 @@ Design decisions
 - Weights are stored in bf16 (half the size; rounding a trained checkpoint costs nothing measurable, which the card's
   figures, taken from the rounded weights, include) while the configuration says `dtype: float32`, in which the model
   is to be run on CPUs.
-- The folder is weights and JSON, with what reads its input (tokenizer, feature extractor) and the defaults of sampling.
-  Code, the names of classes and a card come with it where it is saved again or pushed (`push_folder`).
+- The folder is weights and JSON, with what reads its input (tokenizer, feature extractor) and the defaults of
+  sampling. Code, names of classes and a card come with it where it is saved again or pushed (`push_folder`).
 - Several checkpoints that came one from another are shipped as the mean of their weights.
 - `size_limit` refuses a folder that would not fit the package instead of shipping it.
 

@@ -79,38 +79,39 @@ def _with_code(files: Sequence[Path]) -> dict[str, Path | bytes]:
     family = families.FAMILIES.get(config.get("model_type"))
     if family is None or "auto_map" in config:
         return found
-    names = {"config.json": {"auto_map": families.auto_map(config["model_type"])}}
-    names["config.json"]["custom_pipelines"] = families.custom_pipelines(config["model_type"])
-    names["preprocessor_config.json"] = {"auto_map": family.readers}
-    # transformers writes a pair, of which the second is a tokenizer of another kind
-    names["tokenizer_config.json"] = {"auto_map": {auto: [name, None] for auto, name in family.readers.items()}}
+    names = {
+        "config.json": {
+            "auto_map": families.auto_map(config["model_type"]),
+            "custom_pipelines": families.custom_pipelines(config["model_type"]),
+        },
+        "preprocessor_config.json": {"auto_map": family.readers},
+        # transformers writes a pair, of which the second is a tokenizer of another kind
+        "tokenizer_config.json": {"auto_map": {auto: [name, None] for auto, name in family.readers.items()}},
+    }
     for name in names.keys() & stated.keys():
-        found[name] = json.dumps(stated[name] | names[name], indent=2, sort_keys=True).encode("utf-8")
+        found[name] = json.dumps(stated[name] | names[name], indent=2).encode("utf-8")
     code = Path(families.__file__).parent.glob("*.py")
     return found | {path.name: path for path in code if path.name != "__init__.py"}
 
 
 def _card(folder: Path, repo_id: str, token, tags: Sequence[str], base_model, license: str | None) -> str:
     """The folder's card, else the repository's, else a short one; with tags, `base_model` and licence in its head."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-    own = folder / "README.md"
-    text = own.read_text(encoding="utf-8") if own.is_file() else families.CARD_MARK
+    own, settings = folder / "README.md", folder / "config.json"
+    config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    kind = (config.get("architectures") or [""])[0]
+    text = own.read_text(encoding="utf-8") if own.is_file() else families.model_card(config.get("model_type"), kind)
     card = None
     if families.CARD_MARK in text:
         try:
             card = ModelCard.load(repo_id, token=token)
         except (EntryNotFoundError, RepositoryNotFoundError):
-            if not own.is_file():
-                name, head = repo_id.split("/")[-1], ModelCardData(library_name="transformers").to_yaml()
-                text = f"---\n{head}\n---\n\n# {name}\n\nA checkpoint of the MORTM family for symbolic music.\n"
+            text = text.replace("FOLDER", json.dumps(repo_id))
     card = card or ModelCard(text)
-    settings = folder / "config.json"
-    config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
     data = card.data
     data.library_name = data.library_name or "transformers"
-    kind = (config.get("architectures") or [""])[0]
     if data.pipeline_tag is None:
         data.pipeline_tag = next((tag for ending, tag in _HUB_TASKS.items() if kind.endswith(ending)), None)
     wanted = [*(data.tags or ()), *tags, *([config["model_type"]] if "model_type" in config else ()), "symbolic-music"]
