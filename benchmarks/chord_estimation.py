@@ -18,8 +18,9 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ROOT / "mortm_hf" / "checkpoints" / "mortm-small"
 sys.path.insert(0, str(ROOT))
+
+from mortm_hf import MORTM_SMALL  # noqa: E402
 
 
 def readings():
@@ -72,7 +73,7 @@ def choose(model, tokenizer, songs, identity, cache, batch, progress) -> tuple[l
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="folder of the training pack")
-    parser.add_argument("--model", default=str(SMALL), help="default: the bundled mortm-small")
+    parser.add_argument("--model", default=MORTM_SMALL, help="default: the bundled mortm-small")
     parser.add_argument("--recipe", default="starter")
     parser.add_argument("--choose", action="store_true", help="compare readings on validation songs first")
     parser.add_argument("--choose-songs", type=int, default=8, help="validation songs a corpus (0: all)")

@@ -75,12 +75,13 @@ def measure(options) -> None:
     """Sample, rate and write `comparison.json` into every run folder."""
     import torch
 
+    from mortm_hf.bundled import default_model, find_model
     from mortm_hf.evaluation.sampling import fingerprint
     from mortm_hf.training.rlmf import comparison as c
     from mortm_hf.training.rlmf.policy import load_policy
     from mortm_hf.training.rlmf.prompts import first_bar_prompts
     from mortm_hf.training.rlmf.rewards import build_reward
-    from mortm_hf.training.rlmf.run import load_tokenizer, read_songs, starter_folder
+    from mortm_hf.training.rlmf.run import load_tokenizer, read_songs
 
     torch.set_num_threads(options.threads)
     runs = {folder.name: (folder, *load_run(folder)) for folder in options.runs}
@@ -90,7 +91,7 @@ def measure(options) -> None:
             raise SystemExit(f"{name} was trained on other prompts or another reward: compare runs of one recipe")
     recipe.data.data, recipe.data.cache = str(options.data), str(options.cache / "stores")
     budget = recipe.prompts().response_length
-    origin = recipe.model.reference or recipe.model.policy or starter_folder()
+    origin = find_model(recipe.model.reference or recipe.model.policy or default_model("rlmf"))
     tokenizer = load_tokenizer(origin)
     songs = read_songs(recipe, options.cache, options.split)
     prompts, _ = first_bar_prompts(songs, tokenizer, recipe.prompts(), options.count)

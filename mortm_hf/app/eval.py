@@ -17,9 +17,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from ..bundled import find_model
 from .eval_data import open_data, read_files
 from .files import CommandError, Outputs, find_midi, write_json
-from .options import at_least, checkpoint, number
+from .options import at_least, number
 
 
 EXAMPLES = """examples:
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.report import markdown
 
     parts = read_parts(args.parts)
-    args.folder = Path(checkpoint(str(args.folder)))
+    args.folder = Path(find_model(args.folder))
     is_model = (args.folder / "config.json").is_file()
     if not args.folder.is_dir():
         raise CommandError(f"{args.folder} is no folder: give a checkpoint or a folder of MIDI files", "command.input")

@@ -16,8 +16,9 @@ import sys
 import time
 from pathlib import Path
 
+from ..bundled import find_model
 from .files import CommandError, Outputs, write_json
-from .options import at_least, checkpoint, chords, names, number, span, suffixed
+from .options import at_least, chords, names, number, span, suffixed
 
 
 EXAMPLES = """examples:
@@ -90,7 +91,6 @@ def add_command(commands) -> None:
     )
     drawing.add_argument(
         "--model",
-        type=checkpoint,
         help="folder, run, bundled name or repository (default: mortm-small)",
     )
 
@@ -137,6 +137,7 @@ def run(args: argparse.Namespace) -> None:
     from ..models.midi_files import load_score
     from .rendering import draw_piano_roll, render_wav, require_matplotlib
 
+    args.model = args.model and find_model(args.model)
     if args.infill and args.bars is not None and args.bars != args.infill[1] - args.infill[0]:
         raise CommandError(f"--infill {args.infill[0]}:{args.infill[1]} says how many bars; leave out --bars")
     works_on = (args.infill, args.start, args.tracks, args.past)

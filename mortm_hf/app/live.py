@@ -17,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+from ..bundled import default_model, find_model
 from .files import Outputs, write_json
 from .options import number
 
@@ -85,10 +86,8 @@ def run(args: argparse.Namespace) -> None:
         raise LiveError("give a MIDI file with -o FILE, or ports with --input and --output")
     if args.file is not None and args.out is None:
         raise LiveError("a file to play along needs a file to write: -o FILE")
-    from .. import MORTM_LIVE
-
     session = load_session(
-        args.model or MORTM_LIVE,
+        find_model(args.model or default_model("live")),
         play=args.play,
         bpm=args.bpm or 120.0,
         lead=args.lead,

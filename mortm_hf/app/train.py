@@ -16,8 +16,9 @@ import argparse
 import importlib
 from pathlib import Path
 
+from ..bundled import default_model
 from .files import CommandError, Outputs, write_json
-from .options import at_least, checkpoint, number
+from .options import at_least, number
 
 
 TRAIN_EXAMPLES = """examples:
@@ -73,9 +74,7 @@ def add_command(commands) -> None:
         "input", nargs="+", type=Path, help="MIDI files, folders of them, or one data set of `mortm data build`"
     )
     tune.add_argument("-o", "--output", required=True, type=Path, help="folder to write")
-    tune.add_argument(
-        "--model", type=checkpoint, help="start from: folder, run, bundled name or repository (default: mortm-small)"
-    )
+    tune.add_argument("--model", help="start from: folder, run, bundled name or repository (default: mortm-small)")
     tune.add_argument(
         "--lora",
         nargs="?",
@@ -136,8 +135,6 @@ def run_finetune(args: argparse.Namespace) -> None:
     Raises:
         TrainingError: too few songs, a checkpoint that cannot be trained on them, an output that exists.
     """
-    from mortm_hf import MORTM_SMALL
-
     try:
         from ..training.finetune import finetune
     except ImportError as error:
@@ -147,7 +144,7 @@ def run_finetune(args: argparse.Namespace) -> None:
         report = finetune(
             args.input,
             args.output,
-            model=args.model or MORTM_SMALL,
+            model=args.model or default_model("finetune"),
             lora=args.lora,
             passes=args.passes,
             learning_rate=args.learning_rate,

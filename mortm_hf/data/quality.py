@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundled import find_model
 from ..models.errors_mortm import PromptError
 from ..models.music_names import GENRES
 from ..models.music_score import MetricScore
@@ -62,7 +63,6 @@ SELECTION = Selection(
         "openewld": CorpusFilter(),
     }
 )
-STARTER = Path(__file__).resolve().parent.parent / "starter"
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,7 @@ def weights_name(folder: str | Path) -> str:
 def make(
     data: str | Path,
     cache: str | Path,
-    model: str | Path = STARTER,
+    model: str | Path = "mortm-starter",
     sizes: dict[str, Sizes] | None = None,
     batch: int = 96,
     seed: int = 0,
@@ -365,7 +365,8 @@ def make(
     """Make (or go on making) the quality set and write `cache/quality.npz`.
 
     Args:
-        data: training pack; cache: folder for stores, batches and the set. model: checkpoint that is sampled.
+        data: training pack; cache: folder for stores, batches and the set.
+        model: checkpoint that is sampled, a folder or the name of a bundled one.
         minutes: stop sampling after this long (0: when all is done). without_starter: what needs no checkpoint only.
         rounds: answers of the checkpoint to each prompt of a train song, up to one a temperature.
         part: (k, n) samples every n-th batch from the k-th on, for n processes side by side; the set is made of all
@@ -390,7 +391,7 @@ def make(
     from ..models.tokenization_mortm import MortmTokenizer
 
     sizes = sizes or SIZES
-    cache = Path(cache)
+    cache, model = Path(cache), find_model(model)
     tokenizer = MortmTokenizer.from_pretrained(model)
     vocabulary = tokenizer.vocabulary
     weights = weights_name(model)
@@ -466,7 +467,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of the training pack")
     parser.add_argument("--cache", required=True, help="folder for prepared stores, batches of samples and the set")
-    parser.add_argument("--model", default=str(STARTER), help="checkpoint that is sampled; by default the starter")
+    parser.add_argument("--model", default="mortm-starter", help="checkpoint that is sampled")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -324,15 +324,32 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
     )
 
 
-def read_midi(midi, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
-    """Path, bytes or Score -> `MetricScore`."""
+def open_midi(midi, caps: Caps = Caps(), pedal: str = "ignore"):
+    """A file as it is and on the grid, parsed once.
+
+    Args:
+        midi: path, bytes or `symusic.Score`.
+        caps: limits of size.
+        pedal: "ignore" keeps durations as played, "extend" lets notes ring while the pedal is down (not drums).
+
+    Returns:
+        `symusic.Score` in ticks, and the `MetricScore` of it.
+
+    Raises:
+        MidiError: unreadable, empty or too large; the message names the path.
+    """
     try:
-        from_file = not hasattr(midi, "tracks")
-        return quantize(load_score(midi, caps), caps, pedal, paired=from_file)
+        score = load_score(midi, caps)
+        return score, quantize(score, caps, pedal, paired=not hasattr(midi, "tracks"))
     except MidiError as error:
         if isinstance(midi, (str, os.PathLike)) and str(midi) not in str(error):
             raise MidiError(f"{midi}: {error}", error.code) from None
         raise
+
+
+def read_midi(midi, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
+    """The second half of `open_midi`: path, bytes or Score -> `MetricScore`."""
+    return open_midi(midi, caps, pedal)[1]
 
 
 def to_midi_score(score: MetricScore, markers: bool = True):

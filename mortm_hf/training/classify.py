@@ -40,6 +40,7 @@ import transformers
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from ..bundled import find_model
 from ..data import labels as labelled
 from ..data.labels import LabelledData
 from ..data.packing import generator, single_pack
@@ -61,7 +62,7 @@ from .arguments import (
 from .errors import TrainingError
 from .hints import HintLayer, HintTable, note_intervals
 from .pretrain import newest_checkpoint
-from .runs import apply_decay, bundled_encoder, command_line, same_run
+from .runs import apply_decay, command_line, same_run
 from .trainer import PackTrainer, RunLog
 
 
@@ -487,7 +488,7 @@ def classify(
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     folder = Path(arguments.output_dir)
-    arguments.init = bundled_encoder(arguments.init)
+    arguments.init = arguments.init and find_model(arguments.init)
     tokenizer = MortmTokenizer.from_pretrained(arguments.init) if arguments.init else MortmTokenizer()
     if sets is None:
         where = {"data": recipe.data, "cache": recipe.cache or None, "tokenizer": tokenizer}

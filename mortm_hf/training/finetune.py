@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
+from ..bundled import find_model
 from ..data.membership import joined, members_of, read_members, write_members
 from ..data.reading import fingerprint
 from ..data.store import ScoreStore, Song
@@ -139,7 +140,7 @@ def finetune(
     Args:
         files: MIDI files and folders of them, or one prepared data set (see `read_songs`).
         output: folder to write; `<output>.run` is worked in and resumed.
-        model: folder or repository of a MORTM checkpoint.
+        model: folder, bundled name or repository of a MORTM checkpoint.
         lora: rank of adapters, merged at the end; 0 trains all weights.
         passes: times the songs are gone through (a full one less where validation stops improving).
         learning_rate: peak; by default 3e-4, with adapters 2e-3.
@@ -151,7 +152,7 @@ def finetune(
             `training.output`: the folder exists, or its run was of other songs.
     """
     started = time.time()
-    named, model = os.fspath(output), os.fspath(model)
+    named, model = os.fspath(output), find_model(model)
     output = Path(os.path.abspath(named))
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise TrainingError(f"{output} exists: give another --output, or --overwrite", "training.output")

@@ -21,6 +21,7 @@ import torch
 import transformers
 import yaml
 
+from ..bundled import find_model
 from ..data.masking import MaskedPackDataset, MaskingRecipe
 from ..data.packing import PackDataset, single_pack
 from ..data.pieces import PieceSource
@@ -34,7 +35,7 @@ from . import attention
 from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
 from .errors import TrainingError, refused_as
 from .pretrain import EPOCHS, newest_checkpoint
-from .runs import apply_decay, bundled_encoder, command_line, same_run, set_experts
+from .runs import apply_decay, command_line, same_run, set_experts
 from .trainer import PackTrainer, RunLog
 
 
@@ -102,10 +103,8 @@ def _proposer(task: ReplacingRecipe, half: bool, device: torch.device, workers: 
     """Function: a pack -> logits `[rows, length, vocabulary]` of the generator that the task names; None without."""
     if not task.generator:
         return None
-    from .. import STARTER
-
     attention.register()
-    folder = STARTER if task.generator == "starter" else task.generator
+    folder = find_model(task.generator)
     if device.type == "cuda" and workers:
         raise TrainingError(
             "a generator that runs on the GPU writes in the main process: set dataloader_num_workers to 0 (or use_cpu)"
@@ -144,7 +143,7 @@ def pretrain_mlm(
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     folder = Path(arguments.output_dir)
-    arguments.init = bundled_encoder(arguments.init)
+    arguments.init = arguments.init and find_model(arguments.init)
     finds = isinstance(task, ReplacingRecipe)
     stated = {
         "task": "mlm",

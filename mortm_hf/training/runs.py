@@ -67,15 +67,6 @@ def same_run(folder: Path, stated: dict, fresh: bool, later: dict | None = None)
         partial.replace(path)
 
 
-def bundled_encoder(name: str) -> str:
-    """The folder of the package's encoder for the word `bertm-small`; anything else stays as it is."""
-    if name != "bertm-small":
-        return name
-    from .. import BERTM
-
-    return BERTM
-
-
 def apply_decay(arguments) -> None:
     """A linear fall of the learning rate over the last `decay_steps`."""
     if arguments.decay_steps:

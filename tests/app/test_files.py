@@ -10,7 +10,7 @@ import pytest
 
 from mortm_hf import MORTM_SMALL, STARTER
 from mortm_hf.app.files import CommandError, Outputs, find_midi
-from mortm_hf.app.options import checkpoint
+from mortm_hf.bundled import find_model as checkpoint
 
 
 def test_outputs_appear_together(tmp_path):

@@ -257,6 +257,6 @@ def test_pipelines_save_complete_folders(pipe, tmp_path):
 
 
 def test_a_task_without_a_bundled_checkpoint_says_so(monkeypatch, tmp_path):
-    monkeypatch.setitem(mortm_hf._BUNDLED, "midi-classification", str(tmp_path / "missing"))
+    monkeypatch.setitem(mortm_hf.bundled.CONSTANTS, "BERTM_GENRE", str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="missing"):
         mortm_hf.pipeline("midi-classification")

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from ...bundled import default_model, find_model
 from ...data.store import ScoreStore, build_store
 from ...models.tokenization_mortm import MortmTokenizer
 from .errors import RlmfError, require_trl
@@ -130,8 +131,8 @@ def train(
         torch.set_num_threads(recipe.run.threads)
     args = recipe.arguments(folder)
     transformers.set_seed(args.seed)
-    source = recipe.model.resume or recipe.model.policy or starter_folder()
-    origin = recipe.model.reference or recipe.model.policy or starter_folder()
+    policy_name = recipe.model.policy or default_model("rlmf")
+    source, origin = find_model(recipe.model.resume or policy_name), find_model(recipe.model.reference or policy_name)
     tokenizer = load_tokenizer(source)
     reward = build_reward(recipe.reward.terms, tokenizer)
     policy = load_policy(source, recipe.model.experts, recipe.model.attention)
@@ -198,13 +199,6 @@ def train(
     trainer.train()
     trainer.save_final(folder / "final")
     return trainer
-
-
-def starter_folder() -> str:
-    """The checkpoint that music feedback starts from where none is named."""
-    from mortm_hf import STARTER
-
-    return str(STARTER)
 
 
 def _lora(recipe: Recipe):
