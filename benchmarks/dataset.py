@@ -39,7 +39,7 @@ import symusic
 
 from mortm_hf.data import ExampleRecipe, ExampleSource, PackDataset, load_songs, read_archive, read_manifest
 from mortm_hf.data.build import BuildOptions, build_from
-from mortm_hf.data.fixed import FixedPacks, materialize
+from mortm_hf.data.fixed_examples import FixedPacks, materialize
 from mortm_hf.data.packing import IGNORE
 from mortm_hf.data.sources import DatasetSource
 from mortm_hf.models.token_codec import tempo_bin

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
 def evaluate(args, parts, files, is_model: bool, cache) -> dict:
     """The figures, with `about`: what was measured, on what, how."""
     from .. import __version__
-    from ..evaluation.sampling import fingerprint
+    from ..evaluation.model_answers import fingerprint
     from ..evaluation.suite import Evaluation, Settings, music_of_files
     from ..models.tokenization_mortm import MortmTokenizer
 
@@ -183,7 +183,7 @@ def evaluate(args, parts, files, is_model: bool, cache) -> dict:
 
 def choose_sampling(config, args):
     """The model's sampling, with what the command line says instead; ours where neither says anything."""
-    from ..evaluation.sampling import Sampling
+    from ..evaluation.model_answers import Sampling
     from ..models.pipeline_mortm import SAMPLING_DEFAULTS
 
     names = ("temperature", "top_k", "top_p", "min_p", "typical_p")

@@ -37,7 +37,7 @@ def open_data(
     Raises:
         CommandError, DataError, TrainingError: nothing there, no such split, or no song of 16 bars.
     """
-    from ..data.membership import read_members
+    from ..data.checkpoint_songs import read_members
     from ..data.sources import is_hub_name, is_pack, is_saved_dataset
 
     members = read_members(model) if model is not None else None
@@ -60,8 +60,8 @@ def open_data(
 
 def _without(found, members: dict[str, str]):
     """The data without the songs that a checkpoint was made with."""
-    from ..data.reading import fingerprint
-    from ..data.store import ScoreStore
+    from ..data.score_store import ScoreStore
+    from ..data.song_reading import fingerprint
     from ..evaluation.suite import EvalData
 
     songs = [song for song in found.songs.songs if fingerprint(song.score) not in members]
@@ -76,8 +76,8 @@ def _without(found, members: dict[str, str]):
 
 def _pack(root: Path, split: str, recipe: str, cache: Path | None):
     from ..data import build_store
+    from ..evaluation.fixed_windows import fixed_windows, read_windows
     from ..evaluation.suite import EvalData
-    from ..evaluation.windows import fixed_windows, read_windows
     from ..training.arguments import find_recipe, read_recipe
 
     _, chosen, _ = read_recipe(recipe)
@@ -106,8 +106,8 @@ def _pack(root: Path, split: str, recipe: str, cache: Path | None):
 
 def _prepared(source: str, split: str | None, recipe: str | None, members: dict[str, str] | None):
     from ..data import load_songs, open_dataset
+    from ..evaluation.fixed_windows import fixed_windows
     from ..evaluation.suite import EvalData
-    from ..evaluation.windows import fixed_windows
     from ..training.arguments import read_recipe
 
     there = open_dataset(source)
@@ -128,7 +128,7 @@ def _prepared(source: str, split: str | None, recipe: str | None, members: dict[
 
 
 def _folder(folder: Path, split: str | None, members: dict[str, str] | None):
-    from ..data.store import ScoreStore
+    from ..data.score_store import ScoreStore
     from ..training.own_songs import read_songs
 
     songs, skipped = read_songs([folder], chords="annotated")
@@ -146,10 +146,10 @@ def _folder(folder: Path, split: str | None, members: dict[str, str] | None):
 
 def _parted(store, split: str | None, members: dict[str, str] | None):
     """All songs, or the part that a checkpoint was trained on or selected by."""
-    from ..data.reading import fingerprint
-    from ..data.store import ScoreStore
+    from ..data.score_store import ScoreStore
+    from ..data.song_reading import fingerprint
+    from ..evaluation.fixed_windows import fixed_windows
     from ..evaluation.suite import EvalData
-    from ..evaluation.windows import fixed_windows
 
     if not members:
         return EvalData(store, fixed_windows(store), "all songs")

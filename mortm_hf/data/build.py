@@ -36,11 +36,11 @@ from pathlib import Path
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from .errors import DataError
+from .data_errors import DataError
 from .genres import genre_of, label_name
 from .manifest import Selection
-from .reading import place_song, read_song
 from .schema import FORMAT_VERSION, Song, table_of
+from .song_reading import place_song, read_song
 from .sources import SPLITS, Chunk, Entry, open_sources
 
 
@@ -113,7 +113,7 @@ def _problem(name: str, error: Exception) -> dict[str, str]:
 
 def add_chords(songs: list[Song]) -> list[Song]:
     """Estimated chords for the songs that have none (and have something to estimate them from)."""
-    from .chords import estimate_chords
+    from .chord_recogniser import estimate_chords
 
     bare = [i for i, song in enumerate(songs) if song.score.chords is None]
     tables = estimate_chords([songs[i].score for i in bare])
@@ -322,7 +322,7 @@ def build_dataset(
     data = build_from(sources, output_dir, options, num_proc=num_proc, overwrite=overwrite, progress=progress)
     if not materialize:
         return data
-    from .fixed import materialize_splits
+    from .fixed_examples import materialize_splits
 
     return materialize_splits(data, Path(output_dir) / "examples", recipe, packs, seed, overwrite, progress)
 

@@ -14,7 +14,7 @@ import json
 import os
 from pathlib import Path
 
-from .errors import DataError
+from .data_errors import DataError
 from .schema import FORMAT_VERSION, LABELS, SongRows
 from .sources import SPLITS, is_hub_name, is_saved_dataset
 

@@ -23,9 +23,9 @@ from ..models.prompt_building import training_example
 from ..models.token_codec import ChordTable, MetricScore
 from ..models.token_vocabulary import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES, MetricVocabulary, TokenKind
 from .annotations import transpose_key
-from .errors import DataError
+from .data_errors import DataError
 from .packing import Document, fill_row, generator
-from .store import ScoreStore
+from .score_store import ScoreStore
 
 
 CHORD_TASKS = ("over_chords", "chords")

@@ -24,7 +24,7 @@ import pyarrow as pa
 from ..models import token_codec
 from ..models.music_grid import BarTable
 from ..models.token_codec import ChordTable, MetricScore
-from .errors import DataError
+from .data_errors import DataError
 
 
 FORMAT_VERSION = 2

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from .annotations import chord_file_of, chord_names, is_chord_name
-from .errors import DataError
+from .data_errors import DataError
 from .manifest import Selection, SongFile, read_archive, read_manifest
 
 

@@ -26,15 +26,15 @@ from itertools import islice, zip_longest
 import numpy as np
 
 from ..data.examples import transpose, transposition_range
-from ..data.store import ScoreStore
+from ..data.score_store import ScoreStore
 from ..models.music_harmony import NO_CHORD, chord_tones, estimate_key, split_key
 from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import MetricPrompt, build_prompt
 from ..models.token_codec import density_of
 from ..models.token_vocabulary import DRUMS, GENRES, METERS, TEMPO_CENTRES
+from .fixed_windows import Window
 from .intervals import ratio, share_of
-from .sampling import Ask
-from .windows import Window
+from .model_answers import Ask
 
 
 BARS = 8

@@ -23,21 +23,21 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.store import ScoreStore
+from ..data.score_store import ScoreStore
 from ..models.music_score import MetricScore
 from ..models.token_grammar import infer_plan
-from .bits import model_bits, summarise
+from .bits_per_note import model_bits, summarise
 from .chord_baselines import Majority, Templates
-from .chords import METRICS, ChordReading, compare, estimate_chords, heard, paired, summary
+from .chord_estimation import METRICS, ChordReading, compare, estimate_chords, heard, paired, summary
 from .control import chance_report, control_report, make_requests, read_answer
 from .copying import copied_from
 from .distances import FEATURES, distribution_distances, diversity, histograms
+from .fixed_windows import GENERATED, GIVEN, Encoded, Window, encode_windows
+from .grammar_errors import violations
 from .intervals import mean
-from .music import FIGURES, table_of_figures
-from .sampling import AnswerCache, Ask, Sampling, answer_all
-from .validity import violations
+from .model_answers import AnswerCache, Ask, Sampling, answer_all
+from .music_figures import FIGURES, table_of_figures
 from .variety import spread_windows, variety
-from .windows import GENERATED, GIVEN, Encoded, Window, encode_windows
 
 
 PARTS = ("bits", "grammar", "control", "music", "chords")

@@ -19,8 +19,8 @@ import torch
 import transformers
 import yaml
 
-from ..data.sound import SoundWindows, build_sound
-from ..data.store import build_store
+from ..data.mel_frames import SoundWindows, build_sound
+from ..data.score_store import build_store
 from ..models.configuration_vmortm import VMortmConfig
 from ..models.feature_extraction_vmortm import VMortmFeatureExtractor
 from ..models.modeling_vmortm import VMortmForSpectrogramGeneration

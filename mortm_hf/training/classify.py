@@ -40,8 +40,8 @@ import transformers
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from ..data import labels as labelled
-from ..data.labels import LabelledData
+from ..data import labelled_windows as labelled
+from ..data.labelled_windows import LabelledData
 from ..data.packing import generator, single_pack
 from ..evaluation.classification import auc, confusion, f1_of, macro_f1, sigmoid, song_scores
 from ..models.configuration_bertm import BertmConfig

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from ..data.membership import joined, members_of, read_members, write_members
-from ..data.reading import fingerprint
-from ..data.store import ScoreStore, Song
-from ..evaluation.bits import in_words, model_bits, summarise
-from ..evaluation.windows import Encoded, encode_windows, fixed_windows, window_bars
+from ..data.checkpoint_songs import joined, members_of, read_members, write_members
+from ..data.score_store import ScoreStore, Song
+from ..data.song_reading import fingerprint
+from ..evaluation.bits_per_note import in_words, model_bits, summarise
+from ..evaluation.fixed_windows import Encoded, encode_windows, fixed_windows, window_bars
 from ..models.configuration_mortm import MortmConfig
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer

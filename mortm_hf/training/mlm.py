@@ -21,11 +21,11 @@ import torch
 import transformers
 import yaml
 
+from ..data.encoder_examples import PieceSource
 from ..data.masking import MaskedPackDataset, MaskingRecipe
 from ..data.packing import PackDataset, single_pack
-from ..data.pieces import PieceSource
-from ..data.replacing import LABELS, ReplacedPackDataset, ReplacingRecipe
-from ..data.store import build_store
+from ..data.replaced_notes import LABELS, ReplacedPackDataset, ReplacingRecipe
+from ..data.score_store import build_store
 from ..models.configuration_bertm import BertmConfig
 from ..models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
 from ..models.modeling_mortm import MortmForCausalLM

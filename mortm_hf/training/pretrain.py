@@ -32,13 +32,13 @@ from pathlib import Path
 import torch
 import transformers
 
+from ..data.checkpoint_songs import FILE as MEMBERS
+from ..data.checkpoint_songs import joined, members_of, read_members, write_members
 from ..data.examples import ExampleSource
-from ..data.fixed import FixedPacks
-from ..data.membership import FILE as MEMBERS
-from ..data.membership import joined, members_of, read_members, write_members
+from ..data.fixed_examples import FixedPacks
 from ..data.packing import LEAST, DocumentSource, PackDataset, single_pack
+from ..data.score_store import ScoreStore, build_store, load_songs
 from ..data.sources import is_saved_dataset
-from ..data.store import ScoreStore, build_store, load_songs
 from ..models.configuration_mortm import MortmConfig
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer

@@ -20,8 +20,8 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from mortm_hf import DataError, build_dataset, load_songs, open_dataset
 from mortm_hf.data import CorpusFilter, Selection, SongRows, build_store
 from mortm_hf.data.build import BuildOptions, build_from
-from mortm_hf.data.reading import fingerprint, hashed_split
 from mortm_hf.data.schema import LISTS
+from mortm_hf.data.song_reading import fingerprint, hashed_split
 from mortm_hf.data.sources import Chunk, Entry, bare_row, open_sources
 from mortm_hf.models.token_codec import read_midi
 from tests.sample_songs import midi, write_pack
@@ -435,7 +435,7 @@ def test_kill_9_in_the_middle_loses_and_doubles_nothing(tmp_path):
 SMALL_CHUNKS = """
 import sys
 import mortm_hf.data.build as build
-import mortm_hf.data.store
+import mortm_hf.data.score_store
 defaults = build.build_dataset.__kwdefaults__
 defaults["chunk_files"] = 8
 from mortm_hf.app.cli import main

@@ -12,7 +12,7 @@ import torch
 
 from mortm_hf import build_dataset
 from mortm_hf.app.cli import main
-from mortm_hf.data.membership import read_members
+from mortm_hf.data.checkpoint_songs import read_members
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_mortm import MortmForCausalLM

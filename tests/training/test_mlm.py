@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mortm_hf.data.encoder_examples import PieceSource
 from mortm_hf.data.masking import MaskedPackDataset, MaskingRecipe
 from mortm_hf.data.packing import PackDataset
-from mortm_hf.data.pieces import PieceSource
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
 from mortm_hf.models.tokenization_mortm import MortmTokenizer

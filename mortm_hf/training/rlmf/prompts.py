@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...data.store import ScoreStore
+from ...data.score_store import ScoreStore
 from ...models.prompt_building import training_example
 from ...models.token_vocabulary import GENRES
 from .errors import RlmfError

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from ...data.store import ScoreStore, build_store
+from ...data.score_store import ScoreStore, build_store
 from ...models.tokenization_mortm import MortmTokenizer
 from .errors import RlmfError, require_trl
 from .policy import load_critic, load_policy, make_critic

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.data.store import ScoreStore
+from mortm_hf.data.score_store import ScoreStore
 from mortm_hf.training.rlmf import comparison
 from mortm_hf.training.rlmf.comparison import (
     Arm,

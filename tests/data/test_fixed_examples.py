@@ -17,7 +17,7 @@ from mortm_hf.data import (
     build_dataset,
     open_dataset,
 )
-from mortm_hf.data.fixed import materialize, materialize_splits
+from mortm_hf.data.fixed_examples import materialize, materialize_splits
 from mortm_hf.models.token_vocabulary import MetricVocabulary, default_tokens
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import midi, store
@@ -68,7 +68,7 @@ def test_two_bytes_a_token(folder):
 
 
 def test_interrupted_drawing_goes_on(drawn, folder, tmp_path, monkeypatch):
-    import mortm_hf.data.fixed as module
+    import mortm_hf.data.fixed_examples as module
 
     monkeypatch.setattr(module, "CHUNK_PACKS", 4)
     real, asked = PackDataset.documents, []

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from .fixed_windows import Encoded
 from .intervals import FEW, ratio_by_group
-from .windows import Encoded
 
 
 @torch.no_grad()

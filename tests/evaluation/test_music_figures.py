@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mortm_hf.evaluation.music import (
+from mortm_hf.evaluation.music_figures import (
     FIGURES,
     bar_rolls,
     figures,

@@ -30,8 +30,8 @@ from ..models.token_codec import parse_segment
 from ..models.token_vocabulary import KEY_NAMES, METER_TICKS, MetricVocabulary, TokenKind
 from .annotations import transpose_key
 from .manifest import CorpusFilter, Selection, SongFile, read_manifest
-from .notes import pitched_notes
-from .store import Song, build_store
+from .pitched_notes import pitched_notes
+from .score_store import Song, build_store
 
 
 LEAST_SONGS = 20
@@ -195,7 +195,7 @@ def load(
         path = Path(cache or data) / "quality.npz"
         if not path.is_file():
             raise FileNotFoundError(
-                f"no {path}: make it with python -m mortm_hf.data.quality --data PACK --cache {path.parent}"
+                f"no {path}: make it with python -m mortm_hf.evaluation.quality --data PACK --cache {path.parent}"
             )
         stored = LabelledData.load(path, vocabulary)
         stored = replace(stored, examples=[e for e in stored.examples if e.split in splits])

@@ -15,9 +15,9 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .errors import DataError
-from .reading import fingerprint
+from .data_errors import DataError
 from .schema import Song
+from .song_reading import fingerprint
 
 
 FILE = "songs.json"

@@ -1,4 +1,4 @@
-"""Human bars against machine bars: `python -m mortm_hf.data.quality --data PACK --cache FOLDER`.
+"""Human bars against machine bars: `python -m mortm_hf.evaluation.quality --data PACK --cache FOLDER`.
 
 Design decisions
 - Every machine window answers the same question as a human one: eight bars after four given bars of a song, for the
@@ -30,15 +30,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.corruptions import CORRUPTIONS, corrupt, tidy
+from ..data.labelled_windows import LabelledData, LabelledExample, bare_segment
+from ..data.manifest import CorpusFilter, Selection
+from ..data.score_store import ScoreStore, build_store
 from ..models.errors_mortm import PromptError
 from ..models.music_score import MetricScore
 from ..models.prompt_building import training_example
 from ..models.token_codec import parse_segment
 from ..models.token_vocabulary import GENRES, MetricVocabulary
-from .corruptions import CORRUPTIONS, corrupt, tidy
-from .labels import LabelledData, LabelledExample, bare_segment
-from .manifest import CorpusFilter, Selection
-from .store import ScoreStore, build_store
 
 
 NAMES = ("human", "machine")

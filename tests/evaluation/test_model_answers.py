@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mortm_hf.evaluation import sampling as sampling_module
-from mortm_hf.evaluation.sampling import AnswerCache, Ask, Sampling, answer, answer_all, batches, fingerprint
-from mortm_hf.evaluation.validity import violations
+from mortm_hf.evaluation import model_answers as answers_module
+from mortm_hf.evaluation.grammar_errors import violations
+from mortm_hf.evaluation.model_answers import AnswerCache, Ask, Sampling, answer, answer_all, batches, fingerprint
 from mortm_hf.models.errors_mortm import PromptError
 from mortm_hf.models.generation_cpu import FastDecoder
 from mortm_hf.models.generation_mortm import MetricGrammarLogitsProcessor
@@ -96,7 +96,7 @@ def test_a_run_that_was_cut_off_goes_on(model, tokenizer, asks, tmp_path, monkey
             raise Stops
         return answer(*args)
 
-    monkeypatch.setattr(sampling_module, "answer", dies_at_the_second)
+    monkeypatch.setattr(answers_module, "answer", dies_at_the_second)
 
     def cache():
         return AnswerCache(tmp_path, "set", "model", asks, sampling, 5)

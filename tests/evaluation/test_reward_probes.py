@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mortm_hf.data.corruptions import same_notes, tidy
-from mortm_hf.evaluation import probes
+from mortm_hf.evaluation import reward_probes as probes
 from mortm_hf.models.inputs_bertm import bare_segment
 from mortm_hf.models.token_codec import read_midi
 from mortm_hf.models.token_vocabulary import MetricVocabulary

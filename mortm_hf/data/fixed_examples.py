@@ -26,7 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from .build import replace_file, save_splits
-from .errors import DataError
+from .data_errors import DataError
 from .packing import Document, PackDataset, pack_rows
 
 
@@ -178,7 +178,7 @@ def materialize_splits(
     from ..models.token_vocabulary import MetricVocabulary, TokenKind, default_tokens
     from .examples import ExampleRecipe, ExampleSource
     from .manifest import CorpusFilter, Selection
-    from .store import ScoreStore, load_songs
+    from .score_store import ScoreStore, load_songs
 
     recipe = recipe or ExampleRecipe()
     vocabulary = MetricVocabulary({token: i for i, token in enumerate(default_tokens())})

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from mortm_hf.data.encoder_examples import PieceSource
 from mortm_hf.data.examples import ExampleSource
-from mortm_hf.data.labels import bare_segment as labelled_form
-from mortm_hf.data.pieces import PieceSource
+from mortm_hf.data.labelled_windows import bare_segment as labelled_form
 from mortm_hf.models.inputs_bertm import bare_segment
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_grammar import check

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 
 from ..models.music_score import MetricScore
 from ..models.token_vocabulary import METERS
-from .errors import DataError
+from .data_errors import DataError
 from .packing import generator
-from .store import ScoreStore
+from .score_store import ScoreStore
 
 
 FOUR_FOUR = METERS.index((4, 4))

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from .build import BuildOptions, build_dataset, build_from, read_entries, save_splits, write_report
+from .data_errors import DataError
 from .dataset import read_report, song_rows
-from .errors import DataError
 from .manifest import Selection, read_manifest
-from .reading import read_song
 from .schema import FORMAT_VERSION, Song, SongRows, table_of
+from .song_reading import read_song
 from .sources import PackSource, is_hub_name, is_pack, is_saved_dataset
 
 

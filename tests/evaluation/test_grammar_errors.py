@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mortm_hf.evaluation.validity import violations
-from mortm_hf.evaluation.windows import encode_windows, fixed_windows
+from mortm_hf.evaluation.fixed_windows import encode_windows, fixed_windows
+from mortm_hf.evaluation.grammar_errors import violations
 from mortm_hf.models.token_vocabulary import TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.sample_songs import store

@@ -26,8 +26,8 @@ from torch.utils.data import Dataset
 from ..models.inputs_bertm import bare_segment, clip_durations, condense
 from ..models.token_codec import parse_segment
 from ..models.token_vocabulary import DRUMS, MetricVocabulary, TokenKind
-from .notes import pitched_notes
 from .packing import IGNORE, Document, PackDataset, generator, pack_rows
+from .pitched_notes import pitched_notes
 
 
 LABELS = ("right", "wrong")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.store import ScoreStore, Song
+from ..data.score_store import ScoreStore, Song
 from ..models.prompt_building import training_example
 from ..models.token_vocabulary import GENRES, MetricVocabulary
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..models.token_vocabulary import MetricVocabulary, TokenKind
+from .fixed_windows import Encoded
 from .ngrams import CopyModel, Corpus, NGram, match_state, previous_bar
-from .windows import Encoded
 
 
 @dataclass

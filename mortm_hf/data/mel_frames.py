@@ -25,9 +25,9 @@ from tqdm.auto import tqdm
 
 from ..models.errors_mortm import MidiError
 from ..models.midi_files import to_midi_score
-from .errors import DataError
+from .data_errors import DataError
 from .packing import generator
-from .store import ScoreStore
+from .score_store import ScoreStore
 from .synthesis import synthesize
 
 

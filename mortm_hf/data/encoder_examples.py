@@ -15,9 +15,9 @@ import numpy as np
 
 from ..models.token_vocabulary import DRUMS, MetricVocabulary
 from .examples import ExampleSource, transpose, transposition_range
-from .labels import bare_segment, merge_tracks
+from .labelled_windows import bare_segment, merge_tracks
 from .packing import Document
-from .store import ScoreStore
+from .score_store import ScoreStore
 
 
 class PieceSource(ExampleSource):

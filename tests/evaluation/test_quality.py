@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.data import labels, quality
+from mortm_hf.data import labelled_windows as labels
 from mortm_hf.data.corruptions import CORRUPTIONS
+from mortm_hf.evaluation import quality
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer

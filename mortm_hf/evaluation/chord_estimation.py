@@ -24,7 +24,7 @@ from ..models.music_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, estimate
 from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import MetricPrompt, build_prompt
 from .intervals import ratio
-from .sampling import AnswerCache, Ask, Sampling, answer_all
+from .model_answers import AnswerCache, Ask, Sampling, answer_all
 
 
 METRICS = {"root": "root", "root + quality": "tetrads", "majmin": "majmin"}  # ours -> mir_eval's

@@ -21,7 +21,7 @@ from ..models.music_instruments import instrument_name
 from ..models.prompt_building import training_example
 from ..models.token_vocabulary import DRUMS, METERS, TEMPO_CENTRES, MetricVocabulary, default_tokens
 from .schema import SongRows, table_of
-from .store import ScoreStore
+from .score_store import ScoreStore
 
 
 TOP = 16

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from mortm_hf.data.encoder_examples import PieceSource
 from mortm_hf.data.packing import IGNORE, PackDataset
-from mortm_hf.data.pieces import PieceSource
-from mortm_hf.data.replacing import ReplacedPackDataset, ReplacingRecipe, condensed_documents, replace_pitches
+from mortm_hf.data.replaced_notes import ReplacedPackDataset, ReplacingRecipe, condensed_documents, replace_pitches
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.training.arguments import DataRecipe

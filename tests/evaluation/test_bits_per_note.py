@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.evaluation.baselines import macro_weights, window_bits
-from mortm_hf.evaluation.bits import model_bits, summarise
-from mortm_hf.evaluation.windows import Encoded, Window
+from mortm_hf.evaluation.bits_baselines import macro_weights, window_bits
+from mortm_hf.evaluation.bits_per_note import model_bits, summarise
+from mortm_hf.evaluation.fixed_windows import Encoded, Window
 
 
 def test_model_bits_by_hand(model, windows):

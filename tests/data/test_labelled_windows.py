@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import symusic
 
-from mortm_hf.data import labels
-from mortm_hf.data.labels import LabelledData, LabelledExample
+from mortm_hf.data import labelled_windows as labels
+from mortm_hf.data.labelled_windows import LabelledData, LabelledExample
 from mortm_hf.models.token_codec import parse_segment, read_midi
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from tests.grammar_validator import validate

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mortm_hf.evaluation.baselines import answers, drum_tokens, run_baselines, transposed
+from mortm_hf.evaluation.bits_baselines import answers, drum_tokens, run_baselines, transposed
 from mortm_hf.evaluation.ngrams import Corpus
 
 

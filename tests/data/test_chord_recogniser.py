@@ -7,7 +7,7 @@ import pytest
 import symusic
 
 from mortm_hf.data.build import BuildOptions, read_entries
-from mortm_hf.data.chords import (
+from mortm_hf.data.chord_recogniser import (
     Profiles,
     beats_of,
     count_profiles,
@@ -111,7 +111,7 @@ def test_annotations_are_not_looked_at():
 
 def test_a_batch_is_its_songs(monkeypatch):
     """Songs searched together or one by one: the same chords, whatever their lengths."""
-    import mortm_hf.data.chords as module
+    import mortm_hf.data.chord_recogniser as module
 
     songs = [read_midi(midi(seed, bars)) for seed, bars in enumerate((5, 30, 12, 30, 1))]
     alone = [estimate_chords([song])[0] for song in songs]

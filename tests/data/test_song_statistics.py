@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mortm_hf.data import ScoreStore
-from mortm_hf.data.stats import dataset_stats, markdown, write_stats
+from mortm_hf.data.song_statistics import dataset_stats, markdown, write_stats
 from mortm_hf.models.music_grid import METERS
 from tests.sample_songs import store
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mortm_hf.data.examples import transpose
-from mortm_hf.evaluation.chords import (
+from mortm_hf.evaluation.chord_estimation import (
     HARTE,
     PITCH_ROOT,
     ROOT_PITCH,
