@@ -4,12 +4,13 @@
         [--model "genre:pre-trained=FOLDER" --model "genre:from scratch=FOLDER"] [--leave-out folk]
         [--pictures FOLDER] [--json FILE]
 
-Sets are those of `mortm_hf.data.labelled_windows`: fixed splits, one form of window for every class. A song's prediction is the
-mean over its windows. Baselines are always fitted anew: the commonest class, the meter alone, durations alone, and all
-features under the best of four logistic regressions and a random forest (chosen on validation). Classes with fewer
-than 20 test songs are printed in brackets and count only in the column "all classes". `--model` adds trained
-classifiers (folders of `BertmForSequenceClassification`); the first one of a set is compared with all others in pairs.
-`reel or hornpipe` is a five-fold cross-validation over tune families inside 4/4, where meter says nothing.
+Sets are those of `mortm_hf.data.labelled_windows`: fixed splits, one form of window for every class. A song's
+prediction is the mean over its windows. Baselines are always fitted anew: the commonest class, the meter alone,
+durations alone, and all features under the best of four logistic regressions and a random forest (chosen on
+validation). Classes with fewer than 20 test songs are printed in brackets and count only in the column "all classes".
+`--model` adds trained classifiers (folders of `BertmForSequenceClassification`); the first one of a set is compared
+with all others in pairs. `reel or hornpipe` is a five-fold cross-validation over tune families inside 4/4, where meter
+says nothing.
 """
 
 from __future__ import annotations

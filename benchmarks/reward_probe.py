@@ -3,11 +3,11 @@
     python benchmarks/reward_probe.py --cache FOLDER [--model "seed 0=FOLDER" ...] [--picture FILE] [--json FILE]
 
 The reward is the probability of "human". Human test windows of `FOLDER/quality.npz` are changed along one axis at a
-time (`mortm_hf.evaluation.reward_probes`) and scored again: fewer bars, fewer or more notes, the first bars in a loop, every
-track on one pitch, one held note a bar. The table gives the mean reward of each change, its difference to the same
-windows as written (95 % over clusters), and rank correlations of reward with tokens, notes and repeated bars among
-human windows and among samples of the starter. Without `--model` the bag of features is probed; several models are
-averaged.
+time (`mortm_hf.evaluation.reward_probes`) and scored again: fewer bars, fewer or more notes, the first bars in a loop,
+every track on one pitch, one held note a bar. The table gives the mean reward of each change, its difference to the
+same windows as written (95 % over clusters), and rank correlations of reward with tokens, notes and repeated bars
+among human windows and among samples of the starter. Without `--model` the bag of features is probed; several models
+are averaged.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ _PUBLIC = {
     "packing": ("Document", "PackDataset", "pack_rows", "single_pack"),
     "song_reading": ("read_song",),
     "schema": ("Song", "SongRows"),
-    "score_store": ("ScoreStore", "build_store", "load_songs"),
+    "open": ("build_store", "open_split", "read_songs"),
+    "score_store": ("ScoreStore", "load_songs"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -25,12 +23,18 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from .build import replace_file, save_splits
+from ..models.token_vocabulary import MetricVocabulary, TokenKind
 from .data_errors import DataError
+from .dataset import save_splits
+from .examples import ExampleRecipe, ExampleSource
+from .manifest import CorpusFilter, Selection
 from .packing import Document, PackDataset, pack_rows
+from .score_store import ScoreStore, load_songs
+from .whole_files import FolderInSteps, read_json, write_arrow, write_json
 
 
 FORMAT = "mortm-examples-1"
+META = "examples.json"
 CHUNK_PACKS = 64
 TOKENS_A_NOTE = 3.5  # about, bars and headers included
 
@@ -122,18 +126,10 @@ def materialize(
     text = json.dumps([FORMAT, identity, data.seed, epoch, packs, rows, length, data.pad])
     digest = hashlib.sha256(text.encode()).hexdigest()[:32]
     meta = {"format": FORMAT, "digest": digest, "row_length": length, "rows": rows, "pad": data.pad, "packs": packs}
-    target = Path(output_dir)
-    if target.exists():
-        if _meta(target).get("digest") == digest:
-            return load_from_disk(str(target))["train"]
-        if not (overwrite and _meta(target)):
-            raise DataError(f"{target} holds something else: choose another folder, or overwrite it", "data.output")
-    work = target.with_name(f"{target.name}.partial")
-    if work.exists() and _meta(work).get("digest") != digest:
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    replace_file(work / "examples.json", lambda p: p.write_text(json.dumps(meta), encoding="utf-8"))
-    parts = []
+    folder = FolderInSteps(output_dir, meta, META)
+    if folder.finished:
+        return load_from_disk(str(folder.target))["train"]
+    work, parts = folder.begin(overwrite, "something else"), []
     if progress is None:
         progress = sys.stderr.isatty()
     with tqdm(total=packs, unit="pack", desc="drawing", disable=not progress) as bar:
@@ -147,21 +143,17 @@ def materialize(
                     for i in range(first, last)
                     for row in _same_shape(data, epoch * data.packs + i, rows, length)
                 ]
-                table = _table(drawn)
-                replace_file(part, lambda path, t=table: _write(path, t))
+                write_arrow(part, _table(drawn))
             bar.update(last - first)
     whole = concatenate_datasets([Dataset.from_file(str(part)) for part in parts])
     whole._fingerprint = digest[:16]
-    ready = work / "ready"
-    if ready.exists():
-        shutil.rmtree(ready)
-    save_splits({"train": whole}, ready)
-    (ready / "examples.json").write_text(json.dumps(meta), encoding="utf-8")
-    if target.exists():
-        target.rename(work / "replaced")
-    os.replace(ready, target)
-    shutil.rmtree(work)
-    return load_from_disk(str(target))["train"]
+
+    def write(ready: Path) -> None:
+        save_splits({"train": whole}, ready)
+        write_json(ready / META, meta)
+
+    folder.finish(write)
+    return load_from_disk(str(folder.target))["train"]
 
 
 def materialize_splits(
@@ -175,13 +167,8 @@ def materialize_splits(
     """
     from datasets import DatasetDict
 
-    from ..models.token_vocabulary import MetricVocabulary, TokenKind, default_tokens
-    from .examples import ExampleRecipe, ExampleSource
-    from .manifest import CorpusFilter, Selection
-    from .score_store import ScoreStore, load_songs
-
     recipe = recipe or ExampleRecipe()
-    vocabulary = MetricVocabulary({token: i for i, token in enumerate(default_tokens())})
+    vocabulary = MetricVocabulary.default()
     stated = {name: value for name, value in vars(recipe).items() if name not in ("data", "cache")}
     found = {}
     for split, part in data.items():
@@ -210,18 +197,6 @@ def _same_shape(data: PackDataset, index: int, rows: int, length: int) -> list[l
     return data.documents(index)
 
 
-def _meta(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "examples.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
 class FixedPacks(TorchDataset):
     """Fixed examples as packs, in the form of `PackDataset`: item `i` is pack `i % packs`, epoch after epoch.
 
@@ -235,7 +210,7 @@ class FixedPacks(TorchDataset):
     def __init__(self, folder: str | Path, epochs: int = 1):
         from datasets import load_from_disk
 
-        self.meta = _meta(Path(folder))
+        self.meta = read_json(Path(folder) / META)
         if self.meta.get("format") != FORMAT:
             raise DataError(f"{folder} holds no fixed examples: make them with `materialize`", "data.format")
         self.data = load_from_disk(str(folder))["train"].with_format("numpy")

@@ -30,8 +30,9 @@ from ..models.token_codec import parse_segment
 from ..models.token_vocabulary import KEY_NAMES, METER_TICKS, MetricVocabulary, TokenKind
 from .annotations import transpose_key
 from .manifest import CorpusFilter, Selection, SongFile, read_manifest
+from .open import build_store
 from .pitched_notes import pitched_notes
-from .score_store import Song, build_store
+from .schema import Song
 
 
 LEAST_SONGS = 20

@@ -3,34 +3,23 @@
 Design decisions
 - On disk is the Arrow data set of `build_dataset`; a `ScoreStore` is a view of it (or of songs in memory) that hands
   out songs by index. Windows, tasks and transpositions are drawn from it afresh every epoch.
-- `build_store` takes whatever a recipe names: a prepared data set, a training pack, or MIDI to be prepared first.
 
-Knows: songs, data sets of songs. Must not know: tokens, models.
+Knows: songs, prepared data sets. Must not know: tokens, models, how MIDI is prepared.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from .build import BuildOptions, build_dataset, build_from, read_entries, save_splits, write_report
-from .data_errors import DataError
-from .dataset import read_report, song_rows
-from .manifest import Selection, read_manifest
-from .schema import FORMAT_VERSION, Song, SongRows, table_of
-from .song_reading import read_song
-from .sources import PackSource, is_hub_name, is_pack, is_saved_dataset
-
-
-__all__ = ["ScoreStore", "Song", "build_store", "load_songs", "read_song"]
+from .dataset import read_report, save_splits, song_rows, write_report
+from .manifest import Selection
+from .schema import Song, SongRows, table_of
 
 
 class ScoreStore:
@@ -59,7 +48,11 @@ class ScoreStore:
         return {name: np.array(rows) for name, rows in found.items()}
 
     def labels(self, name: str) -> list:
-        """`[n]` one label of every song (`corpus`, `genre`, ...), without reading the songs."""
+        """`[n]` one label of every song, without reading the songs.
+
+        Args:
+            name: a label of `Song`: "corpus", "genre", "path", ...
+        """
         return self.songs.labels(name) if isinstance(self.songs, SongRows) else [getattr(s, name) for s in self.songs]
 
     def n_bars(self) -> np.ndarray:
@@ -69,7 +62,11 @@ class ScoreStore:
         return np.array([song.score.n_bars for song in self.songs], dtype=np.int64)
 
     def save(self, folder: str | Path) -> None:
-        """Write the store as a data set of songs; an existing one is replaced in one rename."""
+        """Write the store as a data set of songs.
+
+        Args:
+            folder: the folder to make; an existing one is replaced in one rename.
+        """
         from datasets import Dataset
 
         folder = Path(folder)
@@ -82,17 +79,6 @@ class ScoreStore:
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-
-    @classmethod
-    def load(cls, folder: str | Path, split: str | None = None) -> ScoreStore:
-        """Open a data set of songs; all splits one after the other without `split`.
-
-        Raises:
-            DataError: it is not there, or was written by another version of the format.
-        """
-        report = read_report(folder) if not isinstance(folder, str) or os.path.isdir(folder) else {}
-        skipped = [(p["file"], p["message"]) for p in report.get("skipped", ())]
-        return cls(song_rows(folder, split), skipped)
 
 
 def load_songs(
@@ -125,58 +111,4 @@ def load_songs(
             rows = SongRows(rows.dataset.select(kept))
     if not estimated_chords:
         rows = rows.without_estimates()
-    report = read_report(source) if isinstance(source, (str, os.PathLike)) and os.path.isdir(source) else {}
-    return ScoreStore(rows, [(p["file"], p["message"]) for p in report.get("skipped", ())])
-
-
-def build_store(
-    root: str | Path, selection: Selection, split: str, cache: str | Path | None = None, num_proc: int | None = None
-) -> ScoreStore:
-    """The chosen songs of one split, whatever `root` is.
-
-    Args:
-        root: a prepared data set (folder or `owner/name`), a training pack, or any source of `build_dataset`.
-        selection: corpora, variants and licences; one that names no corpus takes everything.
-        split: `"train"`, `"validation"` or `"test"`.
-        cache: folder for what is prepared here; the same choice of the same pack is opened again instead of built.
-            Without it a pack is read into memory; other sources need it.
-
-    Files that cannot be read are listed in `skipped` with the reason; they never end the build. Packs keep only
-    annotated chords here (as every run of a recipe on a pack had them).
-
-    Raises:
-        DataError: no songs there, or no place to prepare them.
-        FileNotFoundError: no pack there (the message names the folder).
-    """
-    path = Path(root)
-    if is_pack(path) or (path.is_dir() and selection.corpora and not is_saved_dataset(path)):
-        return _from_pack(path, selection, split, cache, num_proc)
-    if is_saved_dataset(path) or is_hub_name(str(root)):
-        return load_songs(str(root), split, selection)
-    if not path.exists():
-        read_manifest(root)  # says what is expected there
-    if cache is None:
-        raise DataError(f"{root} must be prepared first: `mortm data build {root} -o FOLDER`, or give a cache folder")
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    target = Path(cache) / f"songs-{name}"
-    data = build_dataset(str(root), target, num_proc=num_proc, overwrite=True)
-    if split not in data and split != "train":
-        return ScoreStore([])
-    return load_songs(str(target), split, selection)
-
-
-def _from_pack(root: Path, selection: Selection, split: str, cache, num_proc) -> ScoreStore:
-    source = PackSource.select(root, selection, split)
-    options = BuildOptions(chords="annotated")
-    if cache is None or not len(source):
-        songs, skipped = [], []
-        for chunk in source.chunks(options.chunk_files):
-            more, problems = read_entries(chunk.load(), options)
-            songs += more
-            skipped += [(p["file"], p["message"]) for p in problems]
-        return ScoreStore(songs, skipped)
-    text = json.dumps([FORMAT_VERSION, [asdict(row) for row in source.rows]], sort_keys=True)
-    target = Path(cache) / f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if not is_saved_dataset(target):
-        build_from([source], target, options, num_proc=num_proc or 1)
-    return ScoreStore.load(target)
+    return ScoreStore(rows, [(p["file"], p["message"]) for p in read_report(source).get("skipped", ())])

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.score_store import ScoreStore, Song
+from ..data.schema import Song
+from ..data.score_store import ScoreStore
 from ..models.prompt_building import training_example
 from ..models.token_vocabulary import GENRES, MetricVocabulary
 

@@ -33,7 +33,8 @@ import numpy as np
 from ..data.corruptions import CORRUPTIONS, corrupt, tidy
 from ..data.labelled_windows import LabelledData, LabelledExample, bare_segment
 from ..data.manifest import CorpusFilter, Selection
-from ..data.score_store import ScoreStore, build_store
+from ..data.open import build_store
+from ..data.score_store import ScoreStore
 from ..models.errors_mortm import PromptError
 from ..models.music_score import MetricScore
 from ..models.prompt_building import training_example

@@ -20,7 +20,7 @@ import transformers
 import yaml
 
 from ..data.mel_frames import SoundWindows, build_sound
-from ..data.score_store import build_store
+from ..data.open import build_store
 from ..models.configuration_vmortm import VMortmConfig
 from ..models.feature_extraction_vmortm import VMortmFeatureExtractor
 from ..models.modeling_vmortm import VMortmForSpectrogramGeneration

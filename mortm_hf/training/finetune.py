@@ -29,7 +29,8 @@ import torch
 from transformers import AutoConfig
 
 from ..data.checkpoint_songs import joined, members_of, read_members, write_members
-from ..data.score_store import ScoreStore, Song
+from ..data.schema import Song
+from ..data.score_store import ScoreStore
 from ..data.song_reading import fingerprint
 from ..evaluation.bits_per_note import in_words, model_bits, summarise
 from ..evaluation.fixed_windows import Encoded, encode_windows, fixed_windows, window_bars

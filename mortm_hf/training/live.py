@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from ..data.open import build_store
 from ..data.piano_rolls import RollWindows
-from ..data.score_store import build_store
 from ..models.configuration_mortm_live import MortmLiveConfig
 from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
 from ..models.processing_mortm_live import MortmLiveProcessor

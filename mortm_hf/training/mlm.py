@@ -23,9 +23,9 @@ import yaml
 
 from ..data.encoder_examples import PieceSource
 from ..data.masking import MaskedPackDataset, MaskingRecipe
+from ..data.open import build_store
 from ..data.packing import PackDataset, single_pack
 from ..data.replaced_notes import LABELS, ReplacedPackDataset, ReplacingRecipe
-from ..data.score_store import build_store
 from ..models.configuration_bertm import BertmConfig
 from ..models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
 from ..models.modeling_mortm import MortmForCausalLM

@@ -23,9 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from ..data.build import BuildOptions, read_entries
-from ..data.score_store import Song, load_songs
+from ..data.midi_sources import MIDI_SUFFIXES, FilesSource, FolderSource
+from ..data.schema import Song
+from ..data.score_store import load_songs
 from ..data.song_reading import fingerprint
-from ..data.sources import MIDI_SUFFIXES, FilesSource, FolderSource, is_saved_dataset
+from ..data.sources import is_saved_dataset
 from ..models.token_codec import MetricScore
 from .errors import TrainingError
 

@@ -36,8 +36,9 @@ from ..data.checkpoint_songs import FILE as MEMBERS
 from ..data.checkpoint_songs import joined, members_of, read_members, write_members
 from ..data.examples import ExampleSource
 from ..data.fixed_examples import FixedPacks
+from ..data.open import build_store
 from ..data.packing import LEAST, DocumentSource, PackDataset, single_pack
-from ..data.score_store import ScoreStore, build_store, load_songs
+from ..data.score_store import ScoreStore, load_songs
 from ..data.sources import is_saved_dataset
 from ..models.configuration_mortm import MortmConfig
 from ..models.modeling_mortm import MortmForCausalLM

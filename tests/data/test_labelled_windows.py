@@ -208,5 +208,5 @@ def test_a_prompt_is_moved_with_its_key():
 def test_refusals_say_what_to_do(pack, tmp_path):
     with pytest.raises(ValueError, match="folk, drums, genre, quality"):
         labels.load("mood", data=pack)
-    with pytest.raises(FileNotFoundError, match=r"python -m mortm_hf\.data\.quality"):
+    with pytest.raises(FileNotFoundError, match=r"python -m mortm_hf\.evaluation\.quality"):
         labels.load("quality", data=pack, cache=tmp_path)

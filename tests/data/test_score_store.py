@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mortm_hf.data import CorpusFilter, ScoreStore, Selection, build_store, read_archive
+from mortm_hf.data import CorpusFilter, Selection, build_store, load_songs, read_archive
 from mortm_hf.models.token_codec import read_midi
 from tests.sample_songs import midi, store, write_pack
 
@@ -88,14 +88,14 @@ def test_save_and_load(tmp_path):
     songs = store()
     songs.save(tmp_path / "s")
     songs.save(tmp_path / "s")  # replaces
-    back = ScoreStore.load(tmp_path / "s")
+    back = load_songs(tmp_path / "s")
     assert all(same(a.score, b.score) for a, b in zip(songs.songs, back.songs))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     report["version"] = 99
     (tmp_path / "s" / "report.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match="version 99"):
-        ScoreStore.load(tmp_path / "s")
+        load_songs(tmp_path / "s")
 
 
 def test_errors_name_what_is_missing(pack, tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mortm_hf.data import ScoreStore
+from mortm_hf.data import load_songs
 from mortm_hf.data.song_statistics import dataset_stats, markdown, write_stats
 from mortm_hf.models.music_grid import METERS
 from tests.sample_songs import store
@@ -49,7 +49,7 @@ def test_figures_are_those_of_the_songs(songs, figures):
 
 def test_songs_on_disk_give_the_same(songs, figures, tmp_path):
     songs.save(tmp_path / "s")
-    again = dataset_stats(ScoreStore.load(tmp_path / "s"), windows=10, skipped=figures["skipped_files"])
+    again = dataset_stats(load_songs(tmp_path / "s"), windows=10, skipped=figures["skipped_files"])
     assert again == figures
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from ...data.score_store import ScoreStore, build_store
+from ...data.open import build_store
+from ...data.score_store import ScoreStore
 from ...models.tokenization_mortm import MortmTokenizer
 from .errors import RlmfError, require_trl
 from .policy import load_critic, load_policy, make_critic
