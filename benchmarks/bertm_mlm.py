@@ -122,8 +122,8 @@ def main(words: list[str] | None = None) -> int:
     from mortm_hf.data import build_store
     from mortm_hf.data.masking import MaskingRecipe, choose_tokens
     from mortm_hf.data.packing import generator
+    from mortm_hf.evaluation.fixed_windows import GENERATED, GIVEN, read_windows
     from mortm_hf.evaluation.intervals import ratio_by_group
-    from mortm_hf.evaluation.windows import GENERATED, GIVEN, read_windows
     from mortm_hf.models.inputs_bertm import bare_segment, batches_by_length, clip_durations, pad_rows
     from mortm_hf.models.modeling_bertm import BertmForMaskedLM
     from mortm_hf.models.tokenization_mortm import MortmTokenizer

@@ -25,7 +25,7 @@ from mortm_hf import MORTM_SMALL  # noqa: E402
 
 def readings():
     """The ways of reading that `--choose` compares."""
-    from mortm_hf.evaluation.chords import ChordReading
+    from mortm_hf.evaluation.chord_estimation import ChordReading
 
     plain = ChordReading()
     return [
@@ -44,7 +44,7 @@ def readings():
 
 def choose(model, tokenizer, songs, identity, cache, batch, progress) -> tuple[list[dict], object]:
     """Every reading on validation songs, and the best by the mean over corpora of root and root + quality."""
-    from mortm_hf.evaluation.chords import compare, estimate_chords, heard, summary
+    from mortm_hf.evaluation.chord_estimation import compare, estimate_chords, heard, summary
 
     rows = []
     inputs = [heard(s.score) for s in songs]
@@ -93,10 +93,10 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     from mortm_hf.app.eval import load_model
-    from mortm_hf.app.eval_data import open_data
-    from mortm_hf.evaluation.chords import ChordReading
+    from mortm_hf.evaluation.chord_estimation import ChordReading
+    from mortm_hf.evaluation.eval_data import open_data
+    from mortm_hf.evaluation.model_answers import fingerprint
     from mortm_hf.evaluation.report import markdown
-    from mortm_hf.evaluation.sampling import fingerprint
     from mortm_hf.evaluation.suite import Evaluation, Settings
 
     torch.set_num_threads(options.threads)

@@ -4,8 +4,8 @@
     python benchmarks/chord_recognition.py --data PACK --fit       count the profiles anew, on the train split
 
 Accuracy: mir_eval's root, tetrads ("root + quality") and majmin, weighted by duration over all songs of the split,
-with intervals over songs (`mortm_hf.evaluation.chords`). Baselines: the commonest chord of the train split, its
-commonest degree in the estimated key, and template matching whose settings are chosen on the validation split.
+with intervals over songs (`mortm_hf.evaluation.chord_estimation`). Baselines: the commonest chord of the train split,
+its commonest degree in the estimated key, and template matching whose settings are chosen on the validation split.
 Estimators hear the notes alone, without annotated key or chords.
 
 Speed: CPU time of `estimate_chords` over all songs of the split at once, one thread.
@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from mortm_hf.data import CorpusFilter, Selection, build_store
-from mortm_hf.data.chords import PROFILES, count_profiles, default_profiles, estimate_chords
+from mortm_hf.data.chord_recogniser import PROFILES, count_profiles, default_profiles, estimate_chords
 from mortm_hf.evaluation.chord_baselines import Majority, Templates
-from mortm_hf.evaluation.chords import METRICS, compare, heard, summary
+from mortm_hf.evaluation.chord_estimation import METRICS, compare, heard, summary
 
 
 CORPORA = {"pop909": CorpusFilter(("aligned",)), "openewld": CorpusFilter()}

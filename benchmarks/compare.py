@@ -148,7 +148,7 @@ def prepare(arm: str, seed: int, options, folder: Path, tokens: int):
 def encoded_windows(stores, options):
     """The test windows that both languages can hold: `{language: [Encoded]}` in one order, and who was left out."""
     from benchmarks.remi_stream import RemiStream, encode
-    from mortm_hf.evaluation.windows import encode_windows, read_windows
+    from mortm_hf.evaluation.fixed_windows import encode_windows, read_windows
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
 
     windows = read_windows(options.windows)
@@ -178,7 +178,7 @@ def _kind(reason: str) -> str:
 
 def without_header(vocabulary, store, encoded):
     """The same windows with every field of the header left out, so that the model is told nothing of the new bars."""
-    from mortm_hf.evaluation.windows import GENERATED, GIVEN, Encoded
+    from mortm_hf.evaluation.fixed_windows import GENERATED, GIVEN, Encoded
     from mortm_hf.models.prompt_building import training_example
     from mortm_hf.models.token_headers import HEADER_FIELDS
 
@@ -203,7 +203,7 @@ def run(options) -> int:
     """Train one arm with one seed (or go on), score it, write its result."""
     import torch
 
-    from mortm_hf.evaluation.bits import model_bits
+    from mortm_hf.evaluation.bits_per_note import model_bits
     from mortm_hf.models.modeling_mortm import MortmForCausalLM
     from mortm_hf.training.pretrain import pretrain
     from mortm_hf.training.runlog import read_log
@@ -320,7 +320,7 @@ def speed(options) -> int:
 
 def _windows(result: dict):
     """The windows of a result in the form that `summarise` reads."""
-    from mortm_hf.evaluation.windows import Encoded, Window
+    from mortm_hf.evaluation.fixed_windows import Encoded, Window
 
     columns = result["windows"]
     rows = zip(columns["path"], columns["start"], columns["corpus"], columns["cluster"], columns["notes"])
@@ -371,7 +371,7 @@ def collect(options) -> int:
 
 def report(options) -> int:
     """All tables."""
-    from mortm_hf.evaluation.bits import summarise
+    from mortm_hf.evaluation.bits_per_note import summarise
 
     out = Path(options.out)
     results = read_results(out)

@@ -40,9 +40,9 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     from mortm_hf.app.eval import choose_sampling, load_model
-    from mortm_hf.app.eval_data import open_data
+    from mortm_hf.evaluation.eval_data import open_data
+    from mortm_hf.evaluation.model_answers import fingerprint
     from mortm_hf.evaluation.report import markdown
-    from mortm_hf.evaluation.sampling import fingerprint
     from mortm_hf.evaluation.suite import Evaluation, Settings
 
     torch.set_num_threads(options.threads)

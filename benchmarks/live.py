@@ -36,7 +36,7 @@ LEAD = 0.125
 
 def windows_of(store, processor, roll, limit: int):
     """(batch of one window, song, slot to play) of each song's first window and sounding slot."""
-    from mortm_hf.data.rolls import RollWindows, stack
+    from mortm_hf.data.piano_rolls import RollWindows, stack
 
     songs = RollWindows(store, processor, roll.slots, roll.chunks, 1, 1, transpose=(0, 0))
     for index in range(len(songs.scores))[: limit or None]:

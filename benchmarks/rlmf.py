@@ -76,7 +76,7 @@ def measure(options) -> None:
     import torch
 
     from mortm_hf.bundled import default_model, find_model
-    from mortm_hf.evaluation.sampling import fingerprint
+    from mortm_hf.evaluation.model_answers import fingerprint
     from mortm_hf.training.rlmf import comparison as c
     from mortm_hf.training.rlmf.policy import load_policy
     from mortm_hf.training.rlmf.prompts import first_bar_prompts

@@ -67,8 +67,8 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     from mortm_hf.app.eval import load_model
-    from mortm_hf.app.eval_data import open_data
-    from mortm_hf.evaluation.sampling import Sampling, fingerprint
+    from mortm_hf.evaluation.eval_data import open_data
+    from mortm_hf.evaluation.model_answers import Sampling, fingerprint
     from mortm_hf.evaluation.suite import Evaluation, Settings
 
     torch.set_num_threads(options.threads)

@@ -7,7 +7,8 @@ import tarfile
 import numpy as np
 import symusic
 
-from mortm_hf.data.store import ScoreStore, Song
+from mortm_hf.data.schema import Song
+from mortm_hf.data.score_store import ScoreStore
 from mortm_hf.models.midi_files import read_midi
 
 

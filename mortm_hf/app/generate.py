@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 from ..bundled import find_model
-from .files import CommandError, Outputs, write_json
+from ..models.errors_mortm import CommandError
+from .files import Outputs, write_json
 from .options import at_least, chords, names, number, span, suffixed
 
 

@@ -58,8 +58,9 @@ def describe(midi) -> dict:
     """
     from ..models.midi_files import load_score, read_midi
     from ..models.music_harmony import estimate_key
+    from ..models.music_instruments import instrument_name
     from ..models.music_names import DRUMS, METERS
-    from .names import instrument_name, key_name
+    from .names import key_name
 
     score = load_score(midi)
     music = read_midi(midi)  # of the path: what is wrong with a file is said with its name

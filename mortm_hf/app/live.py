@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         LiveError: no model, no port, slots that are not there. MidiError: the file cannot be used.
     """
-    from .live_session import LiveError
+    from ..models.errors_mortm import LiveError
 
     if args.ports:
         ports = _mido()
@@ -120,9 +120,10 @@ def load_session(folder, **options):
     import torch
     from transformers.utils import logging
 
+    from ..models.errors_mortm import LiveError
     from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
     from ..models.processing_mortm_live import MortmLiveProcessor
-    from .live_session import LiveError, LiveSession
+    from .live_session import LiveSession
 
     if not (Path(folder) / "preprocessor_config.json").is_file():
         raise LiveError(f"{folder} holds no MORTM Live checkpoint (no preprocessor_config.json)")
@@ -138,8 +139,9 @@ def load_session(folder, **options):
 def _along(session, args: argparse.Namespace, staged: Path) -> None:
     from tqdm.auto import tqdm
 
+    from ..models.errors_mortm import LiveError
     from ..models.midi_files import load_score, read_midi
-    from .live_session import LiveError, play_along
+    from .live_session import play_along
 
     score, quantised = load_score(args.file), read_midi(args.file)
     slots = session.processor.slot_of_tracks(quantised.programs) if args.slots is None else args.slots
@@ -167,7 +169,7 @@ def _along(session, args: argparse.Namespace, staged: Path) -> None:
 
 
 def _mido():
-    from .live_session import LiveError
+    from ..models.errors_mortm import LiveError
 
     try:
         import mido
@@ -184,7 +186,7 @@ def _mido():
 
 def _open(open_port, name: str | None, names: list[str], virtual: bool = False):
     """The first port whose name contains `name`, or a new one of that name for others to connect to."""
-    from .live_session import LiveError
+    from ..models.errors_mortm import LiveError
 
     if name is None:
         return None

@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from ..data.synthesis import SAMPLE_RATE, synthesize
+from ..models.errors_mortm import CommandError
 from ..models.midi_files import load_score, quantize
 from ..models.music_grid import TICKS_PER_QUARTER
+from ..models.music_instruments import instrument_name
 from ..models.music_names import DRUMS, METERS, TEMPO_CENTRES
 from ..models.music_score import MetricScore
-from .files import CommandError, Outputs
-from .names import drum_name, instrument_name, key_name
+from .files import Outputs
+from .names import drum_name, key_name
 
 
 # ---------------------------------------------------------------------------------------------------------------------

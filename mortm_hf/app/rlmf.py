@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from .files import CommandError
+from ..models.errors_mortm import CommandError
 
 
 EXAMPLES = """examples:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import CommandError, Outputs, find_midi, write_json
+from ..models.errors_mortm import CommandError
+from .files import Outputs, find_midi, write_json
 from .options import span, suffixed
 
 

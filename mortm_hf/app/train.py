@@ -17,7 +17,8 @@ import importlib
 from pathlib import Path
 
 from ..bundled import default_model
-from .files import CommandError, Outputs, write_json
+from ..models.errors_mortm import CommandError
+from .files import Outputs, write_json
 from .options import at_least, number
 
 

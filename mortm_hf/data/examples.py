@@ -18,15 +18,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..models.errors_mortm import PromptError
+from ..models.errors_mortm import DataError, PromptError
 from ..models.music_names import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES
 from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import training_example
 from ..models.token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
 from .annotations import transpose_key
-from .errors import DataError
 from .packing import Document, fill_row, generator
-from .store import ScoreStore
+from .score_store import ScoreStore
 
 
 CHORD_TASKS = ("over_chords", "chords")

@@ -21,9 +21,9 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
+from ..models.errors_mortm import DataError
 from ..models.music_grid import BarTable
 from ..models.music_score import ChordTable, CodecReport, MetricScore
-from .errors import DataError
 
 
 FORMAT_VERSION = 2

@@ -32,7 +32,7 @@ from ..models.music_harmony import (
 )
 from ..models.music_names import DRUMS
 from ..models.music_score import ChordTable, MetricScore
-from .chords import METRICS, PITCH_ROOT, ROOT_PITCH, compare
+from .chord_estimation import METRICS, PITCH_ROOT, ROOT_PITCH, compare
 
 
 TEMPLATE_QUALITIES = ("None", "m", "7", "maj7", "m7", "dim", "m7b5", "dim7", "aug", "sus4", "sus2", "6", "m6")

@@ -27,7 +27,7 @@ from itertools import islice, zip_longest
 import numpy as np
 
 from ..data.examples import transpose, transposition_range
-from ..data.store import ScoreStore
+from ..data.score_store import ScoreStore
 from ..models.music_harmony import NO_CHORD, chord_tones
 from ..models.music_names import DRUMS, GENRES, METERS
 from ..models.music_score import ChordTable, MetricScore
@@ -35,9 +35,9 @@ from ..models.prompt_building import MetricPrompt, build_prompt
 from ..models.prompt_words import words_of_header
 from ..models.token_controls import Described, Figure
 from ..models.token_headers import CONTROLS, Header, describe
+from .fixed_windows import Window
 from .intervals import ratio, share_of
-from .sampling import Ask
-from .windows import Window
+from .model_answers import Ask
 
 
 BARS = 8

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,21 +22,22 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.store import ScoreStore
+from ..data.whole_files import write_json
 from ..models.music_score import MetricScore
 from ..models.token_grammar import infer_plan
-from .bits import model_bits, summarise
+from .bits_per_note import model_bits, summarise
 from .chord_baselines import Majority, Templates
-from .chords import METRICS, ChordReading, compare, estimate_chords, heard, paired, summary
+from .chord_estimation import METRICS, ChordReading, compare, estimate_chords, heard, paired, summary
 from .control import chance_report, control_report, make_requests, read_answer
 from .copying import copied_from
 from .distances import FEATURES, distribution_distances, diversity, histograms
+from .eval_data import EvalData
+from .fixed_windows import GENERATED, GIVEN, Encoded, Window, encode_windows
+from .grammar_errors import violations
 from .intervals import mean
-from .music import FIGURES, table_of_figures
-from .sampling import AnswerCache, Ask, Sampling, answer_all
-from .validity import violations
+from .model_answers import AnswerCache, Ask, Sampling, answer_all
+from .music_figures import FIGURES, table_of_figures
 from .variety import spread_windows, variety
-from .windows import GENERATED, GIVEN, Encoded, Window, encode_windows
 
 
 PARTS = ("bits", "grammar", "control", "music", "chords")
@@ -73,30 +73,6 @@ class Settings:
         """Minutes on one core: few samples, the first windows, no figure fit for publication."""
         small = {"samples": 12, "bits_windows": 2, "chord_songs": 3, "tune_songs": 8, "melody": False}
         return cls(**(small | changes))
-
-
-@dataclass
-class EvalData:
-    """What a checkpoint is measured on.
-
-    Attributes:
-        songs: of the split. windows: its fixed windows. train, validation: called when needed, or None.
-        name: of what is measured on, for reports.
-    """
-
-    songs: ScoreStore
-    windows: Sequence[Window]
-    name: str = "split test"
-    train: Callable[[], ScoreStore] | None = None
-    validation: Callable[[], ScoreStore] | None = None
-
-    @cached_property
-    def train_songs(self) -> ScoreStore | None:
-        return None if self.train is None else self.train()
-
-    @cached_property
-    def validation_songs(self) -> ScoreStore | None:
-        return None if self.validation is None else self.validation()
 
 
 def first_of_each(items: Sequence, corpus_of: Callable, count: int) -> list:
@@ -149,9 +125,7 @@ class Evaluation:
             return json.loads(path.read_text(encoding="utf-8"))
         found = json.loads(json.dumps(work()))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}-{os.getpid()}")
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, found)
         return found
 
     @property

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
-from ..data.store import ScoreStore
+from ..data.score_store import ScoreStore
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
 from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
 from ..models.token_codec import parse_segment
-from .windows import GENERATED, GIVEN, Encoded
+from .fixed_windows import GENERATED, GIVEN, Encoded
 
 
 def spread_windows(windows: Sequence[Encoded], count: int) -> list[Encoded]:

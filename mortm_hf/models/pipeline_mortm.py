@@ -29,13 +29,13 @@ from .generation_sampling import SAMPLING_NAMES, BarListener, FiniteLogits, Seed
 from .generation_windows import PAST_BARS, SongRequest, SongRow, spread_chords
 from .midi_chords import is_chord_file, read_chord_file
 from .midi_edit import write_bars, write_chords
-from .midi_files import load_score, to_midi_score
+from .midi_files import to_midi_score
 from .music_harmony import chord_symbol
 from .music_instruments import instrument_name
 from .music_names import METERS
 from .music_score import ChordTable
-from .token_codec import parse_segment
 from .pipeline_midi import MusicPipeline, bar_range, whole_number
+from .token_codec import parse_segment
 
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten

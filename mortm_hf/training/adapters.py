@@ -15,7 +15,7 @@ import copy
 import warnings
 from pathlib import Path
 
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
 
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

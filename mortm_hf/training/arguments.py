@@ -34,7 +34,7 @@ from ..models.configuration_bertm import BertmConfig
 from ..models.configuration_mortm import MortmConfig
 from ..models.configuration_mortm_live import MortmLiveConfig
 from ..models.configuration_vmortm import VMortmConfig
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
 from .runlog import clock_of
 
 

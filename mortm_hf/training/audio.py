@@ -19,13 +19,13 @@ import torch
 import transformers
 import yaml
 
-from ..data.sound import SoundWindows, build_sound
-from ..data.store import build_store
+from ..data.mel_frames import SoundWindows, build_sound
+from ..data.open import build_store
 from ..models.configuration_vmortm import VMortmConfig
+from ..models.errors_mortm import TrainingError
 from ..models.feature_extraction_vmortm import VMortmFeatureExtractor
 from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
 from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
-from .errors import TrainingError
 from .runs import command_line, same_run, set_experts
 from .trainer import PackTrainer
 from .windows import run_windows

@@ -41,11 +41,12 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
 from ..bundled import find_model
-from ..data import labels as labelled
-from ..data.labels import LabelledData
+from ..data import labelled_windows as labelled
+from ..data.labelled_windows import LabelledData
 from ..data.packing import generator, single_pack
 from ..evaluation.classification import auc, confusion, f1_of, macro_f1, sigmoid, song_scores
 from ..models.configuration_bertm import BertmConfig
+from ..models.errors_mortm import TrainingError
 from ..models.inputs_bertm import batches_by_length, pad_rows
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.token_codec import parse_segment
@@ -59,11 +60,11 @@ from .arguments import (
     read_sections,
     task_of,
 )
-from .errors import TrainingError
 from .hints import HintLayer, HintTable, note_intervals
 from .pretrain import newest_checkpoint
+from .runlog import RunLog
 from .runs import apply_decay, command_line, same_run
-from .trainer import PackTrainer, RunLog
+from .trainer import PackTrainer
 
 
 EPOCHS = 1 << 10

@@ -29,17 +29,18 @@ import torch
 from transformers import AutoConfig
 
 from ..bundled import find_model
-from ..data.membership import joined, members_of, read_members, write_members
-from ..data.reading import fingerprint
-from ..data.store import ScoreStore, Song
-from ..evaluation.bits import in_words, model_bits, summarise
-from ..evaluation.windows import Encoded, encode_windows, fixed_windows, window_bars
+from ..data.checkpoint_songs import joined, members_of, read_members, write_members
+from ..data.schema import Song
+from ..data.score_store import ScoreStore
+from ..data.song_reading import fingerprint
+from ..evaluation.bits_per_note import in_words, model_bits, summarise
+from ..evaluation.fixed_windows import Encoded, encode_windows, fixed_windows, window_bars
 from ..models.configuration_mortm import MortmConfig
+from ..models.errors_mortm import TrainingError
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .arguments import RECIPES, read_recipe
-from .errors import TrainingError
 from .own_songs import CORPUS, LEAST_SONGS, read_songs, split_songs
 from .pretrain import pretrain, without_bars
 from .runs import holds_run

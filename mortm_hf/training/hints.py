@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..data.notes import pitched_notes
 from ..data.packing import IGNORE
+from ..data.pitched_notes import pitched_notes
 from ..evaluation.features import bag_of_features, scores_of
 from ..models.token_vocabulary import MetricVocabulary
 

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 import transformers
 
-from ..data.rolls import RollWindows
-from ..data.store import build_store
+from ..data.open import build_store
+from ..data.piano_rolls import RollWindows
 from ..models.configuration_mortm_live import MortmLiveConfig
+from ..models.errors_mortm import TrainingError
 from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
 from ..models.processing_mortm_live import MortmLiveProcessor
 from .arguments import DataRecipe, PretrainArguments, read_recipe
 from .audio import read_section
-from .errors import TrainingError
 from .runs import command_line, same_run, set_experts
 from .trainer import PackTrainer
 from .windows import run_windows

@@ -22,21 +22,23 @@ import transformers
 import yaml
 
 from ..bundled import find_model
+from ..data.encoder_examples import PieceSource
 from ..data.masking import MaskedPackDataset, MaskingRecipe
+from ..data.open import build_store
 from ..data.packing import PackDataset, single_pack
-from ..data.pieces import PieceSource
-from ..data.replacing import LABELS, ReplacedPackDataset, ReplacingRecipe
-from ..data.store import build_store
+from ..data.replaced_notes import LABELS, ReplacedPackDataset, ReplacingRecipe
 from ..models.configuration_bertm import BertmConfig
+from ..models.errors_mortm import TrainingError
 from ..models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .arguments import DataRecipe, PretrainArguments, find_recipe, read_recipe
-from .errors import TrainingError, refused_as
 from .pretrain import EPOCHS, newest_checkpoint
+from .refusals import refused_as
+from .runlog import RunLog
 from .runs import apply_decay, command_line, same_run, set_experts
-from .trainer import PackTrainer, RunLog
+from .trainer import PackTrainer
 
 
 PIECE_FIELDS = {"bare", "merged", "bare_bars"}  # of PieceSource, in a recipe's `pieces` section

@@ -32,20 +32,22 @@ from pathlib import Path
 import torch
 import transformers
 
+from ..data.checkpoint_songs import FILE as MEMBERS
+from ..data.checkpoint_songs import joined, members_of, read_members, write_members
 from ..data.examples import ExampleSource
-from ..data.fixed import FixedPacks
-from ..data.membership import FILE as MEMBERS
-from ..data.membership import joined, members_of, read_members, write_members
+from ..data.fixed_examples import FixedPacks
+from ..data.open import build_store
 from ..data.packing import LEAST, DocumentSource, PackDataset, single_pack
+from ..data.score_store import ScoreStore, load_songs
 from ..data.sources import is_saved_dataset
-from ..data.store import ScoreStore, build_store, load_songs
 from ..models.configuration_mortm import MortmConfig
+from ..models.errors_mortm import TrainingError
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .adapters import add_lora, is_adapted, load_adapter, merged
 from .arguments import RECIPES, DataRecipe, PretrainArguments, read_recipe, task_of
-from .errors import TrainingError, refused_as
+from .refusals import refused_as
 from .routing import ExpertAlarm
 from .runlog import Progress, RunLog, is_first_process
 from .runs import apply_decay, command_line, holds_run, same_run, set_experts

@@ -23,7 +23,7 @@ from pathlib import Path
 from transformers.trainer_utils import HubStrategy
 
 from ..models import families
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
 
 
 SHIPPED = ("*.safetensors", "*.json", "*.py", "README.md", "LICENSE*")

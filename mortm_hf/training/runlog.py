@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
 from .routing import ExpertAlarm, RouterStatistics
 
 

@@ -14,8 +14,9 @@ import json
 import sys
 from pathlib import Path
 
+from ..models.errors_mortm import TrainingError
 from .arguments import with_folder
-from .errors import TrainingError, refused_as
+from .refusals import refused_as
 from .runlog import is_first_process
 
 

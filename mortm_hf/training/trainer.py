@@ -22,7 +22,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
 from .publish import SafePush
 from .routing import RouterStatistics
 from .runlog import RunLog, read_log

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from ..data.store import ScoreStore
-from ..evaluation.bits import model_bits
-from ..evaluation.windows import GIVEN, Encoded, Window, encode_windows, fixed_windows, read_windows, window_bars
+from ..data.score_store import ScoreStore
+from ..evaluation.bits_per_note import model_bits
+from ..evaluation.fixed_windows import GIVEN, Encoded, Window, encode_windows, fixed_windows, read_windows, window_bars
+from ..models.errors_mortm import TrainingError
 from . import attention
-from .errors import TrainingError
 from .routing import summed
 from .runlog import RunLog, is_first_process, read_log
 

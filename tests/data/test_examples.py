@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.data import ScoreStore
+from mortm_hf.data import load_songs
 from mortm_hf.data.examples import TASKS, ExampleSource, transpose, transposition_range
 from mortm_hf.data.packing import PackDataset, generator
 from mortm_hf.models.music_names import CHORD_ROOTS, DRUMS
@@ -129,7 +129,7 @@ def test_the_stream_of_a_recipe_never_changes():
 
 def test_the_stream_from_disk_is_the_same(source, tmp_path):
     store().save(tmp_path / "songs")
-    again = ExampleSource(ScoreStore.load(tmp_path / "songs"), VOCABULARY, RECIPE, seed=3, packs=60)
+    again = ExampleSource(load_songs(tmp_path / "songs"), VOCABULARY, RECIPE, seed=3, packs=60)
     assert (again.corpus_chances == source.corpus_chances).all()
     shape = lambda i: (1, 1024)
     for i in (0, 3):

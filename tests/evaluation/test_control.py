@@ -14,7 +14,7 @@ from mortm_hf.evaluation.control import (
     measure,
     read_answer,
 )
-from mortm_hf.evaluation.windows import fixed_windows
+from mortm_hf.evaluation.fixed_windows import fixed_windows
 from mortm_hf.models.music_harmony import chord_table
 from mortm_hf.models.music_names import DRUMS
 from mortm_hf.models.token_codec import encode_tracks

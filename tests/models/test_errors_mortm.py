@@ -84,10 +84,10 @@ def test_each_class_is_public_and_has_a_code_of_its_own(name):
 
 def test_old_places():
     from mortm_hf import ConversionError, DataError, LiveError
-    from mortm_hf.app.files import CommandError
-    from mortm_hf.app.live_session import LiveError as live
     from mortm_hf.conversion import ConversionError as conversion
     from mortm_hf.data import DataError as data
+    from mortm_hf.models.errors_mortm import CommandError
+    from mortm_hf.models.errors_mortm import LiveError as live
 
     assert conversion is ConversionError and data is DataError and live is LiveError
     assert CommandError is mortm_hf.CommandError

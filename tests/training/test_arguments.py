@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from mortm_hf.models.configuration_mortm import MortmConfig
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.training.arguments import (
     OWN_SECTIONS,
     RECIPES,
@@ -20,7 +21,6 @@ from mortm_hf.training.arguments import (
     task_of,
     with_folder,
 )
-from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.pretrain import _check_same_run, _complete_arguments, make_trainer
 from mortm_hf.training.runs import same_run
 

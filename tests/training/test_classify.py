@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.data.labels import LabelledData, LabelledExample, transpose_ids
+from mortm_hf.data.labelled_windows import LabelledData, LabelledExample, transpose_ids
 from mortm_hf.evaluation.features import bag_of_features, scores_of
 from mortm_hf.models.configuration_bertm import BertmConfig
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_vocabulary import MetricVocabulary
@@ -27,8 +28,7 @@ from mortm_hf.training.classify import (
     twins_of,
     without,
 )
-from mortm_hf.training.errors import TrainingError
-from mortm_hf.training.trainer import RunLog
+from mortm_hf.training.runlog import RunLog
 
 
 VOCABULARY = MetricVocabulary.default()
@@ -391,6 +391,6 @@ def test_the_model_section_is_an_option(recipe):
 )
 def test_faults_are_named(recipe, tmp_path, change, words, said, capsys, monkeypatch):
     recipe.write_text(TINY.replace(*change) if change[0] else TINY)
-    monkeypatch.setattr("mortm_hf.data.labels.load", lambda name, split, **kwargs: sets()[split])
+    monkeypatch.setattr("mortm_hf.data.labelled_windows.load", lambda name, split, **kwargs: sets()[split])
     assert main([str(recipe), "--output_dir", str(tmp_path / "run"), *words]) == 2
     assert said in capsys.readouterr().err

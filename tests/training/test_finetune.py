@@ -12,13 +12,13 @@ import torch
 
 from mortm_hf import build_dataset
 from mortm_hf.app.cli import main
-from mortm_hf.data.membership import read_members
+from mortm_hf.data.checkpoint_songs import read_members
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.configuration_mortm import MortmConfig
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.adapters import add_lora, is_adapted, merged
-from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.finetune import card, finetune, load_tokenizer
 from mortm_hf.training.own_songs import read_songs, split_songs
 from tests.sample_songs import midi, store

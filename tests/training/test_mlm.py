@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mortm_hf.data.encoder_examples import PieceSource
 from mortm_hf.data.masking import MaskedPackDataset, MaskingRecipe
 from mortm_hf.data.packing import PackDataset
-from mortm_hf.data.pieces import PieceSource
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training import attention
 from mortm_hf.training.arguments import task_of
 from mortm_hf.training.mlm import main, pretrain_mlm, read_mlm_recipe
-from mortm_hf.training.trainer import RunLog
+from mortm_hf.training.runlog import RunLog
 from tests.sample_songs import store
 
 

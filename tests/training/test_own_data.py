@@ -7,14 +7,14 @@ import pytest
 
 from mortm_hf import build_dataset, load_songs
 from mortm_hf.app.cli import main
-from mortm_hf.app.eval_data import open_data
+from mortm_hf.data.checkpoint_songs import read_members
 from mortm_hf.data.examples import ExampleRecipe, ExampleSource
-from mortm_hf.data.fixed import FixedPacks
-from mortm_hf.data.membership import read_members
+from mortm_hf.data.fixed_examples import FixedPacks
 from mortm_hf.data.packing import generator
+from mortm_hf.evaluation.eval_data import open_data
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.token_vocabulary import MetricVocabulary, default_tokens
 from mortm_hf.training.arguments import read_recipe
-from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.pretrain import make_trainer, pretrain
 from mortm_hf.training.runlog import read_log
 from tests.sample_songs import midi

@@ -15,9 +15,9 @@ from mortm_hf import (
     VMortmFeatureExtractor,
     VMortmForSpectrogramGeneration,
 )
-from mortm_hf.data.errors import DataError
-from mortm_hf.data.rolls import RollWindows, assign
-from mortm_hf.data.sound import SoundWindows, build_sound
+from mortm_hf.data.mel_frames import SoundWindows, build_sound
+from mortm_hf.data.piano_rolls import RollWindows, assign
+from mortm_hf.models.errors_mortm import DataError
 from mortm_hf.training import audio, live
 from mortm_hf.training.arguments import RECIPES, read_recipe, task_of
 from mortm_hf.training.runlog import RunLog
@@ -102,7 +102,7 @@ def test_sound_is_rendered_once_and_windows_are_pure(tmp_path, monkeypatch):
     extractor = VMortmFeatureExtractor(feature_size=20, sampling_rate=8000)
     made = build_sound(SONGS, extractor, 0.3, tmp_path, bars=4)
     assert len(made) >= 1 and made.frames.dtype == np.float16 and made.frames.max() > 0
-    monkeypatch.setattr("mortm_hf.data.sound.synthesize", None)  # a second rendering would fail
+    monkeypatch.setattr("mortm_hf.data.mel_frames.synthesize", None)  # a second rendering would fail
     again = build_sound(SONGS, extractor, 0.3, tmp_path, bars=4)
     assert np.array_equal(made.frames, again.frames) and made.pieces == again.pieces
     windows = SoundWindows(made, 64, 3, 10, seed=1)
@@ -116,7 +116,7 @@ def test_songs_that_cannot_be_rendered_are_refused_with_the_reason(tmp_path, mon
     def silent(*_, **__):
         raise MidiError("it is silent", "midi.empty")
 
-    monkeypatch.setattr("mortm_hf.data.sound.wave_of", silent)
+    monkeypatch.setattr("mortm_hf.data.mel_frames.wave_of", silent)
     with pytest.raises(DataError, match=r"no song could be rendered.*it is silent"):
         build_sound(SONGS, VMortmFeatureExtractor(feature_size=20, sampling_rate=8000), 0.3, tmp_path)
     assert not list(tmp_path.iterdir())

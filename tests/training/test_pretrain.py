@@ -9,10 +9,10 @@ import torch
 from mortm_hf.data.examples import ExampleSource
 from mortm_hf.data.packing import PackDataset
 from mortm_hf.models.configuration_mortm import MortmConfig
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.arguments import read_recipe
-from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.pretrain import main, pack_shape, pretrain
 from tests.sample_songs import store
 
@@ -62,7 +62,7 @@ SONGS = store(4, 12)
 def test_resumed_run_equals_an_unbroken_one(recipe, tmp_path, monkeypatch):
     whole = run(recipe, tmp_path / "whole")
     # a run whose clock says stop after step 3 (in its first epoch of packs), then goes on
-    from mortm_hf.training.trainer import RunLog
+    from mortm_hf.training.runlog import RunLog
 
     end = RunLog.on_step_end
 

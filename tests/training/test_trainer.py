@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mortm_hf.models.configuration_mortm import MortmConfig
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.training import attention
 from mortm_hf.training.arguments import PretrainArguments
-from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.pretrain import make_trainer, newest_checkpoint, pretrain
 from mortm_hf.training.runlog import RunLog, read_log
 from mortm_hf.training.trainer import PackTrainer

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.evaluation.bits import model_bits, summarise
-from mortm_hf.evaluation.windows import Window, fixed_windows, write_windows
+from mortm_hf.evaluation.bits_per_note import model_bits, summarise
+from mortm_hf.evaluation.fixed_windows import Window, fixed_windows, write_windows
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer

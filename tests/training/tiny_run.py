@@ -7,8 +7,8 @@ import sys
 
 import torch
 
-from mortm_hf.data.store import ScoreStore
-from mortm_hf.evaluation.windows import encode_windows, fixed_windows
+from mortm_hf.data.score_store import ScoreStore
+from mortm_hf.evaluation.fixed_windows import encode_windows, fixed_windows
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.arguments import read_recipe
 from mortm_hf.training.pretrain import pretrain

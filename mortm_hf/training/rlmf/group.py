@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, ProgressCallback
 
-from .errors import RlmfError
+from ...models.errors_mortm import RlmfError
 from .policy import MortmPolicy, freeze
 from .prompts import Prompt, prompt_dataset
 from .rewards import RewardAdapter

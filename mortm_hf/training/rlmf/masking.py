@@ -17,10 +17,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ...models.errors_mortm import RlmfError
 from ...models.generation_mortm import MetricGrammarLogitsProcessor
 from ...models.token_automaton import GENERATED_KINDS, GenerationPlan, Grammar, VocabularyTables
 from ...models.token_grammar import allowed, infer_plan
-from .errors import RlmfError
 
 
 KEPT_PLANS = 65_536

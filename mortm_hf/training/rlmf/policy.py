@@ -25,8 +25,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ...models.errors_mortm import RlmfError
 from ...models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
-from .errors import RlmfError
 from .masking import GrammarMasks
 
 

@@ -20,8 +20,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from ...data.manifest import CorpusFilter, Selection
-from .errors import RlmfError, require_trl
+from ...models.errors_mortm import RlmfError
 from .prompts import PromptRecipe
+from .trl_release import require_trl
 
 
 ALGORITHMS = ("ppo", "grpo", "rloo")

@@ -29,12 +29,12 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from ...bundled import find_model
+from ...models.errors_mortm import RlmfError
 from ...models.inputs_bertm import bare_segment, clip_durations, in_window_form, pad_rows
 from ...models.reward_bertm import BertmReward
 from ...models.token_codec import parse_segment
 from ...models.token_vocabulary import MetricVocabulary, TokenKind
 from ...models.tokenization_mortm import MortmTokenizer
-from .errors import RlmfError
 from .rules import RULES, NoteReader
 
 

@@ -23,13 +23,15 @@ import torch
 import transformers
 
 from ...bundled import default_model, find_model
-from ...data.store import ScoreStore, build_store
+from ...data.open import build_store
+from ...data.score_store import ScoreStore
+from ...models.errors_mortm import RlmfError
 from ...models.tokenization_mortm import MortmTokenizer
-from .errors import RlmfError, require_trl
 from .policy import load_critic, load_policy, make_critic
 from .prompts import Prompt, first_bar_prompts, prompt_dataset
 from .recipe import Recipe, read_recipe
 from .rewards import HumanBaseline, RewardAdapter, Shaping, build_reward
+from .trl_release import require_trl
 
 
 def is_main() -> bool:

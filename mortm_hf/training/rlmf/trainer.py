@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from .errors import RlmfError, require_trl
+from ...models.errors_mortm import RlmfError
 from .policy import MortmCritic, MortmPolicy, freeze, save_pair
 from .prompts import Prompt
 from .rewards import RewardAdapter
 from .sampling import passage, sample
+from .trl_release import require_trl
 
 
 require_trl()

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from mortm_hf.models.token_grammar import check
-from mortm_hf.training.rlmf.errors import RlmfError
 from mortm_hf.training.rlmf.policy import (
     ILLEGAL,
     load_critic,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mortm_hf.app.cli import main
-from mortm_hf.training.rlmf.errors import RlmfError
+from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.training.rlmf.recipe import Recipe, read_recipe
 
 

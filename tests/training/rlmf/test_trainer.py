@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.training.rlmf.errors import RlmfError
+from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.training.rlmf.policy import VALUE_FOLDER, load_critic, load_policy
 from mortm_hf.training.rlmf.run import train
 from tests.training.rlmf.small_runs import BUDGET, MARKER, parts, recipe_of

@@ -1,0 +1,105 @@
+"""Bits per note: what a model pays for the notes of the fixed windows.
+
+Design decisions
+- Total negative log2-likelihood of the generated field (all its tokens, no grammar mask) over its distinct notes:
+  independent of the tokenizer. Per corpus it is the ratio of sums; the headline is the mean over corpora.
+- Intervals by bootstrap over songs (clusters), inside each corpus: windows of one song are not independent.
+- Windows are batched by length; padding is on the right and changes nothing for a causal model.
+
+Knows: encoded windows, a causal language model. Must not know: how windows were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .fixed_windows import Encoded
+from .intervals import FEW, ratio_by_group
+
+
+@torch.no_grad()
+def model_bits(
+    model, windows: Sequence[Encoded], pad: int = 0, tokens_per_batch: int = 8192, progress: str | None = None
+) -> np.ndarray:
+    """`[n]` total bits of the answer of each window under a causal model (fp32 log-softmax).
+
+    `progress`: title of a progress bar, or None.
+    """
+    from tqdm import tqdm
+
+    bits = np.zeros(len(windows))
+    was_training = model.training
+    model.eval()
+    order = np.argsort([len(w.ids) for w in windows], kind="stable")
+    device = next(model.parameters()).device
+    at = 0
+    bar = tqdm(total=len(order), desc=progress, unit="window", disable=progress is None)
+    while at < len(order):
+        size = 1
+        while at + size < len(order) and (size + 1) * len(windows[order[at + size]].ids) <= tokens_per_batch:
+            size += 1
+        rows = order[at : at + size]
+        width = max(len(windows[r].ids) for r in rows)
+        ids = np.full((size, width), pad, dtype=np.int64)
+        scored = np.zeros((size, width), dtype=bool)
+        for i, r in enumerate(rows):
+            n = len(windows[r].ids)
+            ids[i, :n] = windows[r].ids
+            scored[i, windows[r].answer : n] = True
+        tensor = torch.from_numpy(ids).to(device)
+        logits = model(input_ids=tensor, use_cache=False).logits[:, :-1].float()
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tensor[:, 1:], reduction="none").cpu().numpy()
+        bits[rows] = (loss * scored[:, 1:]).sum(axis=1) / np.log(2)
+        at += size
+        bar.update(size)
+    bar.close()
+    model.train(was_training)
+    return bits
+
+
+def summarise(
+    bits: np.ndarray,
+    windows: Sequence[Encoded],
+    resamples: int = 2000,
+    seed: int = 0,
+    against: np.ndarray | None = None,
+) -> dict[str, dict[str, float]]:
+    """Bits a note by corpus and their macro average, with 95 % intervals over songs.
+
+    Args:
+        bits: `[n]` total bits of each window.
+        against: `[n]` bits of another model: the figures are then paired differences (this minus other).
+
+    Returns:
+        `{corpus or "macro": {"bits_per_note", "low", "high", "windows", "songs", "notes"}}`.
+    """
+    value = bits if against is None else bits - against
+    found = ratio_by_group(
+        value,
+        [w.notes for w in windows],
+        [w.corpus for w in windows],
+        [w.cluster for w in windows],
+        seed=seed,
+        resamples=resamples,
+    )
+    return {
+        name: {
+            "bits_per_note": entry["value"],
+            "low": entry["low"],
+            "high": entry["high"],
+            "windows": entry["n"],
+            "songs": entry["clusters"],
+            "notes": int(entry["total"]),
+        }
+        for name, entry in found.items()
+    }
+
+
+def in_words(entry: dict, form: str = ".3f") -> str:
+    """An entry of `summarise` as `value [low, high]`, or with the number of songs where they are too few."""
+    value, low, high = (format(entry[name], form) for name in ("bits_per_note", "low", "high"))
+    few = entry["songs"] < FEW
+    return f"{value} ({entry['songs']} songs: no interval)" if few else f"{value} [{low}, {high}]"
