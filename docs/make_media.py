@@ -1,6 +1,6 @@
 """The sound and the picture of the README: what `make music` writes, in files small enough to be kept.
 
-    python docs/make_media.py [--check]
+    python docs/make_media.py [--check]        (or `make media`)
 
 Eight bars of Schumann are given, eight follow (seed 1). `docs/media/` gets `continued.mid`, its piano roll
 `continued.png` and its sound `continued.mp3`: mono, 22,050 Hz, rendered with TimGM6mb.sf2, the General MIDI soundfont
