@@ -242,10 +242,12 @@ def offered() -> set[tuple[str, str]]:
 def docstring_faults(path: Path) -> list[str]:
     """Faults of the public functions, classes and methods of a module.
 
-    What `mortm_hf` offers describes every argument. Elsewhere the sentence of a function of one argument may do, and
-    the two functions of a command are described once, in `app/__init__.py`.
+    What `mortm_hf` offers describes every argument. Elsewhere the sentence of a function of one argument may do. The
+    two functions of a command are described once, in `app/__init__.py`; every layer of a model takes its configuration
+    and its place in the model.
     """
     found, module, commands = [], module_of(path), path.parent.name == "app"
+    layers = ("config", "layer_idx") if path.stem.startswith("modeling_") else ()
 
     def visit(body, prefix: str, inherits: bool) -> None:
         for node in body:
@@ -253,7 +255,7 @@ def docstring_faults(path: Path) -> list[str]:
                 continue
             what, doc = f"{prefix}{node.name}", ast.get_docstring(node)
             if isinstance(node, ast.ClassDef):
-                names = fields_of(node) or []
+                names = [name for name in fields_of(node) or [] if name not in layers]
                 init = next((p for p in node.body if isinstance(p, ast.FunctionDef) and p.name == "__init__"), None)
                 if init is not None and ast.get_docstring(init):
                     doc = f"{doc}\n\n{ast.get_docstring(init)}"
