@@ -26,6 +26,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TWICE = {
     "__init__": "what Python calls a package",
     "__main__": "what Python runs",
+    "live": "a command of the app and a task of training, each found by its word",
 }
 _SECTION = re.compile(r"(Args|Attributes|Parameters|Returns|Yields|Raises|Examples?|Notes?):\s*$")
 _ENTRY = re.compile(r"(\*{0,2}[\w.]+(?:(?:, | / )\*{0,2}[\w.]+)*)(?: \([^)]*\))?: ?")
@@ -142,9 +143,6 @@ def test_no_module_name_twice():
     places = collections.defaultdict(list)
     for path in FILES:
         places[path.stem].append(name_of(path))
-    # a folder with modules has a name, too
-    for folder in {path.parent for path in FILES} - {PACKAGE}:
-        places[folder.name].append(name_of(folder) + "/")
     twice = {stem: sorted(names) for stem, names in places.items() if len(names) > 1 and stem not in TWICE}
     assert not twice, "\n".join(f"{stem}: {', '.join(names)}" for stem, names in sorted(twice.items()))
 
@@ -242,10 +240,12 @@ def offered() -> set[tuple[str, str]]:
 def docstring_faults(path: Path) -> list[str]:
     """Faults of the public functions, classes and methods of a module.
 
-    What `mortm_hf` offers describes every argument. Elsewhere the sentence of a function of one argument may do, and
-    the two functions of a command are described once, in `app/__init__.py`.
+    What `mortm_hf` offers describes every argument. Elsewhere the sentence of a function of one argument may do. The
+    two functions of a command are described once, in `app/__init__.py`; every layer of a model takes its configuration
+    and its place in the model.
     """
     found, module, commands = [], module_of(path), path.parent.name == "app"
+    layers = ("config", "layer_idx") if path.stem.startswith("modeling_") else ()
 
     def visit(body, prefix: str, inherits: bool) -> None:
         for node in body:
@@ -253,7 +253,7 @@ def docstring_faults(path: Path) -> list[str]:
                 continue
             what, doc = f"{prefix}{node.name}", ast.get_docstring(node)
             if isinstance(node, ast.ClassDef):
-                names = fields_of(node) or []
+                names = [name for name in fields_of(node) or [] if name not in layers]
                 init = next((p for p in node.body if isinstance(p, ast.FunctionDef) and p.name == "__init__"), None)
                 if init is not None and ast.get_docstring(init):
                     doc = f"{doc}\n\n{ast.get_docstring(init)}"

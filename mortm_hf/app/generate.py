@@ -104,14 +104,27 @@ def add_command(commands) -> None:
 
 
 def output_paths(output: Path, number_of: int) -> list[Path]:
-    """`take.mid` for one version, `take-1.mid` ... for several."""
+    """`take.mid` for one version, `take-1.mid` ... for several.
+
+    Args:
+        output: the file that was named.
+        number_of: how many versions.
+    """
     if number_of == 1:
         return [output]
     return [output.with_stem(f"{output.stem}-{index + 1}") for index in range(number_of)]
 
 
 def load_pipeline(model: str | None, device: str | None = None):
-    """The generation pipeline of a checkpoint on the installed code; by default on an accelerator if there is one."""
+    """The generation pipeline of a checkpoint on the installed code.
+
+    Args:
+        model: folder or repository; None: the bundled one.
+        device: device of torch; None: an accelerator if there is one.
+
+    Raises:
+        CommandError: it cannot be loaded (`command.input`).
+    """
     import transformers
 
     from mortm_hf import pipeline
@@ -132,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
     """Generates and writes everything asked for; prints the paths.
 
     Raises:
-        CommandError, MidiError, VocabularyError, PromptError: bad options, files or requests.
+        MortmError: bad options, files or requests.
     """
     from ..data.synthesis import find_soundfont
     from ..models.midi_files import load_score

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from ..bundled import default_model, find_model
+from ..models.errors_mortm import LiveError
 from .files import Outputs, write_json
 from .options import number
 
@@ -73,10 +74,9 @@ def run(args: argparse.Namespace) -> None:
     """Plays.
 
     Raises:
-        LiveError: no model, no port, slots that are not there. MidiError: the file cannot be used.
+        LiveError: no model, no port, slots that are not there.
+        MidiError: the file cannot be used.
     """
-    from ..models.errors_mortm import LiveError
-
     if args.ports:
         ports = _mido()
         for title, names in (("input", ports.get_input_names()), ("output", ports.get_output_names())):
@@ -114,13 +114,16 @@ def run(args: argparse.Namespace) -> None:
 def load_session(folder, **options):
     """A session with the model and processor of a folder.
 
+    Args:
+        folder: a MORTM Live checkpoint.
+        **options: those of `LiveSession`.
+
     Raises:
         LiveError: the folder holds no MORTM Live checkpoint.
     """
     import torch
     from transformers.utils import logging
 
-    from ..models.errors_mortm import LiveError
     from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
     from ..models.processing_mortm_live import MortmLiveProcessor
     from .live_session import LiveSession
@@ -139,7 +142,6 @@ def load_session(folder, **options):
 def _along(session, args: argparse.Namespace, staged: Path) -> None:
     from tqdm.auto import tqdm
 
-    from ..models.errors_mortm import LiveError
     from ..models.midi_files import load_score, read_midi
     from .live_session import play_along
 
@@ -169,8 +171,6 @@ def _along(session, args: argparse.Namespace, staged: Path) -> None:
 
 
 def _mido():
-    from ..models.errors_mortm import LiveError
-
     try:
         import mido
 
@@ -186,8 +186,6 @@ def _mido():
 
 def _open(open_port, name: str | None, names: list[str], virtual: bool = False):
     """The first port whose name contains `name`, or a new one of that name for others to connect to."""
-    from ..models.errors_mortm import LiveError
-
     if name is None:
         return None
     fits = [name] if virtual else [known for known in names if name.lower() in known.lower()]
@@ -203,7 +201,8 @@ class Sender:
     """Sends events at their time, in a thread of its own, and knows what it left sounding.
 
     Args:
-        send: called with each event, from one thread at a time. clock: seconds, as the events' times.
+        send: called with each event, from one thread at a time.
+        clock: gives seconds, as the events' times.
     """
 
     def __init__(self, send, clock=time.monotonic):
@@ -217,7 +216,11 @@ class Sender:
         self._thread.start()
 
     def put(self, events) -> None:
-        """Events to be sent; those in the past are sent at once."""
+        """Take events to be sent; those in the past are sent at once.
+
+        Args:
+            events: `LiveEvent`s in any order.
+        """
         with self._change:
             for event in events:
                 self._count += 1  # keeps the order of events of one time
@@ -263,8 +266,12 @@ def play_live(session, poll, send, seconds: float | None = None, clock=time.mono
     """A session in real time, until the seconds are over or it is interrupted; all notes end then.
 
     Args:
+        session: the session.
         poll: gives what came in since the last call: (slot, pitch, velocity) of each note, None for "end all notes".
         send: called with each event of the model at its time.
+        seconds: how long; None: until it is interrupted.
+        clock: gives seconds.
+        sleep: waits so many seconds.
     """
     sender = Sender(send, clock)
     session.start(clock())
@@ -272,12 +279,12 @@ def play_live(session, poll, send, seconds: float | None = None, clock=time.mono
     try:
         while seconds is None or clock() - started < seconds:
             now = clock()
-            for heard in poll():
-                if heard is None:
+            for note in poll():
+                if note is None:
                     session.panic(now)
                     sender.panic()
                 else:
-                    session.push(now, *heard)
+                    session.push(now, *note)
             if now >= session.next_cut():
                 sender.put(session.advance(now, finished=clock))
             else:
@@ -293,10 +300,10 @@ def _in_real_time(session, args: argparse.Namespace) -> None:
     mido = _mido()
     slot = session.others[0] if session.others else None
     channels = {number: n for n, number in enumerate(session.play)}
-    heard = played = None
+    port_in = port_out = None
 
     def poll():
-        for message in heard.iter_pending() if heard is not None else ():
+        for message in port_in.iter_pending() if port_in is not None else ():
             if message.type in ("note_on", "note_off"):
                 if slot is not None:
                     yield slot, message.note, message.velocity if message.type == "note_on" else 0
@@ -304,16 +311,16 @@ def _in_real_time(session, args: argparse.Namespace) -> None:
                 yield None
 
     def send(event) -> None:
-        if played is not None:
+        if port_out is not None:
             kind = "note_on" if event.velocity else "note_off"
-            played.send(mido.Message(kind, channel=channels[event.slot], note=event.pitch, velocity=event.velocity))
+            port_out.send(mido.Message(kind, channel=channels[event.slot], note=event.pitch, velocity=event.velocity))
 
     try:
-        heard = _open(mido.open_input, args.input, mido.get_input_names(), args.virtual)
-        played = _open(mido.open_output, args.output, mido.get_output_names(), args.virtual)
+        port_in = _open(mido.open_input, args.input, mido.get_input_names(), args.virtual)
+        port_out = _open(mido.open_output, args.output, mido.get_output_names(), args.virtual)
         print(f"hearing {args.input or 'nothing'}, playing on {args.output or 'nothing'}; Ctrl-C ends", flush=True)
         play_live(session, poll, send, args.seconds)
     finally:
-        for port in (heard, played):
+        for port in (port_in, port_out):
             if port is not None:
                 port.close()

@@ -11,7 +11,14 @@ from pathlib import Path
 
 
 def at_least(low: int):
-    """An integer option that is `low` or more."""
+    """An integer option that is `low` or more.
+
+    Args:
+        low: the least value.
+
+    Returns:
+        A parser of the option's text.
+    """
 
     def parse(text: str) -> int:
         try:
@@ -26,7 +33,15 @@ def at_least(low: int):
 
 
 def number(low: float, high: float = float("inf")):
-    """A real option in `(low, high]`."""
+    """A real option in `(low, high]`.
+
+    Args:
+        low: bound that the value lies above.
+        high: the greatest value.
+
+    Returns:
+        A parser of the option's text.
+    """
 
     def parse(text: str) -> float:
         try:
