@@ -67,7 +67,7 @@ def test_every_word_of_the_pipeline_is_an_option():
     from mortm_hf.app.generate import REQUEST
     from mortm_hf.models.pipeline_mortm import FUTURE_BARS, WINDOW_BARS, MidiGenerationPipeline
 
-    assert set(MidiGenerationPipeline._prompt_names) | {"new_bars_only"} <= set(REQUEST)
+    assert {*MidiGenerationPipeline._options[0], *MidiGenerationPipeline._options[2]} <= set(REQUEST)
     assert (FUTURE_BARS, WINDOW_BARS) == (4, 8)  # as --help says
 
 
