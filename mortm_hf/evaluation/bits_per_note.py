@@ -16,8 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..models.inputs_bertm import pad_rows
 from .fixed_windows import Encoded
 from .intervals import FEW, ratio_by_group
+from .model_answers import batches
 
 
 @torch.no_grad()
@@ -33,29 +35,16 @@ def model_bits(
     bits = np.zeros(len(windows))
     was_training = model.training
     model.eval()
-    order = np.argsort([len(w.ids) for w in windows], kind="stable")
     device = next(model.parameters()).device
-    at = 0
-    bar = tqdm(total=len(order), desc=progress, unit="window", disable=progress is None)
-    while at < len(order):
-        size = 1
-        while at + size < len(order) and (size + 1) * len(windows[order[at + size]].ids) <= tokens_per_batch:
-            size += 1
-        rows = order[at : at + size]
-        width = max(len(windows[r].ids) for r in rows)
-        ids = np.full((size, width), pad, dtype=np.int64)
-        scored = np.zeros((size, width), dtype=bool)
-        for i, r in enumerate(rows):
-            n = len(windows[r].ids)
-            ids[i, :n] = windows[r].ids
-            scored[i, windows[r].answer : n] = True
-        tensor = torch.from_numpy(ids).to(device)
-        logits = model(input_ids=tensor, use_cache=False).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tensor[:, 1:], reduction="none").cpu().numpy()
-        bits[rows] = (loss * scored[:, 1:]).sum(axis=1) / np.log(2)
-        at += size
-        bar.update(size)
-    bar.close()
+    with tqdm(total=len(windows), desc=progress, unit="window", disable=progress is None) as bar:
+        for rows in batches([len(w.ids) for w in windows], len(windows), tokens_per_batch):
+            ids, mask = pad_rows([windows[r].ids for r in rows], pad, device)
+            answers = np.array([windows[r].answer for r in rows])
+            scored = mask.cpu().numpy().astype(bool) & (np.arange(ids.shape[1]) >= answers[:, None])
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            bits[rows] = (loss.cpu().numpy() * scored[:, 1:]).sum(axis=1) / np.log(2)
+            bar.update(len(rows))
     model.train(was_training)
     return bits
 

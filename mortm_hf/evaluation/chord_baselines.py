@@ -7,7 +7,7 @@ Design decisions
   binary profile of every chord by the cosine; chords of four notes pay, the pitch class of the lowest sounding notes
   may count for the root, and changing the chord may cost something (Viterbi). Length of the stretch and the three
   weights are chosen on the validation split for the mean of root and root + quality, so that it is no straw man.
-- *Templates with a hint*: the same, told another estimate (a model's): its chord may count for something, and changing
+- *Templates with a hint*: the same, hinted another estimate (a model's): its chord may count for something, and changing
   where it changes may cost less. With both weights 0 it is the template matcher, so what it gains is the hint's.
 
 Knows: quantised music, chord tables. Must not know: models, tokens.
@@ -157,18 +157,20 @@ class Templates:
         fit = (profile / np.maximum(norm, 1e-9)) @ shape.T
         lowest = bass / np.maximum(bass.sum(axis=1, keepdims=True), 1)
         fit = fit - self.extra * (size - 3) + self.bass * lowest[:, root]
-        heard = np.flatnonzero(norm[:, 0] > 0)
-        if not len(heard):
+        sounding = np.flatnonzero(norm[:, 0] > 0)
+        if not len(sounding):
             return _constant(*NO_CHORD[:2])
-        price = np.full(len(heard), self.change)
+        price = np.full(len(sounding), self.change)
         if hint is not None and len(hint):
-            told = np.searchsorted(hint.onset, edges[:-1][heard], side="right") - 1
-            same = (ROOT_PITCH[hint.root[told]][:, None] == root) & (told >= 0)[:, None]
-            fit[heard] += self.hint_root * same + self.hint_chord * (same & (hint.quality[told][:, None] == quality))
-            turns = np.append(True, told[1:] != told[:-1])
-            price = price * np.where(turns, 1 - self.hint_change, 1.0)
-        path = _viterbi(fit[heard], price) if self.change else fit[heard].argmax(axis=1)
-        last = np.searchsorted(heard, np.arange(len(fit)), side="right") - 1  # silence holds what was
+            hinted = np.searchsorted(hint.onset, edges[:-1][sounding], side="right") - 1
+            same = (ROOT_PITCH[hint.root[hinted]][:, None] == root) & (hinted >= 0)[:, None]
+            fit[sounding] += self.hint_root * same + self.hint_chord * (
+                same & (hint.quality[hinted][:, None] == quality)
+            )
+            changes = np.append(True, hinted[1:] != hinted[:-1])
+            price = price * np.where(changes, 1 - self.hint_change, 1.0)
+        path = _viterbi(fit[sounding], price) if self.change else fit[sounding].argmax(axis=1)
+        last = np.searchsorted(sounding, np.arange(len(fit)), side="right") - 1  # silence holds what was
         path, sounds = path[np.maximum(last, 0)], last >= 0
         chord_root, chord_quality = PITCH_ROOT[root[path]], quality[path]
         chord_root = np.where(sounds, chord_root, NO_CHORD[0])

@@ -5,7 +5,7 @@ Design decisions
 - `root` is mir_eval's root score; `root + quality` its `tetrads` (root and all chord tones up to the seventh; ninths
   and basses do not count); `majmin` is kept for comparison with the literature. Scores are weighted by duration:
   summed over songs, the ratio of sums, with intervals over songs.
-- What is heard is the notes alone: annotated keys and chords are taken away before the prompt is built.
+- Only the notes are read: annotated keys and chords are taken away before the prompt is built.
 - Windows may overlap, and a song may be read in several transpositions: every answer then votes for the stretch that
   it covers, the middle of a window with more weight than its edges; the root is elected first, then its quality.
 
@@ -99,7 +99,7 @@ def paired(scores: Sequence[dict], others: Sequence[dict], clusters: Sequence[st
     }
 
 
-def heard(score: MetricScore, tracks: str = "all") -> MetricScore:
+def notes_only(score: MetricScore, tracks: str = "all") -> MetricScore:
     """What an estimator may hear: the notes without key and chords; `tracks="melody"`: the track of that name alone
     (the first where there is none)."""
     bare = replace(score, key=None, chords=None)
@@ -213,7 +213,7 @@ def estimate_chords(
     seed: int = 0,
     progress: str | None = None,
 ) -> list[ChordTable | None]:
-    """The chords of every song (see `heard`), ticks from the song's start."""
+    """The chords of every song (see `notes_only`), ticks from the song's start."""
     context = int(getattr(model.config, "max_position_embeddings", None) or 4096)
     jobs, asks = _jobs(tokenizer, songs, reading, context)
     sampling = Sampling(do_sample=reading.samples > 0, num_beams=reading.beams)
@@ -221,12 +221,12 @@ def estimate_chords(
     found = answer_all(model, tokenizer, asks, sampling, seed, batch=batch, cache=cache, progress=progress)
     votes: list[list] = [[] for _ in songs]
     for job, ask, ids in zip(jobs, asks, found):
-        told = tokenizer.decode_score(np.concatenate([ask.ids, ids])).chords
-        if told is None:
-            told = ChordTable(*(np.array([v]) for v in (0, *NO_CHORD)))
+        table = tokenizer.decode_score(np.concatenate([ask.ids, ids])).chords
+        if table is None:
+            table = ChordTable(*(np.array([v]) for v in (0, *NO_CHORD)))
         bars = songs[job.song].bars
         span = int(bars.start[job.start]), int(bars.start[job.stop])
-        votes[job.song].append((span, _lowered(told, job.semitones, job.shift)))
+        votes[job.song].append((span, _lowered(table, job.semitones, job.shift)))
     return [elect(v, song.bars.end) for v, song in zip(votes, songs)]
 
 

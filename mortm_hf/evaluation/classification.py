@@ -89,9 +89,9 @@ def f1_of(matrix: np.ndarray) -> np.ndarray:
     """`[..., labels]` F1 of every label of confusion matrices `[..., labels, labels]`; NaN where a label has no
     example, 0 where it has and is never right."""
     hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
-    true, said = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    true, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
     with np.errstate(invalid="ignore"):
-        return np.where(true > 0, 2 * hits / (true + said), np.nan)
+        return np.where(true > 0, 2 * hits / (true + predicted), np.nan)
 
 
 def macro_f1(matrix: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:

@@ -70,7 +70,7 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
         return shares(rows, np.searchsorted(_TIME_EDGES, values, side="right"), len(_TIME_EDGES) + 1)
 
     classes = shares(row, pitch % 12, 12)
-    turned = classes[np.arange(n)[:, None], (classes.argmax(axis=1)[:, None] + np.arange(12)) % 12]
+    from_commonest = classes[np.arange(n)[:, None], (classes.argmax(axis=1)[:, None] + np.arange(12)) % 12]
     # The highest note of each onset of a track is its melody; intervals run between successive ones.
     top = np.append((row[1:] != row[:-1]) | (track[1:] != track[:-1]) | (onset[1:] != onset[:-1]), True)[: len(row)]
     m_row, m_track, m_pitch = row[top], track[top], pitch[top]
@@ -92,7 +92,7 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
     meters = np.concatenate([*(s.bars.meter for s in scores), np.zeros(0, np.int64)]).astype(np.int64)
     groups = {
         "pitch": shares(row, pitch, 128),
-        "pitch class": np.concatenate([classes, turned], axis=1),
+        "pitch class": np.concatenate([classes, from_commonest], axis=1),
         "interval": np.concatenate(
             [shares(m_row[1:][follows], melodic, 27), shares(o_row[1:][together], harmonic, 12)], axis=1
         ),

@@ -55,14 +55,6 @@ class Encoded:
     notes: int
 
 
-class _Even:
-    """Stands for a random generator where nothing may be random: every draw is 0.5, so only what is dropped with
-    certainty is dropped and no key is respelled."""
-
-    def random(self, size: int) -> np.ndarray:
-        return np.full(size, 0.5)
-
-
 def fixed_windows(store: ScoreStore, given: int = GIVEN, generated: int = GENERATED) -> list[Window]:
     """Consecutive whole windows from bar 0 of every song, in the order of the store."""
     size = given + generated
@@ -120,8 +112,7 @@ def encode_windows(
                 past_bars=given,
                 targets=tracks,
                 genres=(GENRES.index(song.genre),) if song.genre else (),
-                drop={"density": 1.0},
-                rng=_Even(),
+                omit=("density",),
                 max_length=max_length,
             )
         except ValueError as error:

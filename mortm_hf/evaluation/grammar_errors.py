@@ -3,7 +3,7 @@
 Design decisions
 - Answers are drawn without the grammar and checked by the same machine that would have constrained them
   (`token_grammar.find_errors`). Only the first error of an answer counts: what follows it is beside the point.
-- Two things are told apart: wrong syntax (the answer is checked without its prompt), and good syntax that does not fit
+- Two things are messages apart: wrong syntax (the answer is checked without its prompt), and good syntax that does not fit
   the prompt (another number of bars, other instruments, another meter than the header's). The second is judged where
   the answer ended; an answer that did not end in the room it had is counted as `unfinished`.
 
@@ -53,7 +53,7 @@ def violations(tokenizer, prompts: Sequence[np.ndarray], answers: Sequence[np.nd
             token = int(ids[min(max(error.position - 2, 0), len(ids) - 1)])
             kinds[TokenKind(int(vocabulary.kind[token])).name] += 1
     broken, count = wrong | misfit, len(answers)
-    told = [[str(e) for e, bad in zip(*pair) if bad][:5] for pair in ((bare, wrong), (fitting, misfit))]
+    messages = [[str(e) for e, bad in zip(*pair) if bad][:5] for pair in ((bare, wrong), (fitting, misfit))]
     return {
         "syntax": share(int(wrong.sum()), count),
         "prompt": share(int(misfit.sum()), count),
@@ -62,5 +62,5 @@ def violations(tokenizer, prompts: Sequence[np.ndarray], answers: Sequence[np.nd
         "per_1000_tokens": ratio(1000.0 * wrong, written),
         "tokens": int(written.sum()),
         "at": dict(kinds.most_common()),
-        "examples": [*told[0], *told[1]],
+        "examples": [*messages[0], *messages[1]],
     }

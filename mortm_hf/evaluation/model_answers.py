@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,9 +23,11 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
+from ..data.whole_files import replace_file
 from ..models.generation_cpu import FastDecoder, refusal
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
 from ..models.generation_sampling import FiniteLogits, SeededChoice, sampling_filters
+from ..models.inputs_bertm import pad_rows
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,9 @@ def answer(
     Args:
         seeds: one a row. decoder: of the model, used instead of its `generate` where there are no beams.
     """
-    width = max(len(a.ids) for a in asks)
-    ids = np.full((len(asks), width), tokenizer.pad_token_id, dtype=np.int64)
-    for row, ask in zip(ids, asks):
-        row[width - len(ask.ids) :] = ask.ids
-    mask = np.arange(width)[None] >= width - np.array([len(a.ids) for a in asks])[:, None]
+    device = next(model.parameters()).device
+    ids, mask = pad_rows([a.ids for a in asks], tokenizer.pad_token_id, device, side="left")
+    width = ids.shape[1]
     context = int(getattr(model.config, "max_position_embeddings", None) or 4096)
     length = min(width + max(a.room for a in asks), max(context, width + 1))
     processors = [FiniteLogits()]
@@ -97,7 +96,6 @@ def answer(
         processors.append(MetricGrammarLogitsProcessor(tokenizer, plans, max_length=length, max_new_tokens=rooms))
     if sampling.do_sample:
         processors += [*sampling_filters(asdict(sampling)), SeededChoice(list(seeds), 0, width)]
-    device = next(model.parameters()).device
     beams = 1 if sampling.do_sample else sampling.num_beams
     options = {"do_sample": False, "num_beams": beams, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
     if decoder is not None and beams == 1:
@@ -105,8 +103,8 @@ def answer(
     else:
         generate = model.generate
     out = generate(
-        input_ids=torch.from_numpy(ids).to(device),
-        attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+        input_ids=ids,
+        attention_mask=mask,
         logits_processor=LogitsProcessorList(processors),  # which sample, too
         max_new_tokens=length - width,
         pad_token_id=tokenizer.pad_token_id,
@@ -147,12 +145,13 @@ class AnswerCache:
         self.rows |= {int(r): np.asarray(a, dtype=np.int32) for r, a in zip(rows, found)}
         if self.path is None:
             return
-        partial = self.path.with_name(f".{self.path.stem}-{os.getpid()}.npz")
         kept = list(self.rows.values())
-        np.savez_compressed(
-            partial, rows=list(self.rows), sizes=[len(a) for a in kept], ids=np.concatenate(kept).astype(np.int32)
-        )
-        os.replace(partial, self.path)
+        arrays = {
+            "rows": list(self.rows),
+            "sizes": [len(a) for a in kept],
+            "ids": np.concatenate(kept).astype(np.int32),
+        }
+        replace_file(self.path, lambda partial: np.savez_compressed(partial, **arrays))
 
 
 def answer_all(

@@ -23,7 +23,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 _MIX2 = np.uint64(0xC2B2AE3D27D4EB4F)
 
 
-def _roll(state: np.ndarray, token: np.ndarray) -> np.ndarray:
+def rolled(state: np.ndarray, token: np.ndarray) -> np.ndarray:
     """Hash of a context extended by one older token (uint64, wraps)."""
     x = (state ^ (token.astype(np.uint64) + np.uint64(1))) * _MIX
     return (x ^ (x >> np.uint64(29))) * _MIX2
@@ -35,7 +35,7 @@ def _contexts(tokens: np.ndarray, start: np.ndarray, order: int) -> np.ndarray:
     index = np.arange(len(tokens))
     for back in range(1, order):
         older = np.where(index - back >= start, tokens[np.maximum(index - back, 0)].astype(np.int64) + 1, 0)
-        state = _roll(state, older)
+        state = rolled(state, older)
     return state
 
 
@@ -96,7 +96,7 @@ class NGram:
     @staticmethod
     def _counts(corpus: Corpus, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         context = _contexts(corpus.tokens, corpus.start, order)[corpus.counted]
-        pair = _roll(context, corpus.tokens[corpus.counted])
+        pair = rolled(context, corpus.tokens[corpus.counted])
         return _reduce(pair, context, np.ones(len(pair), dtype=np.int64))
 
     def evidence(self, corpus: Corpus) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -105,7 +105,7 @@ class NGram:
         found = []
         for order, (pairs, pair_count, contexts, total, types) in enumerate(self.tables, 1):
             context = _contexts(corpus.tokens, corpus.start, order)[corpus.counted]
-            c = _look_up(pairs, pair_count, _roll(context, tokens))
+            c = _look_up(pairs, pair_count, rolled(context, tokens))
             found.append((c, _look_up(contexts, total, context), _look_up(contexts, types, context)))
         return found
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -35,6 +34,7 @@ from ..data.labelled_windows import LabelledData, LabelledExample, bare_segment
 from ..data.manifest import CorpusFilter, Selection
 from ..data.open import build_store
 from ..data.score_store import ScoreStore
+from ..data.whole_files import replace_file
 from ..models.errors_mortm import PromptError
 from ..models.music_score import MetricScore
 from ..models.prompt_building import training_example
@@ -99,13 +99,6 @@ class Task:
     split: str
 
 
-class _Even:
-    """Every draw is 0.5: only header fields dropped with certainty are dropped."""
-
-    def random(self, size: int) -> np.ndarray:
-        return np.full(size, 0.5)
-
-
 def field_of(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray:
     """The one form in which all bars are judged: `<EOS> <MGEN> tracks <TE>` of the tidied score, int32."""
     return bare_segment(vocabulary, tidy(score))
@@ -149,8 +142,7 @@ def _task(vocabulary: MetricVocabulary, song, start: int) -> Task | None:
             past_bars=GIVEN,
             targets=tracks,
             genres=genres,
-            drop={"density": 1.0},
-            rng=_Even(),
+            omit=("density",),
         )
     except PromptError:
         return None
@@ -438,9 +430,8 @@ def make(
 
 def _write_fields(path: Path, fields: Sequence[np.ndarray | None]) -> None:
     parts = [np.empty(0, np.int32) if f is None else f for f in fields]
-    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-    np.savez_compressed(partial, ids=np.concatenate(parts).astype(np.int16), end=np.cumsum([len(p) for p in parts]))
-    os.replace(partial, path)
+    arrays = {"ids": np.concatenate(parts).astype(np.int16), "end": np.cumsum([len(p) for p in parts])}
+    replace_file(path, lambda partial: np.savez_compressed(partial, **arrays))
 
 
 def _read_fields(path: Path) -> list[np.ndarray]:

@@ -178,8 +178,8 @@ def _chords(found: dict, picture) -> list[str]:
     for tracks in ("all", "melody"):
         for corpus, entry in found.get(tracks, {}).items():
             metrics = list(next(iter(entry["scores"].values())))
-            heard = "all tracks" if tracks == "all" else "the melody alone"
-            lines += [f"{corpus}, {heard}: {entry['songs']} songs, {entry['quarters']:.0f} quarters", ""]
+            source = "all tracks" if tracks == "all" else "the melody alone"
+            lines += [f"{corpus}, {source}: {entry['songs']} songs, {entry['quarters']:.0f} quarters", ""]
             rows = [[name, *(percent(s[m]) for m in metrics)] for name, s in entry["scores"].items()]
             rows += [[f"model - {n}", *(percent(s[m]) for m in metrics)] for n, s in entry["differences"].items()]
             lines += table(["", *metrics], rows)

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.labelled_windows import evenly
 from ..data.whole_files import write_json
 from ..models.music_score import MetricScore
 from ..models.token_grammar import infer_plan
 from .bits_per_note import model_bits, summarise
 from .chord_baselines import Majority, Templates
-from .chord_estimation import METRICS, ChordReading, compare, estimate_chords, heard, paired, summary
+from .chord_estimation import METRICS, ChordReading, compare, estimate_chords, notes_only, paired, summary
 from .control import chance_report, control_report, make_requests, read_answer
 from .copying import copied_from
 from .distances import FEATURES, distribution_distances, diversity, histograms
@@ -272,7 +273,7 @@ class Evaluation:
         train, held = self.data.train_songs, self.data.validation_songs
         report: dict[str, object] = {"reading": str(settings.reading), "tuned": {}}
         for tracks in ("all", "melody") if settings.melody else ("all",):
-            inputs = [heard(s.score, tracks) for s in songs]
+            inputs = [notes_only(s.score, tracks) for s in songs]
             guesses = {
                 "model": estimate_chords(
                     self.model,
@@ -308,7 +309,7 @@ def chord_baselines(songs, inputs, train, held, tracks: str, limit: int, tuned: 
         majority = Majority.fit(s.score for s in train.songs if s.corpus == corpus)
         pool = [s.score for s in (held or train).songs if s.corpus == corpus and s.score.chords is not None]
         pool = pool[:: max(1, -(-len(pool) // limit))] if limit else pool
-        rule = Templates.tune([heard(s, tracks) for s in pool], [s.chords for s in pool])
+        rule = Templates.tune([notes_only(s, tracks) for s in pool], [s.chords for s in pool])
         tuned[f"{corpus}, {tracks}"] = {"majority": str(majority), **asdict(rule), "songs": len(pool)}
         for index, song in enumerate(songs):
             if song.corpus == corpus:
@@ -341,9 +342,7 @@ def passages_of(scores: Sequence[MetricScore], count: int, bars: int = GENERATED
         starts = range(0, max(score.n_bars - bars + 1, 1), bars)
         pieces = [score.window(at, min(at + bars, score.n_bars)) for at in starts]
         found += [p.take_tracks(p.sounding_tracks()) for p in pieces if p.n_notes]
-    if len(found) > count:
-        found = [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
-    return found
+    return evenly(found, count)
 
 
 def music_of_files(scores: Sequence[MetricScore], evaluation: Evaluation) -> dict:

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
+from ..data.labelled_windows import evenly
 from ..data.score_store import ScoreStore
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
+from ..models.inputs_bertm import pad_rows
 from ..models.music_score import MetricScore
 from ..models.token_codec import parse_segment
 from ..models.token_vocabulary import DRUMS
@@ -30,11 +32,7 @@ def spread_windows(windows: Sequence[Encoded], count: int) -> list[Encoded]:
     for window in windows:
         groups.setdefault(window.corpus, []).append(window)
     share = max(1, -(-count // max(len(groups), 1)))
-    picked = []
-    for group in groups.values():
-        places = np.linspace(0, len(group) - 1, min(share, len(group))).astype(int)
-        picked += [group[i] for i in places]
-    return picked[:count]
+    return [window for group in groups.values() for window in evenly(group, share)][:count]
 
 
 def variety(passages: Sequence[tuple[MetricScore, MetricScore | None]]) -> dict[str, float]:
@@ -116,16 +114,14 @@ def sample_answers(
     limit = model.config.max_position_embeddings
     for at in range(0, len(order), batch):
         rows = [windows[i] for i in order[at : at + batch]]
-        width = max(r.answer for r in rows)
-        ids = np.full((len(rows), width), tokenizer.pad_token_id, dtype=np.int64)
-        for i, row in enumerate(rows):
-            ids[i, width - row.answer :] = row.ids[: row.answer]
-        mask = np.arange(width)[None] >= width - np.array([r.answer for r in rows])[:, None]
+        prompts = [row.ids[: row.answer] for row in rows]
+        ids, mask = pad_rows(prompts, tokenizer.pad_token_id, device, side="left")
+        width = ids.shape[1]
         length = min(limit, width + 2 * max(len(r.ids) - r.answer for r in rows) + 64)
         torch.manual_seed(seed + at)
         out = model.generate(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+            input_ids=ids,
+            attention_mask=mask,
             logits_processor=LogitsProcessorList([MetricGrammarLogitsProcessor(tokenizer, None, max_length=length)]),
             do_sample=True,
             temperature=1.0,

@@ -5,8 +5,8 @@ import pytest
 
 from mortm_hf.data.encoder_examples import PieceSource
 from mortm_hf.data.examples import ExampleSource
-from mortm_hf.data.labelled_windows import bare_segment as labelled_form
 from mortm_hf.models.inputs_bertm import bare_segment
+from mortm_hf.models.inputs_bertm import bare_segment as labelled_form
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_grammar import check
 from mortm_hf.models.token_vocabulary import DRUMS, MetricVocabulary, TokenKind
