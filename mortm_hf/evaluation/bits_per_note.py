@@ -26,9 +26,17 @@ from .model_answers import batches
 def model_bits(
     model, windows: Sequence[Encoded], pad: int = 0, tokens_per_batch: int = 8192, progress: str | None = None
 ) -> np.ndarray:
-    """`[n]` total bits of the answer of each window under a causal model (fp32 log-softmax).
+    """Total bits of the answer of each window under a causal model (fp32 log-softmax).
 
-    `progress`: title of a progress bar, or None.
+    Args:
+        model: a causal language model.
+        windows: encoded windows.
+        pad: id of padding.
+        tokens_per_batch: most tokens of a batch, padding included.
+        progress: title of a progress bar; `None`: no bar.
+
+    Returns:
+        `[n]` bits.
     """
     from tqdm import tqdm
 
@@ -60,6 +68,9 @@ def summarise(
 
     Args:
         bits: `[n]` total bits of each window.
+        windows: the windows.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
         against: `[n]` bits of another model: the figures are then paired differences (this minus other).
 
     Returns:
@@ -88,7 +99,12 @@ def summarise(
 
 
 def in_words(entry: dict, form: str = ".3f") -> str:
-    """An entry of `summarise` as `value [low, high]`, or with the number of songs where they are too few."""
+    """An entry of `summarise` as `value [low, high]`, or with the number of songs where they are too few.
+
+    Args:
+        entry: a value of `summarise`.
+        form: format of the figures.
+    """
     value, low, high = (format(entry[name], form) for name in ("bits_per_note", "low", "high"))
     few = entry["songs"] < FEW
     return f"{value} ({entry['songs']} songs: no interval)" if few else f"{value} [{low}, {high}]"

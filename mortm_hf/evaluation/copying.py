@@ -99,7 +99,12 @@ class CopyReport:
 
 
 def copied_from(train: Iterable[MetricScore], passages: Sequence[MetricScore]) -> CopyReport:
-    """Look up every run of notes of the passages in the training songs."""
+    """Look up every run of notes of the passages in the training songs.
+
+    Args:
+        train: songs.
+        passages: generated or human music.
+    """
     theirs, ours = Lines.of(train), Lines.of(passages)
     count = len(passages)
     longest = np.zeros(count, dtype=np.int64)

@@ -32,7 +32,18 @@ from ..models.inputs_bertm import pad_rows
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn. `do_sample=False` takes the likeliest token, or the best of `num_beams` beams."""
+    """How answers are drawn.
+
+    Attributes:
+        do_sample: draw; else take the likeliest token, or the best of `num_beams` beams.
+        temperature: of the drawing.
+        top_k: only so many likeliest tokens; 0: all.
+        top_p: only the likeliest tokens up to this share.
+        min_p: only tokens of at least this share of the likeliest one's; `None`: all.
+        typical_p: only the most typical tokens up to this share.
+        num_beams: 1 is greedy.
+        grammar: constrain answers by the grammar.
+    """
 
     do_sample: bool = True
     temperature: float = 1.0
@@ -55,7 +66,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Ask:
-    """One prompt: `ids` up to the marker of the answer, its `GenerationPlan`, and the most tokens of the answer."""
+    """One prompt.
+
+    Attributes:
+        ids: up to the marker of the answer.
+        plan: its `GenerationPlan`.
+        room: most tokens of the answer.
+    """
 
     ids: np.ndarray
     plan: object
@@ -63,7 +80,13 @@ class Ask:
 
 
 def batches(sizes: Sequence[int], rows: int, tokens: int) -> list[np.ndarray]:
-    """Indices of rows that run together: neighbours in size, at most `rows`, at most `tokens` with padding."""
+    """Indices of rows that run together: neighbours in size.
+
+    Args:
+        sizes: tokens of each row.
+        rows: most rows of a batch.
+        tokens: most tokens of a batch, padding included (one row at least).
+    """
     order = np.argsort(np.asarray(sizes, dtype=np.int64), kind="stable")
     found, at = [], 0
     while at < len(order):
@@ -82,7 +105,12 @@ def answer(
     """Answers of one batch, each up to and including its end token (missing where the room ran out).
 
     Args:
-        seeds: one a row. decoder: of the model, used instead of its `generate` where there are no beams.
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        asks: the prompts.
+        sampling: how answers are drawn.
+        seeds: one a row.
+        decoder: of the model, used instead of its `generate` where there are no beams.
     """
     device = next(model.parameters()).device
     ids, mask = pad_rows([a.ids for a in asks], tokenizer.pad_token_id, device, side="left")
@@ -123,7 +151,15 @@ def _until(row: np.ndarray, end: int) -> np.ndarray:
 class AnswerCache:
     """Finished answers of one list of prompts, as one `.npz`; without a folder nothing is kept.
 
-    The file is named by what the answers depend on: `identity` (of the model), the prompts, the sampling, the seed.
+    The file is named by what the answers depend on: `identity`, the prompts, the sampling, the seed.
+
+    Args:
+        folder: of the file, or `None`.
+        name: of the list, begins the name of the file.
+        identity: of the model.
+        asks: the prompts.
+        sampling: how answers are drawn.
+        seed: of the drawing.
     """
 
     def __init__(self, folder: str | Path | None, name: str, identity: str, asks, sampling: Sampling, seed: int):
@@ -141,7 +177,12 @@ class AnswerCache:
                 self.rows = dict(zip(content["rows"].tolist(), parts))
 
     def add(self, rows: Sequence[int], found: Sequence[np.ndarray]) -> None:
-        """Keep these answers, and write all of them."""
+        """Keep more answers, and write all of them.
+
+        Args:
+            rows: indices of their prompts.
+            found: the answers.
+        """
         self.rows |= {int(r): np.asarray(a, dtype=np.int32) for r, a in zip(rows, found)}
         if self.path is None:
             return
@@ -169,8 +210,15 @@ def answer_all(
     """The answer of every prompt; row i has the seed `seed * 1000003 + i`.
 
     Args:
-        batch, tokens_per_batch: most rows, and most tokens of prompts and answers, that run together.
-        progress: title of a progress bar; None: no bar.
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        asks: the prompts.
+        sampling: how answers are drawn.
+        seed: of the drawing.
+        batch: most rows that run together.
+        tokens_per_batch: most tokens of prompts and answers that run together.
+        cache: of finished answers.
+        progress: title of a progress bar; `None`: no bar.
     """
     from tqdm import tqdm
 

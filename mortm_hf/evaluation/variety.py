@@ -27,7 +27,12 @@ from .fixed_windows import GENERATED, GIVEN, Encoded
 
 
 def spread_windows(windows: Sequence[Encoded], count: int) -> list[Encoded]:
-    """`count` windows, taken from the corpora in turn, evenly over each."""
+    """Windows taken from the corpora in turn, evenly over each.
+
+    Args:
+        windows: encoded windows.
+        count: how many.
+    """
     groups: dict[str, list[Encoded]] = {}
     for window in windows:
         groups.setdefault(window.corpus, []).append(window)
@@ -92,7 +97,13 @@ def _fourgrams(score: MetricScore) -> np.ndarray:
 
 
 def human_variety(store: ScoreStore, windows: Sequence[Encoded], count: int) -> dict[str, float]:
-    """The figures of what the composers wrote in `count` of the windows."""
+    """The figures of what the composers wrote in some of the windows.
+
+    Args:
+        store: the songs.
+        windows: of these songs.
+        count: how many of them.
+    """
     songs = {song.path: song.score for song in store.songs}
     passages = []
     for item in spread_windows(windows, count):
@@ -107,7 +118,19 @@ def human_variety(store: ScoreStore, windows: Sequence[Encoded], count: int) -> 
 def sample_answers(
     model, tokenizer, windows: Sequence[Encoded], seed: int = 0, top_p: float = 0.95, batch: int = 16
 ) -> list[np.ndarray]:
-    """Grammatical continuations of the windows' prompts, sampled at temperature 1; prompt and answer ids of each."""
+    """Grammatical continuations of the windows' prompts, sampled at temperature 1.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        windows: whose prompts are continued.
+        seed: of the drawing.
+        top_p: of the drawing.
+        batch: windows that run together.
+
+    Returns:
+        Prompt and answer ids of each.
+    """
     answers: list[np.ndarray] = []
     order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
     device = next(model.parameters()).device
@@ -137,7 +160,16 @@ def sample_answers(
 def sample_variety(
     model, tokenizer, store: ScoreStore, windows: Sequence[Encoded], count: int, seed: int = 0
 ) -> dict[str, float]:
-    """The figures of sampled continuations of `count` of the windows (the same ones as `human_variety`)."""
+    """The figures of sampled continuations of some of the windows (the same ones as `human_variety`).
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        store: the songs.
+        windows: of these songs.
+        count: how many of them.
+        seed: of the drawing.
+    """
     picked = spread_windows(windows, count)
     songs = {song.path: song.score for song in store.songs}
     passages = []
