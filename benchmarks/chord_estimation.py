@@ -44,10 +44,10 @@ def readings():
 
 def choose(model, tokenizer, songs, identity, cache, batch, progress) -> tuple[list[dict], object]:
     """Every reading on validation songs, and the best by the mean over corpora of root and root + quality."""
-    from mortm_hf.evaluation.chord_estimation import compare, estimate_chords, heard, summary
+    from mortm_hf.evaluation.chord_estimation import compare, estimate_chords, notes_only, summary
 
     rows = []
-    inputs = [heard(s.score) for s in songs]
+    inputs = [notes_only(s.score) for s in songs]
     corpora = list(dict.fromkeys(s.corpus for s in songs))
     for reading in readings():
         began = time.process_time()

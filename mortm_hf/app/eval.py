@@ -103,8 +103,13 @@ def require_libraries() -> None:
 def run(args: argparse.Namespace) -> None:
     """Measures, prints a summary and writes the report.
 
+    Args:
+        args: the parsed command line.
+
     Raises:
-        CommandError, MidiError, TrainingError: bad folders, options or data.
+        CommandError: bad folders or options.
+        DataError: bad data.
+        TrainingError: no such recipe.
     """
     require_libraries()
     import torch
@@ -146,7 +151,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluate(args, parts, files, is_model: bool, cache) -> dict:
-    """The figures, with `about`: what was measured, on what, how."""
+    """The figures, with `about`: what was measured, on what, how.
+
+    Args:
+        args: the parsed command line.
+        parts: names of the parts.
+        files: MIDI files, where no checkpoint is measured.
+        is_model: whether a checkpoint is measured.
+        cache: folder for songs and finished parts.
+    """
     from .. import __version__
     from ..evaluation.model_answers import fingerprint
     from ..evaluation.suite import Evaluation, Settings, music_of_files
@@ -242,7 +255,12 @@ def read_files(files) -> tuple[list, list[list[str]]]:
 
 
 def choose_sampling(config, args):
-    """The model's sampling, with what the command line says instead; ours where neither says anything."""
+    """The model's sampling, with what the command line gives instead; ours where neither gives anything.
+
+    Args:
+        config: generation configuration of the model.
+        args: the parsed command line.
+    """
     from ..evaluation.model_answers import Sampling
     from ..models.pipeline_mortm import SAMPLING_DEFAULTS
 
@@ -254,7 +272,15 @@ def choose_sampling(config, args):
 
 
 def load_model(folder: Path, device: str):
-    """Model (fp32) and tokenizer of a checkpoint folder, on the installed code."""
+    """Model (fp32) and tokenizer of a checkpoint folder, on the installed code.
+
+    Args:
+        folder: of the checkpoint.
+        device: e.g. "cpu" or "cuda".
+
+    Raises:
+        CommandError: another kind of model, a damaged folder, or no such device.
+    """
     import torch
     from transformers import AutoConfig
 

@@ -51,7 +51,17 @@ RULES = 2  # raised when the same files and options give other songs; part of th
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What decides the content of a data set, besides its source."""
+    """What decides the content of a data set, besides its source.
+
+    Attributes:
+        chords: "estimate" (where neither an annotation nor the file gives them), "annotated" or "none".
+        shares: of validation and test among songs without a split.
+        seed: of the drawing of these splits.
+        chunk_files: files of a chunk.
+
+    Raises:
+        DataError: `data.option`, a value that is not possible.
+    """
 
     chords: str = "estimate"
     shares: tuple[float, float] = (0.05, 0.05)
@@ -74,7 +84,15 @@ class BuildOptions:
 
 
 def read_entries(entries: list[Entry], options: BuildOptions) -> tuple[list[Song], list[dict[str, str]]]:
-    """Songs of some files, and `{"file", "code", "message"}` for those that cannot be used."""
+    """Read some files.
+
+    Args:
+        entries: the files.
+        options: chords and splits.
+
+    Returns:
+        The songs; and `{"file", "code", "message"}` for each file, or chord annotation, that cannot be used.
+    """
     songs, skipped = [], []
     for entry in entries:
         try:
@@ -125,7 +143,20 @@ def add_chords(songs: list[Song]) -> list[Song]:
 
 
 def write_chunk(folder: Path, number: int, entries: list[Entry], options: BuildOptions) -> dict:
-    """Read the files of a chunk and write its part of the data set; returns what its `.json` says."""
+    """Read the files of a chunk and write its part of the data set.
+
+    Args:
+        folder: of the chunks.
+        number: of the chunk.
+        entries: its files.
+        options: what decides the content.
+
+    Returns:
+        The content of its `.json`: counts, genres without a token, files left out.
+
+    Raises:
+        DataError: `data.column`, a label names a split that there is not.
+    """
     songs, skipped = read_entries(entries, options)
     for entry in entries:
         if entry.row.split and entry.row.split not in SPLITS:
@@ -266,15 +297,15 @@ def build_dataset(
     """Prepare MIDI as a data set of songs and open it.
 
     Args:
-        source: a folder of MIDI files, an archive (`.zip`, `.tar`, `.tar.xz`, `.tar.gz`), a training pack
-            (`manifest.csv`), a data set with MIDI bytes (`datasets` object, saved folder, `.parquet`, `owner/name` of
-            the Hub), or a list of these.
+        source: anything of which `sources` has a row: a folder of MIDI files, an archive, a training pack, a data set
+            with MIDI bytes (`datasets` object, saved folder, `.parquet`, `owner/name` of the Hub), or a list of these.
         output_dir: the folder to make. An interrupted build is taken up; a finished one of the same source and
             options is opened.
         chords: "estimate" (where neither an annotation nor the file gives them), "annotated" or "none".
         selection: corpora, variants and licences of a training pack.
         split_from_folders: the names of the folders (train, validation, test, ...) are the splits.
         shares: of validation and test for songs without a split; decided by a hash of their notes and `seed`.
+        seed: of the splits, and of examples that are kept.
         column: of the MIDI bytes in a data set.
         config: configuration of a data set that has several.
         revision: branch, tag or commit of a data set of the Hub; a commit pins the data. By default the newest.
@@ -284,8 +315,8 @@ def build_dataset(
         progress: show a bar; by default on a terminal.
         materialize: also draw examples once and keep their token ids, in `output_dir/examples/SPLIT` (for training
             that is to read fixed ids; otherwise examples are drawn afresh every epoch).
-        recipe, packs: of these examples: an `ExampleRecipe`, and how many packs of each split (by default as many
-            tokens as the split's notes have).
+        recipe: an `ExampleRecipe`, by which these examples are drawn.
+        packs: how many packs of each split; by default as many tokens as the split's notes have.
 
     Returns:
         `datasets.DatasetDict` with the splits that have songs, memory-mapped; with `materialize` that of the examples.

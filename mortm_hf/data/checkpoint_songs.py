@@ -1,9 +1,9 @@
 """Which songs a checkpoint was made with: `songs.json` in its folder.
 
 Design decisions
-- Songs are known by their notes (`fingerprint`), so a copy under another name or in another key is known too.
+- Songs are recognised by their notes (`fingerprint`), so a copy under another name or in another key counts too.
 - Only songs that were trained on or selected by are listed; any other is as good as one held out.
-- It stays at home: what is pushed to the Hub is an allow-list that does not name it.
+- The list stays with the user: what is pushed to the Hub is an allow-list that does not name it.
 
 Knows: songs. Must not know: where they come from, models.
 """
@@ -11,13 +11,13 @@ Knows: songs. Must not know: where they come from, models.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..models.errors_mortm import DataError
 from .schema import Song
 from .song_reading import fingerprint
+from .whole_files import write_json
 
 
 FILE = "songs.json"
@@ -36,16 +36,24 @@ def joined(*parts: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def write_members(folder: str | Path, members: Mapping[str, str]) -> None:
-    """State them in a folder, whole or not at all."""
+    """State them in a folder, whole or not at all.
+
+    Args:
+        folder: of a checkpoint or a run.
+        members: `{fingerprint: "train" or "validation"}`.
+    """
     found = {name: sorted(mark for mark, split in members.items() if split == name) for name in USED}
-    path = Path(folder) / FILE
-    partial = path.with_name(f".{FILE}.{os.getpid()}")
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    partial.replace(path)
+    write_json(Path(folder) / FILE, found)
 
 
 def read_members(folder: str | Path) -> dict[str, str] | None:
-    """What `write_members` stated, of a checkpoint inside a run what is stated of the run; `None` where nothing is.
+    """What `write_members` stated; of a checkpoint inside a run what is stated of the run.
+
+    Args:
+        folder: of a checkpoint or a run.
+
+    Returns:
+        `{fingerprint: "train" or "validation"}`, or `None` where nothing is stated.
 
     Raises:
         DataError: the file is damaged.

@@ -8,7 +8,7 @@ Design decisions
 - A chord is expected by its degree in the estimated key, and changes are expected on downbeats more than between
   them. Where a chord comes from does not matter, only where it goes: a step of the search then costs as much as there
   are chords, not its square, and whole batches of songs are searched together.
-- All notes are heard but the drums'. The lowest tone decides the bass where it is a chord tone other than the root.
+- All notes count but the drums'. The lowest tone decides the bass where it is a chord tone other than the root.
 
 Knows: `MetricScore`, chord and key values. Must not know: files, tokens, models.
 """
@@ -49,8 +49,13 @@ CELLS = 3_000_000  # beats x chords that are searched at once
 
 @dataclass(frozen=True)
 class Beats:
-    """The beats of a song: `start [n]` ticks, `length [n]` ticks, `strength [n]` (2: first of a bar, 1: its middle,
-    0: any other)."""
+    """The beats of a song.
+
+    Attributes:
+        start: `[n]` ticks.
+        length: `[n]` ticks.
+        strength: `[n]` 2 for the first beat of a bar, 1 for its middle, 0 for any other.
+    """
 
     start: np.ndarray
     length: np.ndarray
@@ -73,7 +78,15 @@ def beats_of(score: MetricScore) -> Beats:
 
 
 def sounding(score: MetricScore, beats: Beats) -> tuple[np.ndarray, np.ndarray]:
-    """`[n_beats, 12]` ticks sounded by each pitch class, `[n_beats]` the lowest pitch (-1 in silence); no drums."""
+    """What sounds in each beat; drums do not count.
+
+    Args:
+        score: quantised music.
+        beats: of this music.
+
+    Returns:
+        `[n_beats, 12]` ticks sounded by each pitch class, and `[n_beats]` the lowest pitch (-1 in silence).
+    """
     keep = np.flatnonzero(score.programs[score.track] != DRUMS) if score.n_notes else np.zeros(0, np.int64)
     onset, pitch = score.onset[keep], score.pitch[keep]
     offset = np.minimum(onset + score.duration[keep], score.bars.end)
@@ -95,11 +108,13 @@ def sounding(score: MetricScore, beats: Beats) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Profiles:
-    """What the recogniser knows, all natural logarithms of counted shares.
+    """What the recogniser was fitted to, all natural logarithms of counted shares.
 
     Attributes:
-        qualities: `[q]` indices of quality tokens. tones: `[q, 12]` sounding time above the root. bass: `[q, 12]` the
-            lowest tone. degree: `[2, 12, q]` share of each chord by its root above the tonic, in major and minor.
+        qualities: `[q]` indices of quality tokens.
+        tones: `[q, 12]` sounding time by semitones above the root.
+        bass: `[q, 12]` the lowest tone, in semitones above the root.
+        degree: `[2, 12, q]` share of each chord by its root above the tonic, in major and minor.
         change: `[3]` log-odds that the chord changes at a beat of each strength.
         weights: of sounding time, bass, degree and change, chosen on train songs.
     """
@@ -138,7 +153,7 @@ def default_profiles() -> Profiles:
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _SongSound:
     """What the search needs of one song."""
 
     beats: Beats
@@ -147,7 +162,7 @@ class _Heard:
     key: int
 
     @classmethod
-    def listen(cls, score: MetricScore) -> _Heard:
+    def of(cls, score: MetricScore) -> _SongSound:
         beats = beats_of(score)
         profile, lowest = sounding(score, beats)
         return cls(beats, profile, lowest, int(estimate_keys(pitch_class_histogram(score))[0]))
@@ -158,7 +173,7 @@ def _rotations(table: np.ndarray) -> np.ndarray:
     return np.concatenate([np.roll(table, root, axis=1) for root in range(12)])
 
 
-def _fits(songs: Sequence[_Heard], profiles: Profiles) -> list[np.ndarray]:
+def _fits(songs: Sequence[_SongSound], profiles: Profiles) -> list[np.ndarray]:
     """`[n_beats, 12 q]` log-likelihood of every beat under every chord (root-major)."""
     tones, bass = _rotations(profiles.tones), _rotations(profiles.bass)
     sound, low = profiles.weights[:2]
@@ -173,7 +188,7 @@ def _fits(songs: Sequence[_Heard], profiles: Profiles) -> list[np.ndarray]:
     return fits
 
 
-def _expected(songs: Sequence[_Heard], profiles: Profiles) -> np.ndarray:
+def _expected(songs: Sequence[_SongSound], profiles: Profiles) -> np.ndarray:
     """`[songs, 12 q]` log share of every chord in the key of each song."""
     out = []
     for song in songs:
@@ -185,7 +200,7 @@ def _expected(songs: Sequence[_Heard], profiles: Profiles) -> np.ndarray:
     return profiles.weights[2] * np.array(out, dtype=np.float32)
 
 
-def _search(songs: Sequence[_Heard], profiles: Profiles) -> list[np.ndarray]:
+def _search(songs: Sequence[_SongSound], profiles: Profiles) -> list[np.ndarray]:
     """The likeliest chord of every beat (index into 12 roots x q), by Viterbi over all songs at once."""
     fits, expected = _fits(songs, profiles), _expected(songs, profiles)
     n, longest, chords = len(songs), max(map(len, fits)), expected.shape[1]
@@ -213,7 +228,7 @@ def _search(songs: Sequence[_Heard], profiles: Profiles) -> list[np.ndarray]:
     return [paths[: len(f), i] for i, f in enumerate(fits)]
 
 
-def _table(song: _Heard, path: np.ndarray, profiles: Profiles) -> ChordTable | None:
+def _table(song: _SongSound, path: np.ndarray, profiles: Profiles) -> ChordTable | None:
     """Chords of beats -> where they change, with basses; long rests are no chord."""
     root, quality = path // len(profiles.qualities), profiles.qualities[path % len(profiles.qualities)]
     silent = song.profile.sum(axis=1) == 0
@@ -224,8 +239,8 @@ def _table(song: _Heard, path: np.ndarray, profiles: Profiles) -> ChordTable | N
     # the lowest tone of each stretch, by time
     n = part[-1] + 1
     low = np.zeros((n, 12))
-    heard = song.lowest >= 0
-    np.add.at(low, (part[heard], song.lowest[heard] % 12), song.beats.length[heard])
+    pitched = song.lowest >= 0
+    np.add.at(low, (part[pitched], song.lowest[pitched] % 12), song.beats.length[pitched])
     first = np.flatnonzero(edge)
     root, quality, none = root[first], quality[first], none[first]
     bass_pitch = low.argmax(axis=1)
@@ -266,7 +281,7 @@ def estimate_chords(scores: Sequence[MetricScore], profiles: Profiles | None = N
     """
     profiles = profiles or default_profiles()
     tables: list[ChordTable | None] = [None] * len(scores)
-    songs = {i: _Heard.listen(score) for i, score in enumerate(scores) if score.n_notes and score.n_bars}
+    songs = {i: _SongSound.of(score) for i, score in enumerate(scores) if score.n_notes and score.n_bars}
     order = sorted((i for i, song in songs.items() if song.profile.any()), key=lambda i: len(songs[i].beats.start))
     chords = 12 * len(profiles.qualities)
     while order:  # longest first: songs of about one length share a batch, so that little of it is padding
@@ -289,31 +304,32 @@ def count_profiles(
     """Profiles counted on annotated songs.
 
     Args:
+        songs: scores with chords.
         weights: as `Profiles.weights`.
         shares: weight of each song; by default all alike.
-        least: qualities with a smaller share of the time than this are not told apart.
+        least: qualities with a smaller share of the time than this are not distinguished.
     """
     n = len(QUALITY_NAMES)
     tones, bass = np.zeros((n, 12)), np.zeros((n, 12))
     degree, change, strong = np.zeros((2, 12, n)), np.zeros(3), np.zeros(3)
     pitch_of_root = np.array([-1 if name == "N" else _pitch(name) for name in ROOT_NAMES])
     for score, share in zip(songs, shares if shares is not None else np.ones(len(songs))):
-        heard = _Heard.listen(score)
-        beats, table = heard.beats, score.chords
+        sound = _SongSound.of(score)
+        beats, table = sound.beats, score.chords
         at = np.searchsorted(table.onset, beats.start + beats.length // 2, side="right") - 1
         root = np.where(at >= 0, pitch_of_root[table.root[np.maximum(at, 0)]], -1)
         quality = np.where(root >= 0, table.quality[np.maximum(at, 0)], 0)
-        total = heard.profile.sum(axis=1)
+        total = sound.profile.sum(axis=1)
         rows = np.flatnonzero((root >= 0) & (total > 0))
         turn = (np.arange(12) + root[rows, None]) % 12
         ticks = share * beats.length[rows]
-        above = np.take_along_axis(heard.profile[rows], turn, axis=1) / total[rows, None]
+        above = np.take_along_axis(sound.profile[rows], turn, axis=1) / total[rows, None]
         np.add.at(tones, quality[rows], above * ticks[:, None])
-        low = heard.lowest[rows]
+        low = sound.lowest[rows]
         np.add.at(bass, (quality[rows], (low - root[rows]) % 12), ticks * (low >= 0))
-        if heard.key >= 0:
-            step = (root[rows] - heard.key) % 12
-            np.add.at(degree[heard.key // 12], (step, quality[rows]), ticks)
+        if sound.key >= 0:
+            step = (root[rows] - sound.key) % 12
+            np.add.at(degree[sound.key // 12], (step, quality[rows]), ticks)
         moved = np.append(False, at[1:] != at[:-1])
         np.add.at(change, beats.strength, share * moved)
         np.add.at(strong, beats.strength, share)

@@ -216,7 +216,13 @@ the next one.
 
 
 def dataset_card(source, repo: str, title: str | None = None) -> str:
-    """The text of a data set card: counts, columns, how to load it, licences as the songs state them."""
+    """The text of a data set card: counts, columns, how to load it, licences as the songs state them.
+
+    Args:
+        source: a data set of songs, as `open_dataset` takes it.
+        repo: `owner/name` that the card shows how to load.
+        title: by default the name.
+    """
     data = open_dataset(source)
     report = read_report(source)
     rows, licences, songs = [], {}, 0
@@ -253,6 +259,13 @@ def dataset_card(source, repo: str, title: str | None = None) -> str:
 
 def push_dataset(source, repo: str, *, private: bool = False, token: str | None = None, title: str | None = None):
     """Push a prepared data set to the Hub as Parquet, with a card and the report of its preparation.
+
+    Args:
+        source: a data set of songs, as `open_dataset` takes it.
+        repo: `owner/name` to push to.
+        private: make the repository private.
+        token: of the Hub; by default the one that is logged in.
+        title: of the card; by default the name.
 
     Returns:
         The URL of the data set.

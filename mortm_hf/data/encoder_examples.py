@@ -25,8 +25,17 @@ class PieceSource(ExampleSource):
     """Draws documents as `ExampleSource` does, a share of them bare.
 
     Args:
-        bare: share of the documents that are `<EOS> <MGEN> tracks <TE>`. merged: share of those with pitched tracks in
-            which these are one track. bare_bars: least and most bars of a bare window.
+        store: songs of one split.
+        vocabulary: the token table.
+        recipe: an `ExampleRecipe`, or anything with its fields.
+        seed: of the balancing of corpora.
+        packs: rows of the balancing of corpora.
+        bare: share of the documents that are `<EOS> <MGEN> tracks <TE>`.
+        merged: share of the bare ones in which all pitched tracks are one track.
+        bare_bars: least and most bars of a bare window.
+
+    Raises:
+        ValueError: shares outside 0 to 1, or bar counts out of order.
     """
 
     def __init__(
@@ -46,6 +55,15 @@ class PieceSource(ExampleSource):
         super().__init__(store, vocabulary, recipe, seed, packs)
 
     def draw(self, rng: np.random.Generator, limit: int) -> Document | None:
+        """One document, bare or as for pretraining.
+
+        Args:
+            rng: decides everything.
+            limit: most tokens.
+
+        Returns:
+            A `Document`, or `None` where none was found.
+        """
         if rng.random() >= self.bare:
             return super().draw(rng, limit)
         corpus = int(np.searchsorted(self.corpus_chances, rng.random(), side="right"))
@@ -54,7 +72,16 @@ class PieceSource(ExampleSource):
         return self.bare_window(song, rng, limit)
 
     def bare_window(self, song: int, rng: np.random.Generator, limit: int) -> Document | None:
-        """A bare window of this song of at most `limit` tokens; `None` where none was found."""
+        """A bare window of one song.
+
+        Args:
+            song: index of the song.
+            rng: decides bars, tracks, transposition and form.
+            limit: most tokens.
+
+        Returns:
+            A `Document`, or `None` where none was found.
+        """
         score, counts = self.songs[song], self.counts[song]
         bars = min(int(rng.integers(self.bare_bars[0], self.bare_bars[1] + 1)), score.n_bars)
         first = int(rng.integers(0, score.n_bars - bars + 1))

@@ -42,11 +42,17 @@ class ExampleRecipe:
     too, with the same meaning).
 
     Attributes:
-        tasks: share of the documents by task. corpora: `{name: {"weight": share of the tokens}}`; empty: every song in
-            proportion to its bars.
-        row_length, rows: tokens of a row, rows of a pack. past_bars, generated_bars: drawn between these.
-        velocity, header_dropout, track_subset: chances of velocities, of leaving out a header field, and of taking
-            only some tracks. transpose: semitones. past_loss: the past of plain continuations counts in the loss.
+        row_length: tokens of a row.
+        rows: rows of a pack.
+        past_bars: least and most bars given before the answer.
+        generated_bars: least and most bars of the answer.
+        velocity: chance that an example has velocities.
+        header_dropout: chance that a header field is left out.
+        track_subset: chance that only some tracks are taken.
+        transpose: least and most semitones.
+        past_loss: the past of plain continuations counts in the loss.
+        tasks: share of the documents by task.
+        corpora: `{name: {"weight": share of the tokens}}`; empty: every song in proportion to its bars.
     """
 
     row_length: int = 2048
@@ -81,8 +87,16 @@ class Draw:
     """What one document is to be: decided before any token is made.
 
     Attributes:
-        start, stop: song bars of the whole window; first, last: generated bars, `start <= first < last <= stop`.
-        tracks: tracks of the song that are generated; others: tracks that are given.
+        song: index of the song.
+        task: one of `TASKS`.
+        start: first bar of the window, counted in the song.
+        first: first generated bar, `start <= first`.
+        last: bar after the last generated one, `first < last`.
+        stop: bar after the window, `last <= stop`.
+        tracks: tracks of the song that are generated.
+        others: tracks of the song that are given.
+        semitones: the transposition.
+        velocity: whether notes have velocities.
     """
 
     song: int
@@ -115,7 +129,12 @@ _BASS_SHIFT = np.stack([_name_shift(list(CHORD_BASSES), s) for s in range(12)])
 
 
 def transpose(score: MetricScore, semitones: int) -> MetricScore:
-    """A score moved by semitones: pitches (not drums), key and chords. Pitches must stay inside 0..127."""
+    """A score moved by semitones: pitches (not drums), key and chords.
+
+    Args:
+        score: quantised music; pitches must stay inside 0 to 127 (see `transposition_range`).
+        semitones: upward.
+    """
     if not semitones:
         return score
     drum = score.programs[score.track] == DRUMS if len(score.track) else np.zeros(0, bool)
@@ -131,7 +150,16 @@ def transpose(score: MetricScore, semitones: int) -> MetricScore:
 
 
 def transposition_range(score: MetricScore, low: int, high: int) -> tuple[int, int]:
-    """The part of `[low, high]` by which the pitched notes of a score can move and stay between 0 and 127."""
+    """The semitones by which the pitched notes of a score can move and stay between 0 and 127.
+
+    Args:
+        score: quantised music; without pitched notes it moves by 0.
+        low: least semitones wanted.
+        high: most semitones wanted.
+
+    Returns:
+        Least and most semitones.
+    """
     if len(score.track):
         pitched = score.pitch[score.programs[score.track] != DRUMS]
         if len(pitched):
@@ -193,7 +221,11 @@ class ExampleSource:
         store: songs of one split.
         vocabulary: the token table.
         recipe: an `ExampleRecipe`, or anything with its fields.
-        seed, packs: random numbers and rows for the balancing of corpus shares.
+        seed: of the balancing of corpora.
+        packs: rows of the balancing of corpora.
+
+    Raises:
+        DataError: `data.option`, a task or a corpus that the recipe or the package does not have.
     """
 
     def __init__(self, store: ScoreStore, vocabulary: MetricVocabulary, recipe, seed: int = 0, packs: int = 300):
@@ -249,7 +281,12 @@ class ExampleSource:
         return np.cumsum(chances / chances.sum())
 
     def draw(self, rng: np.random.Generator, limit: int) -> Document | None:
-        """One document of at most `limit` tokens; `None` where the drawn window cannot be made to fit."""
+        """One document, or `None` where none was found.
+
+        Args:
+            rng: decides everything.
+            limit: most tokens.
+        """
         corpus = int(np.searchsorted(self.corpus_chances, rng.random(), side="right"))
         plan = self.plan(corpus, rng, limit)
         return None if plan is None else self.render(plan, rng, limit)

@@ -107,9 +107,12 @@ def materialize(
     Args:
         data: what is drawn from; row lengths up to 65535 and token tables up to 65536 ids.
         output_dir: the folder to make; an interrupted call is taken up.
+        epoch: which epoch is drawn.
         packs: how many, from the epoch's first; by default all.
         identity: anything that distinguishes this source from another (the recipe, say): a partial folder of another
             identity is thrown away.
+        overwrite: replace fixed examples of another source.
+        progress: show a bar; by default on a terminal.
 
     Returns:
         `datasets.Dataset`, a row each; `FixedPacks` makes packs of it.
@@ -159,11 +162,22 @@ def materialize(
 def materialize_splits(
     data, folder: str | Path, recipe=None, packs: int | None = None, seed: int = 0, overwrite=False, progress=None
 ):
-    """Fixed examples of every split of a data set of songs, each in a folder of its own; a `datasets.DatasetDict`.
+    """Fixed examples of every split of a data set of songs, each in a folder of its own.
 
     Args:
-        data: `DatasetDict` of songs. recipe: an `ExampleRecipe`. packs: of each split; by default about as many
-            tokens as writing every note once would take.
+        data: `datasets.DatasetDict` of songs.
+        folder: in which the folders of the splits are made.
+        recipe: an `ExampleRecipe`; by default one with its own defaults.
+        packs: of each split; by default about as many tokens as writing every note once would take.
+        seed: of the drawing.
+        overwrite: as in `materialize`.
+        progress: as in `materialize`.
+
+    Returns:
+        `datasets.DatasetDict` of examples.
+
+    Raises:
+        DataError: as `materialize`, or a split without a song of the recipe's corpora.
     """
     from datasets import DatasetDict
 
@@ -202,6 +216,7 @@ class FixedPacks(TorchDataset):
 
     Args:
         folder: what `materialize` made.
+        epochs: how often the packs are handed out.
 
     Raises:
         DataError: it made nothing there.

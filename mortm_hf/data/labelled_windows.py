@@ -1,7 +1,7 @@
-"""Labelled windows for style, genre and quality, made so that a classifier has to hear the music.
+"""Labelled windows for style, genre and quality, in which the label shows in the music alone.
 
 Design decisions
-- Corpus is easy to hear in what surrounds the notes. So every window has one form whatever its class: no header, no
+- What surrounds the notes gives a corpus away. So every window has one form whatever its class: no header, no
   tempo, no velocity, the same program, and (style, genre) all its pitched tracks merged into one.
 - Within a corpus the labels are the corpus's own (`folk`: kinds of dance tune, `drums`: styles of drumming). Across
   corpora (`genre`) every window is eight bars of 96 ticks written as 4/4: 4/4 and 2/2 as they are, 2/4 two bars in
@@ -16,7 +16,6 @@ Knows: manifests, stores, `MetricScore`, the prompt builder. Must not know: mode
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from .manifest import CorpusFilter, Selection, SongFile, read_manifest
 from .open import build_store
 from .pitched_notes import pitched_notes
 from .schema import Song
+from .whole_files import replace_file
 
 
 LEAST_SONGS = 20
@@ -63,7 +63,9 @@ class LabelledExample:
     Attributes:
         ids: `[n]` int32, `<EOS> <MGEN> tracks <TE>`; no header, tempo or velocity.
         label: index into the names of its set.
-        song: what one prediction is made for; cluster: what intervals are drawn over.
+        song: what one prediction is made for.
+        cluster: what intervals are drawn over.
+        split: "train", "validation" or "test".
         kind: where it comes from (a corpus; for quality "human", "starter T=1.0", "shuffled bars", ...).
         context: `[m]` int32, prompt of the window up to and with `<MGEN>` (quality only, else empty).
     """
@@ -127,7 +129,20 @@ class LabelledData:
         return tuple(name for name, songs in self.support().items() if songs >= least)
 
     def augment(self, index: int, rng: np.random.Generator, low: int = -5, high: int = 6) -> np.ndarray:
-        """`[n]` ids of a window moved by a random number of semitones (not its drums), inside 0..127."""
+        """A window moved by a random number of semitones (not its drums), inside 0 to 127.
+
+        Args:
+            index: of the window.
+            rng: decides the semitones.
+            low: least semitones.
+            high: most semitones.
+
+        Returns:
+            `[n]` ids.
+
+        Raises:
+            ValueError: the set has no vocabulary.
+        """
         if self.vocabulary is None:
             raise ValueError("this set was made without a vocabulary: give one to transpose its windows")
         return transpose_ids(self.vocabulary, self.examples[index].ids, int(rng.integers(low, high + 1)))
@@ -136,7 +151,6 @@ class LabelledData:
         """Write an `.npz` (no pickle), complete or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial-{os.getpid()}.npz")
         rows = self.examples
         text = {name: [getattr(e, name) for e in rows] for name in ("song", "cluster", "split", "kind")}
         arrays = {"names": json.dumps(self.names), "text": json.dumps(text), "label": self.labels().astype(np.int16)}
@@ -144,12 +158,16 @@ class LabelledData:
             parts = [getattr(e, name) for e in rows]
             arrays[name] = np.concatenate([*parts, _NO_CONTEXT]).astype(np.int16)
             arrays[f"{name}_end"] = np.cumsum([len(p) for p in parts], dtype=np.int64)
-        np.savez_compressed(partial, **arrays)
-        os.replace(partial, path)
+        replace_file(path, lambda partial: np.savez_compressed(partial, **arrays))
 
     @classmethod
     def load(cls, path: str | Path, vocabulary: MetricVocabulary | None = None) -> LabelledData:
-        """What `save` wrote."""
+        """Read what `save` wrote.
+
+        Args:
+            path: the `.npz` file.
+            vocabulary: the token table of its ids, needed by `augment` only.
+        """
         with np.load(path, allow_pickle=False) as stored:
             arrays = dict(stored)
         text = json.loads(str(arrays["text"]))
@@ -175,18 +193,21 @@ def load(
     form: str = "field",
     **options,
 ) -> LabelledData:
-    """A labelled set by name: "folk", "drums", "genre", or "quality".
+    """A labelled set by name.
 
     Args:
+        name: "folk", "drums", "genre" or "quality".
         split: one of "train", "validation", "test", or several.
-        data: folder of the training pack; cache: folder of prepared stores and of `quality.npz`.
-        tokenizer, vocabulary: whose token table to use; by default the package's.
+        data: folder of the training pack.
+        cache: folder of prepared stores and of `quality.npz`.
+        tokenizer: whose token table to use; by default the package's table.
+        vocabulary: the token table itself.
         form: quality only; see `in_form`.
-        options: `window_bars`, `windows_a_song` of `windows_of`.
+        options: `window_bars`, `windows_a_song`, `max_tokens` of `labelled_windows`.
 
     Raises:
         ValueError: no set of this name or form.
-        FileNotFoundError: no pack there, or the quality set has not been made (the message says how).
+        FileNotFoundError: no pack there, or the quality set has not been made (the message names the command).
     """
     if name not in SETS:
         raise ValueError(f"no labelled set {name!r}: there are {', '.join(SETS)}")
@@ -209,7 +230,12 @@ def load(
 
 
 def of_tracks(data: LabelledData, least: int) -> LabelledData:
-    """The windows of at least so many tracks."""
+    """The windows of at least so many tracks.
+
+    Args:
+        data: a labelled set.
+        least: tracks.
+    """
     if least <= 1:
         return data
     vocabulary = data.vocabulary or MetricVocabulary.default()
@@ -218,7 +244,14 @@ def of_tracks(data: LabelledData, least: int) -> LabelledData:
 
 
 def condensed_ids(vocabulary: MetricVocabulary, score: MetricScore, first: int = 0, last: int | None = None):
-    """Bare ids of the bars `[first, last)` of a window, all pitched tracks in one (`condense`), int32."""
+    """Bare ids (int32) of some bars of a window, all pitched tracks in one (`condense`).
+
+    Args:
+        vocabulary: the token table.
+        score: the window.
+        first: its first bar to take.
+        last: the bar after the last one to take; by default all.
+    """
     if first or last is not None:
         score = clip_durations(score.window(first, score.n_bars if last is None else min(last, score.n_bars)))
     return bare_segment(vocabulary, condense(score))
@@ -227,8 +260,14 @@ def condensed_ids(vocabulary: MetricVocabulary, score: MetricScore, first: int =
 def in_form(data: LabelledData, form: str, bars: int | None = None) -> LabelledData:
     """Windows of a quality set as one of `FORMS`.
 
-    "field" (bare windows, as they are), "full" (behind their prompts), "mixed" (by turns of each label one and the
-    other), "condensed" (bare windows, all pitched tracks in one: `condense`; of the first `bars` bars, if given).
+    Args:
+        data: the set, as it is stored.
+        form: "field" (bare windows, as they are), "full" (behind their prompts), "mixed" (by turns of each label one
+            and the other) or "condensed" (bare windows, all pitched tracks in one: `condense`).
+        bars: "condensed" only: the first so many bars; by default all.
+
+    Raises:
+        ValueError: no such form.
     """
     if form == "field":
         return data
@@ -253,10 +292,13 @@ class SetRule:
     """How a set is made.
 
     Attributes:
-        names: its labels. selection: the files that take part.
-        label: row of the manifest -> label name, or None. song: row -> what one prediction is made for; cluster: row
-            -> unit of intervals.
+        names: its labels.
+        selection: the files that take part.
+        label: row of the manifest -> label name, or `None`.
+        cluster: row -> unit of intervals.
         prepare: song -> passages, each a score of which windows are cut.
+        window_bars: bars of a window.
+        song: row -> what one prediction is made for.
     """
 
     names: tuple[str, ...]
@@ -323,7 +365,18 @@ def labelled_windows(
     windows_a_song: int = 4,
     max_tokens: int = 2048,
 ) -> LabelledData:
-    """The windows of a set, read from the pack; those of more than `max_tokens` tokens are left out."""
+    """The windows of a set, read from the pack.
+
+    Args:
+        rule: how the set is made.
+        splits: "train", "validation", "test", or some of them.
+        data: folder of the training pack.
+        cache: folder of prepared stores, or `None`.
+        vocabulary: the token table.
+        window_bars: bars of a window; by default the rule's.
+        windows_a_song: most windows of a song.
+        max_tokens: longer windows are left out.
+    """
     rows = {row.path: row for row in read_manifest(data)}
     bars = window_bars or rule.window_bars
     examples: list[LabelledExample] = []
@@ -344,17 +397,34 @@ def labelled_windows(
 def windows_of(
     song: Song, prepare: Callable[[MetricScore], list[MetricScore]], bars: int, limit: int
 ) -> list[MetricScore]:
-    """At most `limit` windows of `bars` bars, evenly over the song's consecutive ones; those in which fewer than half
-    of the bars hold a note are left out."""
+    """Windows of a song, evenly over its consecutive ones; those in which fewer than half of the bars hold a note are
+    left out.
+
+    Args:
+        song: the song.
+        prepare: score -> passages of which windows are cut.
+        bars: of a window.
+        limit: most windows.
+    """
     found = []
     for passage in prepare(song.score):
         for at in range(0, passage.n_bars - bars + 1, bars):
             window = clip_durations(passage.window(at, at + bars))
             if window.n_notes and len(np.unique(window.bar_of_notes())) * 2 >= bars:
                 found.append(window)
-    if len(found) > limit:
-        found = [found[i] for i in np.linspace(0, len(found) - 1, limit).astype(int)]
-    return found
+    return evenly(found, limit)
+
+
+def evenly(items: Sequence, count: int) -> list:
+    """At most `count` items, evenly spread from the first to the last.
+
+    Args:
+        items: any sequence.
+        count: how many are wanted.
+    """
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -391,7 +461,13 @@ def duple_passages(score: MetricScore) -> list[MetricScore]:
 
 
 def transpose_ids(vocabulary: MetricVocabulary, ids: np.ndarray, semitones: int) -> np.ndarray:
-    """Ids with their pitches and keys moved (not pitches of drum tracks); unmoved where a pitch would leave 0..127."""
+    """Ids with their pitches and keys moved (not pitches of drum tracks); unmoved where a pitch would leave 0 to 127.
+
+    Args:
+        vocabulary: the token table.
+        ids: `[n]` token ids.
+        semitones: upward.
+    """
     notes = pitched_notes(vocabulary, ids)
     pitch = notes.pitch + semitones
     if not len(pitch) or pitch.min() < 0 or pitch.max() > 127:

@@ -28,11 +28,19 @@ from ..models.midi_files import to_midi_score
 from .packing import generator
 from .score_store import ScoreStore
 from .synthesis import synthesize
+from .whole_files import replace_file
 
 
 @dataclass(frozen=True)
 class SoundPiece:
-    """`bars` [start, stop) of the song at `path`; `ends`: the song ends there."""
+    """A piece of a song that is rendered.
+
+    Attributes:
+        path: of the song.
+        corpus: of the song.
+        bars: first bar, and the bar after the last.
+        ends: the song ends there.
+    """
 
     path: str
     corpus: str
@@ -42,7 +50,14 @@ class SoundPiece:
 
 @dataclass(frozen=True)
 class SoundStore:
-    """`frames` float16 [all, bins], `edges` int64 [pieces + 1] of the pieces in it."""
+    """Rendered pieces.
+
+    Attributes:
+        frames: `[all, bins]` float16, end to end.
+        edges: `[pieces + 1]` int64 first frame of each piece.
+        pieces: what they are.
+        skipped: `(path, reason)` of pieces that could not be rendered.
+    """
 
     frames: np.ndarray
     edges: np.ndarray
@@ -63,7 +78,16 @@ class SoundStore:
 
 
 def choose_pieces(store: ScoreStore, bars: int = 16, seed: int = 0) -> list[tuple[int, SoundPiece]]:
-    """(index of the song, piece) of every song, in the order in which they are rendered."""
+    """A piece of every song, in the order in which they are rendered.
+
+    Args:
+        store: the songs.
+        bars: of a piece.
+        seed: of order and place.
+
+    Returns:
+        `[(index of the song, piece)]`.
+    """
     rng = generator(seed, 0x50D)
     order = rng.permutation(len(store))
     lengths = store.n_bars()
@@ -78,10 +102,20 @@ def choose_pieces(store: ScoreStore, bars: int = 16, seed: int = 0) -> list[tupl
 
 
 def wave_of(store: ScoreStore, index: int, piece: SoundPiece, sampling_rate: int) -> np.ndarray:
-    """The piece as sound: [samples] float32.
+    """A piece as sound.
+
+    Args:
+        store: the songs.
+        index: of the song.
+        piece: which bars of it.
+        sampling_rate: in Hz.
+
+    Returns:
+        `[samples]` float32.
 
     Raises:
-        MidiError: nothing sounds in it. AudioError: no soundfont.
+        MidiError: nothing sounds in it.
+        AudioError: no soundfont.
     """
     window = store[index].score.window(*piece.bars)
     if not window.n_notes:
@@ -93,15 +127,20 @@ def wave_of(store: ScoreStore, index: int, piece: SoundPiece, sampling_rate: int
 def build_sound(
     store: ScoreStore, extractor, minutes: float, cache: str | os.PathLike, bars: int = 16, seed: int = 0
 ) -> SoundStore:
-    """Frames of about `minutes` of rendered music, from the cache where they were made before.
+    """Frames of rendered music, from the cache where they were made before; pieces that cannot be rendered are listed
+    in `skipped`.
 
     Args:
+        store: the songs.
         extractor: a `VMortmFeatureExtractor`.
-
-    Pieces that cannot be rendered are listed in `skipped`.
+        minutes: about how much music.
+        cache: folder of finished stores.
+        bars: of a piece.
+        seed: of the choice of pieces.
 
     Raises:
-        AudioError: no soundfont. DataError: no songs, or none that can be rendered.
+        AudioError: no soundfont.
+        DataError: no songs, or none that can be rendered.
     """
     if not len(store):
         raise DataError("no song to render: check the recipe's corpora against the manifest")
@@ -135,10 +174,9 @@ def build_sound(
 
 def _save(store: SoundStore, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial.npz")
     table = json.dumps([[p.path, p.corpus, list(p.bars), p.ends] for p in store.pieces])
-    np.savez(partial, frames=store.frames, edges=store.edges, pieces=table, skipped=json.dumps(store.skipped))
-    os.replace(partial, path)
+    arrays = {"frames": store.frames, "edges": store.edges, "pieces": table, "skipped": json.dumps(store.skipped)}
+    replace_file(path, lambda partial: np.savez(partial, **arrays))
 
 
 def _load(path: Path) -> SoundStore:
@@ -152,7 +190,11 @@ class SoundWindows(Dataset):
     """Batches of windows: item i holds `input_features` and `labels` [batch, frames, bins], `attention_mask`, `ends`.
 
     Args:
-        frames: of a window, a multiple of the patch. batch: windows of an item. items: length of the data set.
+        store: rendered pieces.
+        frames: of a window, a multiple of the patch.
+        batch: windows of an item.
+        items: length of the data set.
+        seed: item i depends on (seed, i) only.
     """
 
     def __init__(self, store: SoundStore, frames: int, batch: int, items: int, seed: int = 0):

@@ -55,8 +55,13 @@ _NAME_COLUMNS = ("file_name", "filename", "path", "name", "title", "md5", "id")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file to read: its labels, its bytes (or the path to read them from; `None` where it is missing) and the text
-    of its chord annotation."""
+    """One file to read.
+
+    Attributes:
+        row: its labels.
+        content: its bytes, or the path to read them from; `None` where it is missing.
+        chords: text of its chord annotation.
+    """
 
     row: SongFile
     content: bytes | Path | None
@@ -65,7 +70,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some files of a source; `load()` gives an `Entry` for each, in order."""
+    """Some files of a source.
+
+    Attributes:
+        size: how many.
+        load: gives an `Entry` for each, in order.
+    """
 
     size: int
     load: Callable[[], list[Entry]]
@@ -77,11 +87,15 @@ def split_word(text: str) -> str | None:
 
 
 def bare_row(path: str, corpus: str, **labels) -> SongFile:
-    """What is known of a file of which only the name is known."""
-    plain = dict.fromkeys(("archive", "genre", "subgenre", "split", "variant", "cluster", "key", "licence"), "")
-    known = {k: v for k, v in labels.items() if v not in (None, "")}
-    labels = {"path": path, "corpus": corpus, "song_id": path, **plain, **known}
-    return SongFile(**labels, n_notes=0, n_bars=0, annotations=())
+    """Labels of a file of which little but the name is known.
+
+    Args:
+        path: of the file.
+        corpus: name of the collection.
+        labels: further fields of `SongFile`; empty ones do not count.
+    """
+    known = {name: value for name, value in labels.items() if value not in (None, "")}
+    return SongFile(**{"path": path, "corpus": corpus, "song_id": path} | known)
 
 
 def _stem(name: str) -> str:
@@ -93,7 +107,7 @@ def _stem(name: str) -> str:
 
 
 def _place_labels(path: str, container: str) -> dict[str, str]:
-    """Corpus and split as the names of the folders (and of the archive) tell them."""
+    """Corpus and split by the names of the folders and of the archive."""
     parts = list(PurePosixPath(path).parts[:-1])
     stem, dash, tail = _stem(container).rpartition("-")
     split = next((s for part in reversed(parts) if (s := split_word(part))), None) or split_word(tail)
@@ -104,7 +118,14 @@ def _place_labels(path: str, container: str) -> dict[str, str]:
 
 
 def row_of_record(record: Mapping, path: str, place: Mapping[str, str], folder_split: str = "") -> SongFile:
-    """Labels of a file from a record of named values (a row of a table); what it lacks comes from its place."""
+    """Labels of a file from a record of named values (a row of a table).
+
+    Args:
+        record: the values by name.
+        path: of the file.
+        place: corpus where the record has none.
+        folder_split: split where the record has none.
+    """
 
     def text(*names: str) -> str:
         return next((str(record[n]).strip() for n in names if record.get(n) not in (None, "", [])), "")
@@ -234,6 +255,7 @@ class FolderSource(_NamedFiles):
         return (self.path / name).read_bytes()
 
     def identity(self):
+        """What changes when a file, its annotation or a label does."""
         digest = hashlib.sha256()
         for row, chords in zip(self.rows, self._chords):
             for name in (row.path, chords) if chords else (row.path,):
@@ -245,7 +267,12 @@ class FolderSource(_NamedFiles):
 
 
 class FilesSource(FolderSource):
-    """MIDI files named one by one."""
+    """MIDI files named one by one.
+
+    Args:
+        files: their paths.
+        split_from_folders: the names of the folders are the splits.
+    """
 
     def __init__(self, files: list[Path], split_from_folders: bool):
         super().__init__(Path(os.path.commonpath([f.resolve().parent for f in files])), split_from_folders)
@@ -253,6 +280,7 @@ class FilesSource(FolderSource):
         self._files = sorted(self._given)
 
     def name_of(self, path: str) -> str:
+        """The name of a file as it was given."""
         return self._given[path]
 
     def _list(self) -> list[str]:
@@ -264,7 +292,15 @@ class FilesSource(FolderSource):
 
 
 class ZipSource(_NamedFiles):
-    """Every MIDI file in a `.zip`."""
+    """Every MIDI file in a `.zip`.
+
+    Args:
+        path: of the archive.
+        split_from_folders: the names of the folders in it are the splits.
+
+    Raises:
+        DataError: the archive cannot be read.
+    """
 
     def __init__(self, path, split_from_folders):
         super().__init__(path, split_from_folders)
@@ -287,7 +323,12 @@ class ZipSource(_NamedFiles):
 
 
 class TarSource(_NamedFiles):
-    """Every MIDI file in a `.tar`, plain or compressed: one pass for the names and annotations, one for the files."""
+    """Every MIDI file in a `.tar`, plain or compressed: one pass for the names and annotations, one for the files.
+
+    Args:
+        path: of the archive.
+        split_from_folders: the names of the folders in it are the splits.
+    """
 
     def __init__(self, path, split_from_folders):
         super().__init__(path, split_from_folders)
@@ -349,7 +390,13 @@ class PackSource:
 
     @classmethod
     def select(cls, root: str | Path, selection: Selection | None = None, split: str | None = None) -> PackSource:
-        """The files of a pack that a selection accepts; all without one."""
+        """The files of a pack that a selection accepts.
+
+        Args:
+            root: folder of the pack.
+            selection: corpora, variants and licences; all by default.
+            split: only this split; all by default.
+        """
         rows = read_manifest(root)
         if selection is not None and selection.corpora:
             rows = [row for row in rows if selection.accepts(row, split or row.split)]
@@ -361,6 +408,7 @@ class PackSource:
         return len(self.rows)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
+        """The files in chunks of at most `size`, none of two archives."""
         start = 0
         while start < len(self.rows):
             stop = start
@@ -401,6 +449,7 @@ class PackSource:
         return str(self.path / path)
 
     def identity(self):
+        """What changes when a row or an archive does."""
         archives = []
         for name in sorted({row.archive for row in self.rows}):
             file = self.path / name
@@ -424,10 +473,18 @@ def _chord_text(row: SongFile, content: Mapping[str, bytes]) -> str | None:
 
 
 class DatasetSource:
-    """A `datasets.Dataset` or `DatasetDict` with MIDI bytes in one column (`MIDI_COLUMNS`, or `column`).
+    """A data set with MIDI bytes in one column.
 
     Labels are read from columns of the manifest's names (file_name, split, genre, key, chords, ...); the names of the
     splits of a `DatasetDict` count as splits.
+
+    Args:
+        data: `datasets.Dataset` or `DatasetDict`.
+        name: corpus of files whose record names none.
+        column: of the MIDI bytes; by default the first of `MIDI_COLUMNS` that is there.
+
+    Raises:
+        DataError: no such column, or no data set.
     """
 
     unmatched = ()
@@ -457,6 +514,7 @@ class DatasetSource:
         return sum(len(part) for part in self._parts.values())
 
     def chunks(self, size: int) -> Iterator[Chunk]:
+        """The rows in chunks of at most `size`, none of two splits."""
         for key, part in self._parts.items():
             for start in range(0, len(part), size):
                 stop = min(start + size, len(part))
@@ -489,4 +547,5 @@ class DatasetSource:
         return path
 
     def identity(self):
+        """What changes when the data set does."""
         return ["DatasetSource", self.name, [[k, len(p), p._fingerprint] for k, p in self._parts.items()]]

@@ -31,6 +31,7 @@ def assign(score: MetricScore, slots: list[dict]) -> list[int]:
     """Slot of each track, -1 for none.
 
     Args:
+        score: a song.
         slots: one rule a slot, each with `names` (parts of track names, any case) and / or `programs`; the first rule
             that fits a track decides.
     """
@@ -50,11 +51,17 @@ class RollWindows(Dataset):
     """Batches of windows: `rolls`, `labels`, `attention_mask`, `phase_ids` and `play` as the model takes them.
 
     Args:
-        slots: rules of `assign`. chunks: of a window. batch: windows of an item. items: length of the data set.
-        transpose: range of semitones, drums never.
+        store: the songs.
+        processor: a `MortmLiveProcessor`.
+        slots: rules of `assign`.
+        chunks: of a window.
+        batch: windows of an item.
+        items: length of the data set.
+        seed: item i depends on (seed, i) only.
+        transpose: least and most semitones; drums stay.
         silence: the largest share of chunks in which the input lacks what the played slot plays (the share is drawn
-            for each window, from 0 on). A model that has always heard the true past of its own part holds on to its
-            own mistakes when it plays.
+            for each window, from 0 on). A model that has always been given the true past of its own part keeps
+            repeating its own mistakes when it plays.
 
     Raises:
         DataError: no song has tracks in two slots.
@@ -93,7 +100,17 @@ class RollWindows(Dataset):
         return batch
 
     def window(self, song: int, rng: np.random.Generator, start_bar: int | None = None, shift: int | None = None):
-        """One window of a song: rolls [chunks, ...], mask, phases, roles."""
+        """One window of a song.
+
+        Args:
+            song: index among the songs that have two slots.
+            rng: decides what is not given.
+            start_bar: first bar.
+            shift: semitones.
+
+        Returns:
+            Rolls `[chunks, ...]`, mask, phases, and `[slots]` bool the slot that is played.
+        """
         score, ticks = self.scores[song], self.chunks * self.processor.chunk_ticks
         if start_bar is None:
             last = int(np.searchsorted(score.bars.start, max(0, score.bars.end - ticks), side="right"))

@@ -18,7 +18,9 @@ class PitchedNotes:
     """The notes of pitched tracks of flat ids, in their order.
 
     Attributes:
-        at: `[n]` positions of their pitch tokens. pitch: `[n]` int64. track: `[n]` position of the track's instrument.
+        at: `[n]` positions of their pitch tokens.
+        pitch: `[n]` int64.
+        track: `[n]` position of the track's instrument.
         chord: `[n - 1]` bool, whether a note begins at the onset of the one before, in its track.
     """
 
@@ -29,7 +31,12 @@ class PitchedNotes:
 
 
 def pitched_notes(vocabulary: MetricVocabulary, ids: np.ndarray) -> PitchedNotes:
-    """The pitched notes of `[n]` ids, which may be several documents or padded rows, one after the other."""
+    """The pitched notes of ids.
+
+    Args:
+        vocabulary: the token table.
+        ids: `[n]`, which may be several documents or padded rows, one after the other.
+    """
     kind = vocabulary.kind[ids]
     head = np.maximum.accumulate(np.where(kind == TokenKind.INSTRUMENT, np.arange(len(ids)), 0))
     drums = ids[head] == vocabulary.id(TokenKind.INSTRUMENT, DRUMS)

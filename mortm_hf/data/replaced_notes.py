@@ -38,12 +38,15 @@ _CHANCES = np.array([4, 2, 1, 1, 1, 1, 1]) / 11
 
 @dataclass(frozen=True)
 class ReplacingRecipe:
-    """How documents are spoiled.
+    """How notes of documents are exchanged.
 
-    Args:
+    Attributes:
         rate: least and most share of a document's pitched notes that are exchanged.
         generator: a checkpoint of MORTM (folder, or "starter") that writes the new pitches; "": small steps and leaps.
         temperature: least and most temperature of the generator, drawn for every document.
+
+    Raises:
+        ValueError: bounds out of order or out of range.
     """
 
     rate: tuple[float, float] = (0.03, 0.25)
@@ -65,14 +68,19 @@ def replace_pitches(
     rng: np.random.Generator,
     logits: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(spoiled ids, labels), both `[n]` int64, of a flat batch.
-
-    Labels stand on the pitches of pitched tracks: 1 where it was exchanged, else 0; -100 everywhere else.
+    """Exchange pitches of a flat batch.
 
     Args:
-        ids: `[n]` token ids of all documents one after the other. starts: `[documents]` their first positions,
-            ascending, beginning with 0.
-        logits: `[n, vocabulary]` a generator's, of the token behind each position; None: steps and leaps.
+        vocabulary: the token table.
+        ids: `[n]` token ids of all documents one after the other.
+        starts: `[documents]` their first positions, ascending, beginning with 0.
+        recipe: how many notes, and by what.
+        rng: decides which.
+        logits: `[n, vocabulary]` a generator's, of the token behind each position; `None`: steps and leaps.
+
+    Returns:
+        Changed ids and labels, both `[n]` int64. Labels stand on the pitches of pitched tracks: 1 where it was
+        exchanged, else 0; -100 everywhere else.
     """
     ids = np.asarray(ids, dtype=np.int64)
     notes = pitched_notes(vocabulary, ids)
@@ -108,8 +116,17 @@ def replace_pitches(
 def condensed_documents(
     vocabulary: MetricVocabulary, ids: np.ndarray, labels: np.ndarray, starts: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids, labels) of every document of a flat batch with all pitched tracks in one; those without notes are left
-    out. Arguments as `replace_pitches` takes and gives them."""
+    """Every document of a flat batch with all pitched tracks in one; those without notes are left out.
+
+    Args:
+        vocabulary: the token table.
+        ids: `[n]` as `replace_pitches` gives them.
+        labels: `[n]` as `replace_pitches` gives them.
+        starts: `[documents]` first positions.
+
+    Returns:
+        `[(ids, labels)]`, a document each.
+    """
     found = []
     for first, last in zip(starts, [*starts[1:], len(ids)]):
         music = parse_segment(vocabulary, ids[first:last]).generated
@@ -131,11 +148,13 @@ def condensed_documents(
 
 
 class ReplacedPackDataset(Dataset):
-    """Packs (`PackDataset` of bare windows in tracks) with wrong notes, condensed: item `i` depends on (seed, epoch,
-    i) only.
+    """Packs of bare windows in tracks with wrong notes, condensed: item `i` depends on (seed, epoch, i) only.
 
     Args:
-        propose: pack -> `[rows, length, vocabulary]` logits of a generator; None: steps and leaps.
+        packs: bare windows in tracks.
+        vocabulary: the token table.
+        recipe: how notes are exchanged.
+        propose: pack -> `[rows, length, vocabulary]` logits of a generator; `None`: steps and leaps.
     """
 
     def __init__(

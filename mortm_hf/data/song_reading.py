@@ -27,13 +27,17 @@ from .schema import Song, check_size
 
 
 def read_song(row: SongFile, midi, chords: str | None = None) -> Song:
-    """One MIDI file (bytes or path) with its labels -> `Song`.
+    """One MIDI file with its labels as a `Song`.
 
     Args:
+        row: its labels.
+        midi: its bytes, or its path.
         chords: text of a chord annotation: a chord file, or labels that `MetricPrompt.chords` would take.
 
     Raises:
-        MidiError: the file cannot be used (the message says why). VocabularyError, PromptError: its annotation cannot.
+        MidiError: the file cannot be used (the message names the reason).
+        VocabularyError: its annotation cannot be used.
+        PromptError: its annotation cannot be used.
     """
     source = load_score(midi)
     score = quantize(source)
@@ -85,7 +89,9 @@ def hashed_split(identity: str, shares: tuple[float, float], seed: int = 0) -> s
     """The split of a piece without one: a pure function of its identity.
 
     Args:
+        identity: of the piece, such as its fingerprint.
         shares: of validation and test.
+        seed: another one gives another split.
     """
     digest = hashlib.sha256(f"{seed}:{identity}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2.0**64
@@ -93,7 +99,13 @@ def hashed_split(identity: str, shares: tuple[float, float], seed: int = 0) -> s
 
 
 def place_song(song: Song, shares: tuple[float, float], seed: int = 0) -> Song:
-    """A song with its split and cluster filled in where the labels have none."""
+    """A song with its split and cluster filled in where the labels have none.
+
+    Args:
+        song: the song.
+        shares: of validation and test.
+        seed: of the split.
+    """
     if song.split and song.cluster:
         return song
     identity = song.cluster or fingerprint(song.score)

@@ -10,7 +10,6 @@ Knows: columns of songs, the prompt builder, matplotlib (for the plots only). Mu
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -20,9 +19,10 @@ from ..models.music_harmony import ESTIMATED_KEYS, QUALITY_NAMES, ROOT_NAMES, es
 from ..models.music_instruments import instrument_name
 from ..models.music_names import DRUMS, METERS, TEMPO_CENTRES
 from ..models.prompt_building import training_example
-from ..models.token_vocabulary import MetricVocabulary, default_tokens
+from ..models.token_vocabulary import MetricVocabulary
 from .schema import SongRows, table_of
 from .score_store import ScoreStore
+from .whole_files import replace_file
 
 
 TOP = 16
@@ -58,8 +58,10 @@ def dataset_stats(store: ScoreStore, windows: int = 2000, skipped: list[dict] | 
     """Figures of the songs of a store.
 
     Args:
+        store: the songs.
         windows: windows of 8 given and 8 generated bars whose tokens are counted (a fixed random sample).
         skipped: `[{"file", "code", "message"}]`; by default the store's.
+        seed: of the sample of windows.
 
     Returns:
         `{"songs", "bars", "notes", "corpora", "splits", "meters", "keys", "tempo", "instruments", ...}`; distributions
@@ -155,7 +157,7 @@ def _window_tokens(rows: SongRows, windows: int, seed: int) -> dict:
     last = np.cumsum(places)
     song = np.searchsorted(last, chosen, side="right")
     start = chosen - (last[song] - places[song])
-    vocabulary = MetricVocabulary({token: i for i, token in enumerate(default_tokens())})
+    vocabulary = MetricVocabulary.default()
     sizes = []
     for index, at in zip(song.tolist(), start.tolist()):
         try:
@@ -179,7 +181,12 @@ def _window_tokens(rows: SongRows, windows: int, seed: int) -> dict:
 
 
 def markdown(figures: dict, name: str) -> str:
-    """The report as Markdown."""
+    """The report as Markdown.
+
+    Args:
+        figures: of `dataset_stats`.
+        name: its title.
+    """
 
     def table(head: tuple[str, ...], body) -> list[str]:
         lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
@@ -224,7 +231,12 @@ def markdown(figures: dict, name: str) -> str:
 
 
 def write_stats(figures: dict, folder: str | Path, name: str) -> list[Path]:
-    """`stats.json`, `report.md` and one PNG a distribution; each appears whole.
+    """Write `stats.json`, `report.md` and one PNG a distribution; each appears whole.
+
+    Args:
+        figures: of `dataset_stats`.
+        folder: to write into.
+        name: title of the report.
 
     Returns:
         The files.
@@ -240,9 +252,7 @@ def write_stats(figures: dict, folder: str | Path, name: str) -> list[Path]:
         for title, figure in pictures.items()
     ]
     for path, write in files:
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        write(partial)
-        os.replace(partial, path)
+        replace_file(path, write)
     return [path for path, _ in files]
 
 

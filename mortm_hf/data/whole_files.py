@@ -61,7 +61,12 @@ def read_json(path: str | Path) -> dict:
 
 
 def write_arrow(path: str | Path, table: pa.Table) -> None:
-    """Write an Arrow stream that `datasets.Dataset.from_file` reads, whole or not at all."""
+    """Write an Arrow stream that `datasets.Dataset.from_file` reads, whole or not at all.
+
+    Args:
+        path: the file to make or replace.
+        table: its content.
+    """
 
     def write(partial: Path) -> None:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:

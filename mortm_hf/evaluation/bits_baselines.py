@@ -41,7 +41,15 @@ def answers(windows: Sequence[Encoded]) -> Corpus:
 
 
 def window_bits(probability: np.ndarray, windows: Sequence[Encoded]) -> np.ndarray:
-    """`[scored tokens]` probabilities -> `[n windows]` total bits."""
+    """Total bits of each window.
+
+    Args:
+        probability: `[scored tokens]` of all windows, end to end.
+        windows: the windows, as `answers` joins them.
+
+    Returns:
+        `[n windows]` bits.
+    """
     sizes = np.array([len(w.ids) - w.answer for w in windows])
     starts = np.cumsum(sizes) - sizes
     return np.add.reduceat(-np.log2(np.maximum(probability, 1e-300)), starts)
@@ -60,6 +68,9 @@ def transposed(vocabulary: MetricVocabulary, corpus: Corpus, semitones: int, dru
     """A corpus with its pitch tokens moved (not those of drum tracks); pitches outside the table stay.
 
     Args:
+        vocabulary: the token table.
+        corpus: the documents.
+        semitones: upward.
         drums: `[n]` bool, tokens of drum tracks.
     """
     pitch = np.where(vocabulary.kind[corpus.tokens] == TokenKind.PITCH, vocabulary.value[corpus.tokens], -1)
@@ -70,7 +81,12 @@ def transposed(vocabulary: MetricVocabulary, corpus: Corpus, semitones: int, dru
 
 
 def drum_tokens(vocabulary: MetricVocabulary, corpus: Corpus) -> np.ndarray:
-    """`[n]` bool: tokens after a drum instrument and before the next instrument of their document."""
+    """`[n]` bool: tokens after a drum instrument and before the next instrument of their document.
+
+    Args:
+        vocabulary: the token table.
+        corpus: the documents.
+    """
     head = vocabulary.kind[corpus.tokens] == TokenKind.INSTRUMENT
     index = np.arange(len(corpus.tokens))
     last = np.maximum.accumulate(np.where(head | (index == corpus.start), index, 0))
@@ -90,6 +106,14 @@ def run_baselines(
 
     Baselines: `uniform`, `unigram`, `4-gram`, `5-gram`, `best n-gram` (the order that validation prefers),
     `copy + unigram` (copying the previous bar, a unigram for the rest) and `copy + best n-gram`.
+
+    Args:
+        vocabulary: the token table.
+        train: windows to count.
+        validation: windows to choose settings on.
+        test: windows to score.
+        max_order: longest n-gram.
+        transpositions: semitones in which train windows are counted too.
     """
     size = len(vocabulary)
     result = Baselines()

@@ -16,46 +16,43 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..models.inputs_bertm import pad_rows
 from .fixed_windows import Encoded
 from .intervals import FEW, ratio_by_group
+from .model_answers import batches
 
 
 @torch.no_grad()
 def model_bits(
     model, windows: Sequence[Encoded], pad: int = 0, tokens_per_batch: int = 8192, progress: str | None = None
 ) -> np.ndarray:
-    """`[n]` total bits of the answer of each window under a causal model (fp32 log-softmax).
+    """Total bits of the answer of each window under a causal model (fp32 log-softmax).
 
-    `progress`: title of a progress bar, or None.
+    Args:
+        model: a causal language model.
+        windows: encoded windows.
+        pad: id of padding.
+        tokens_per_batch: most tokens of a batch, padding included.
+        progress: title of a progress bar; `None`: no bar.
+
+    Returns:
+        `[n]` bits.
     """
     from tqdm import tqdm
 
     bits = np.zeros(len(windows))
     was_training = model.training
     model.eval()
-    order = np.argsort([len(w.ids) for w in windows], kind="stable")
     device = next(model.parameters()).device
-    at = 0
-    bar = tqdm(total=len(order), desc=progress, unit="window", disable=progress is None)
-    while at < len(order):
-        size = 1
-        while at + size < len(order) and (size + 1) * len(windows[order[at + size]].ids) <= tokens_per_batch:
-            size += 1
-        rows = order[at : at + size]
-        width = max(len(windows[r].ids) for r in rows)
-        ids = np.full((size, width), pad, dtype=np.int64)
-        scored = np.zeros((size, width), dtype=bool)
-        for i, r in enumerate(rows):
-            n = len(windows[r].ids)
-            ids[i, :n] = windows[r].ids
-            scored[i, windows[r].answer : n] = True
-        tensor = torch.from_numpy(ids).to(device)
-        logits = model(input_ids=tensor, use_cache=False).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tensor[:, 1:], reduction="none").cpu().numpy()
-        bits[rows] = (loss * scored[:, 1:]).sum(axis=1) / np.log(2)
-        at += size
-        bar.update(size)
-    bar.close()
+    with tqdm(total=len(windows), desc=progress, unit="window", disable=progress is None) as bar:
+        for rows in batches([len(w.ids) for w in windows], len(windows), tokens_per_batch):
+            ids, mask = pad_rows([windows[r].ids for r in rows], pad, device)
+            answers = np.array([windows[r].answer for r in rows])
+            scored = mask.cpu().numpy().astype(bool) & (np.arange(ids.shape[1]) >= answers[:, None])
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            bits[rows] = (loss.cpu().numpy() * scored[:, 1:]).sum(axis=1) / np.log(2)
+            bar.update(len(rows))
     model.train(was_training)
     return bits
 
@@ -71,6 +68,9 @@ def summarise(
 
     Args:
         bits: `[n]` total bits of each window.
+        windows: the windows.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
         against: `[n]` bits of another model: the figures are then paired differences (this minus other).
 
     Returns:
@@ -99,7 +99,12 @@ def summarise(
 
 
 def in_words(entry: dict, form: str = ".3f") -> str:
-    """An entry of `summarise` as `value [low, high]`, or with the number of songs where they are too few."""
+    """An entry of `summarise` as `value [low, high]`, or with the number of songs where they are too few.
+
+    Args:
+        entry: a value of `summarise`.
+        form: format of the figures.
+    """
     value, low, high = (format(entry[name], form) for name in ("bits_per_note", "low", "high"))
     few = entry["songs"] < FEW
     return f"{value} ({entry['songs']} songs: no interval)" if few else f"{value} [{low}, {high}]"

@@ -5,7 +5,7 @@ Design decisions
 - `root` is mir_eval's root score; `root + quality` its `tetrads` (root and all chord tones up to the seventh; ninths
   and basses do not count); `majmin` is kept for comparison with the literature. Scores are weighted by duration:
   summed over songs, the ratio of sums, with intervals over songs.
-- What is heard is the notes alone: annotated keys and chords are taken away before the prompt is built.
+- Only the notes are read: annotated keys and chords are taken away before the prompt is built.
 - Windows may overlap, and a song may be read in several transpositions: every answer then votes for the stretch that
   it covers, the middle of a window with more weight than its edges; the root is elected first, then its quality.
 
@@ -49,7 +49,12 @@ PITCH_ROOT = np.array([ROOT_NAMES.index(n) for n in "C Db D Eb E F F# G Ab A Bb 
 
 
 def harte(root: int, quality: int) -> str:
-    """Values of a chord -> Harte's label, bass left out: `"C:min7"`, `"N"`."""
+    """Harte's label of a chord, bass left out: `"C:min7"`, `"N"`.
+
+    Args:
+        root: value of the root token.
+        quality: value of the quality token.
+    """
     if root == NO_CHORD[0]:
         return "N"
     name = QUALITY_NAMES[quality]
@@ -57,8 +62,15 @@ def harte(root: int, quality: int) -> str:
 
 
 def labelled(table: ChordTable | None, end: int) -> tuple[np.ndarray, list[str]]:
-    """A chord table over `[0, end)` ticks -> mir_eval's `[n, 2]` intervals in quarters and their labels; what lies
-    before the first chord is no chord."""
+    """A chord table as mir_eval takes it; what lies before the first chord is no chord.
+
+    Args:
+        table: the chords, or `None`.
+        end: last tick.
+
+    Returns:
+        `[n, 2]` intervals in quarters and their labels.
+    """
     if table is None or not len(table):
         return np.array([[0.0, end / QUARTER]]), ["N"]
     edges = np.append(np.clip(table.onset, 0, end), end)
@@ -70,8 +82,17 @@ def labelled(table: ChordTable | None, end: int) -> tuple[np.ndarray, list[str]]
 
 
 def compare(reference: ChordTable | None, estimate: ChordTable | None, end: int) -> dict[str, tuple[float, float]]:
-    """`{metric: (quarters right, quarters counted)}` of one song of `end` ticks; mir_eval leaves out what it cannot
-    compare (no such label comes out of our token table)."""
+    """How long an estimate is right; mir_eval leaves out what it cannot compare (no such label comes out of our token
+    table).
+
+    Args:
+        reference: the annotated chords.
+        estimate: the estimated ones.
+        end: ticks of the song.
+
+    Returns:
+        `{metric: (quarters right, quarters counted)}`.
+    """
     import mir_eval
 
     spans, right, guess = mir_eval.util.merge_labeled_intervals(*labelled(reference, end), *labelled(estimate, end))
@@ -85,23 +106,46 @@ def compare(reference: ChordTable | None, estimate: ChordTable | None, end: int)
 
 
 def summary(scores: Sequence[dict], clusters: Sequence[str], seed: int = 0) -> dict[str, dict]:
-    """Scores of songs -> `{metric: {"value", "low", "high", "n"}}`."""
+    """Scores of an estimator over songs.
+
+    Args:
+        scores: of `compare`, one a song.
+        clusters: of the songs.
+        seed: of the bootstrap.
+
+    Returns:
+        `{metric: {"value", "low", "high", "n"}}`.
+    """
     return {
         name: ratio([s[name][0] for s in scores], [s[name][1] for s in scores], clusters, seed) for name in METRICS
     }
 
 
 def paired(scores: Sequence[dict], others: Sequence[dict], clusters: Sequence[str], seed: int = 0) -> dict[str, dict]:
-    """Differences of two estimators on the same songs (first minus second)."""
+    """Differences of two estimators on the same songs (first minus second).
+
+    Args:
+        scores: of the first, one a song.
+        others: of the second.
+        clusters: of the songs.
+        seed: of the bootstrap.
+    """
     return {
         name: ratio([a[name][0] - b[name][0] for a, b in zip(scores, others)], [a[name][1] for a in scores], clusters)
         for name in METRICS
     }
 
 
-def heard(score: MetricScore, tracks: str = "all") -> MetricScore:
-    """What an estimator may hear: the notes without key and chords; `tracks="melody"`: the track of that name alone
-    (the first where there is none)."""
+def notes_only(score: MetricScore, tracks: str = "all") -> MetricScore:
+    """What an estimator may read: the notes without key and chords.
+
+    Args:
+        score: a song.
+        tracks: "all", or "melody": the track of that name alone (the first where there is none).
+
+    Raises:
+        ValueError: other `tracks`.
+    """
     bare = replace(score, key=None, chords=None)
     if tracks == "all":
         return bare
@@ -120,9 +164,11 @@ class ChordReading:
     """How a model reads a song.
 
     Attributes:
-        window: bars of a window. stride: bars from one window to the next; less than `window`: they overlap.
+        window: bars of a window.
+        stride: bars from one window to the next; less than `window`: they overlap.
         key: "song" (one estimate for the whole song), "window" (one each, the pipeline's rule) or "none".
-        beams: 1 takes the likeliest token each time. semitones: transpositions in which the song is read.
+        beams: 1 takes the likeliest token each time.
+        semitones: transpositions in which the song is read.
         samples: answers drawn a window instead of the likeliest one (0: the likeliest).
     """
 
@@ -213,7 +259,22 @@ def estimate_chords(
     seed: int = 0,
     progress: str | None = None,
 ) -> list[ChordTable | None]:
-    """The chords of every song (see `heard`), ticks from the song's start."""
+    """The chords of every song as a model writes them.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        songs: what the model may read (see `notes_only`).
+        reading: windows, key and decoding.
+        batch: windows that run together.
+        cache_folder: folder of finished answers, or `None`.
+        identity: of the model, for the cache.
+        seed: of drawn answers.
+        progress: title of a progress bar; `None`: no bar.
+
+    Returns:
+        A table each, in ticks from the song's start; `None` where nothing sounds.
+    """
     context = int(getattr(model.config, "max_position_embeddings", None) or 4096)
     jobs, asks = _jobs(tokenizer, songs, reading, context)
     sampling = Sampling(do_sample=reading.samples > 0, num_beams=reading.beams)
@@ -221,12 +282,12 @@ def estimate_chords(
     found = answer_all(model, tokenizer, asks, sampling, seed, batch=batch, cache=cache, progress=progress)
     votes: list[list] = [[] for _ in songs]
     for job, ask, ids in zip(jobs, asks, found):
-        told = tokenizer.decode_score(np.concatenate([ask.ids, ids])).chords
-        if told is None:
-            told = ChordTable(*(np.array([v]) for v in (0, *NO_CHORD)))
+        table = tokenizer.decode_score(np.concatenate([ask.ids, ids])).chords
+        if table is None:
+            table = ChordTable(*(np.array([v]) for v in (0, *NO_CHORD)))
         bars = songs[job.song].bars
         span = int(bars.start[job.start]), int(bars.start[job.stop])
-        votes[job.song].append((span, _lowered(told, job.semitones, job.shift)))
+        votes[job.song].append((span, _lowered(table, job.semitones, job.shift)))
     return [elect(v, song.bars.end) for v, song in zip(votes, songs)]
 
 
@@ -243,12 +304,13 @@ def _lowered(table: ChordTable, semitones: int, shift: int) -> ChordTable:
 def elect(votes: Sequence[tuple[tuple[int, int], ChordTable]], end: int) -> ChordTable | None:
     """One table out of answers over stretches of a song.
 
-    Args:
-        votes: `((first tick, tick after the last), table)`; outside its stretch a table says nothing.
+    Between any two places where some answer changes, the root with the most weight wins, and of its chords the quality
+    and bass with the most; a vote weighs its distance from the nearer edge of its stretch. Where there is one answer
+    only it is taken as it is; where there is none there is no chord.
 
-    Between any two places where some answer changes, the root with the most weight wins, and of its chords the
-    quality and bass with the most; a vote weighs its distance from the nearer edge of its stretch. Where one answer
-    alone speaks it is taken as it is; where none does there is no chord.
+    Args:
+        votes: `((first tick, tick after the last), table)`; outside its stretch a table does not count.
+        end: ticks of the song.
     """
     if not votes:
         return None

@@ -34,7 +34,12 @@ GIVEN, GENERATED = 8, 8
 
 @dataclass(frozen=True)
 class Window:
-    """Bars `[start, start + 8)` are given and the eight after them are asked for."""
+    """Bars `[start, start + 8)` are given and the eight after them are asked for.
+
+    Attributes:
+        path: of the song.
+        start: first bar.
+    """
 
     path: str
     start: int
@@ -45,7 +50,11 @@ class Encoded:
     """A window as tokens.
 
     Attributes:
-        ids: `[n]`; answer: first position of the generated field (its tokens, `<TE>` included, are scored).
+        window: which it is.
+        corpus: of the song.
+        cluster: of the song.
+        ids: `[n]`.
+        answer: first position of the generated field (its tokens, `<TE>` included, are scored).
         notes: distinct notes in the generated field.
     """
 
@@ -58,7 +67,13 @@ class Encoded:
 
 
 def fixed_windows(store: ScoreStore, given: int = GIVEN, generated: int = GENERATED) -> list[Window]:
-    """Consecutive whole windows from bar 0 of every song, in the order of the store."""
+    """Consecutive whole windows from bar 0 of every song, in the order of the store.
+
+    Args:
+        store: the songs.
+        given: bars given.
+        generated: bars asked for.
+    """
     size = given + generated
     return [Window(s.path, at) for s in store.songs for at in range(0, s.score.n_bars - size + 1, size)]
 
@@ -70,7 +85,12 @@ def window_bars(songs: Iterable[Song]) -> int:
 
 
 def write_windows(path: str | Path, windows: Iterable[Window]) -> None:
-    """A CSV of (path, start)."""
+    """Write a CSV of (path, start).
+
+    Args:
+        path: of the file.
+        windows: the windows.
+    """
     with open(path, "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["path", "start"])
@@ -91,7 +111,18 @@ def encode_windows(
     given: int = GIVEN,
     generated: int = GENERATED,
 ) -> tuple[list[Encoded], list[tuple[Window, str]]]:
-    """Windows as tokens, and those left out with the reason (no notes to generate, longer than `max_length`).
+    """Windows as tokens.
+
+    Args:
+        vocabulary: the token table.
+        store: the songs.
+        windows: of these songs.
+        max_length: most tokens of a window.
+        given: bars given.
+        generated: bars asked for.
+
+    Returns:
+        The encoded windows, and `(window, reason)` of those left out (no notes to generate, too long).
 
     Raises:
         KeyError: a window names a song that the store does not hold.

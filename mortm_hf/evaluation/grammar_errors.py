@@ -1,11 +1,11 @@
-"""How often a model breaks the grammar when nothing holds it back.
+"""How often a model breaks the grammar when nothing constrains it.
 
 Design decisions
 - Answers are drawn without the grammar and checked by the same machine that would have constrained them
   (`token_grammar.find_errors`). Only the first error of an answer counts: what follows it is beside the point.
-- Two things are told apart: wrong syntax (the answer is checked without its prompt), and good syntax that does not fit
-  the prompt (another number of bars, other instruments, another meter than the header's). The second is judged where
-  the answer ended; an answer that did not end in the room it had is counted as `unfinished`.
+- Two errors are distinguished: wrong syntax (the answer is checked without its prompt), and good syntax that does not
+  fit the prompt (another number of bars, other instruments, another meter than the header's). The second is judged
+  where the answer ended; an answer that did not end in the room it had is counted as `unfinished`.
 
 Knows: ids, the grammar. Must not know: models, sampling.
 """
@@ -24,6 +24,11 @@ from .intervals import ratio, share
 
 def violations(tokenizer, prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> dict:
     """Grammar errors of free answers.
+
+    Args:
+        tokenizer: whose table and dialect the ids are of.
+        prompts: ids of each prompt, up to and with the marker of the answer.
+        answers: ids of each answer.
 
     Returns:
         `syntax` (share of answers with wrong syntax), `prompt` (share of the others that do not fit their prompt),
@@ -53,7 +58,7 @@ def violations(tokenizer, prompts: Sequence[np.ndarray], answers: Sequence[np.nd
             token = int(ids[min(max(error.position - 2, 0), len(ids) - 1)])
             kinds[TokenKind(int(vocabulary.kind[token])).name] += 1
     broken, count = wrong | misfit, len(answers)
-    told = [[str(e) for e, bad in zip(*pair) if bad][:5] for pair in ((bare, wrong), (fitting, misfit))]
+    messages = [[str(e) for e, bad in zip(*pair) if bad][:5] for pair in ((bare, wrong), (fitting, misfit))]
     return {
         "syntax": share(int(wrong.sum()), count),
         "prompt": share(int(misfit.sum()), count),
@@ -62,5 +67,5 @@ def violations(tokenizer, prompts: Sequence[np.ndarray], answers: Sequence[np.nd
         "per_1000_tokens": ratio(1000.0 * wrong, written),
         "tokens": int(written.sum()),
         "at": dict(kinds.most_common()),
-        "examples": [*told[0], *told[1]],
+        "examples": [*messages[0], *messages[1]],
     }

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,14 +23,27 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
+from ..data.whole_files import replace_file
 from ..models.generation_cpu import FastDecoder, refusal
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
 from ..models.generation_sampling import FiniteLogits, SeededChoice, sampling_filters
+from ..models.inputs_bertm import pad_rows
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn. `do_sample=False` takes the likeliest token, or the best of `num_beams` beams."""
+    """How answers are drawn.
+
+    Attributes:
+        do_sample: draw; else take the likeliest token, or the best of `num_beams` beams.
+        temperature: of the drawing.
+        top_k: only so many likeliest tokens; 0: all.
+        top_p: only the likeliest tokens up to this share.
+        min_p: only tokens of at least this share of the likeliest one's; `None`: all.
+        typical_p: only the most typical tokens up to this share.
+        num_beams: 1 is greedy.
+        grammar: constrain answers by the grammar.
+    """
 
     do_sample: bool = True
     temperature: float = 1.0
@@ -54,7 +66,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Ask:
-    """One prompt: `ids` up to the marker of the answer, its `GenerationPlan`, and the most tokens of the answer."""
+    """One prompt.
+
+    Attributes:
+        ids: up to the marker of the answer.
+        plan: its `GenerationPlan`.
+        room: most tokens of the answer.
+    """
 
     ids: np.ndarray
     plan: object
@@ -62,7 +80,13 @@ class Ask:
 
 
 def batches(sizes: Sequence[int], rows: int, tokens: int) -> list[np.ndarray]:
-    """Indices of rows that run together: neighbours in size, at most `rows`, at most `tokens` with padding."""
+    """Indices of rows that run together: neighbours in size.
+
+    Args:
+        sizes: tokens of each row.
+        rows: most rows of a batch.
+        tokens: most tokens of a batch, padding included (one row at least).
+    """
     order = np.argsort(np.asarray(sizes, dtype=np.int64), kind="stable")
     found, at = [], 0
     while at < len(order):
@@ -81,13 +105,16 @@ def answer(
     """Answers of one batch, each up to and including its end token (missing where the room ran out).
 
     Args:
-        seeds: one a row. decoder: of the model, used instead of its `generate` where there are no beams.
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        asks: the prompts.
+        sampling: how answers are drawn.
+        seeds: one a row.
+        decoder: of the model, used instead of its `generate` where there are no beams.
     """
-    width = max(len(a.ids) for a in asks)
-    ids = np.full((len(asks), width), tokenizer.pad_token_id, dtype=np.int64)
-    for row, ask in zip(ids, asks):
-        row[width - len(ask.ids) :] = ask.ids
-    mask = np.arange(width)[None] >= width - np.array([len(a.ids) for a in asks])[:, None]
+    device = next(model.parameters()).device
+    ids, mask = pad_rows([a.ids for a in asks], tokenizer.pad_token_id, device, side="left")
+    width = ids.shape[1]
     context = int(getattr(model.config, "max_position_embeddings", None) or 4096)
     length = min(width + max(a.room for a in asks), max(context, width + 1))
     processors = [FiniteLogits()]
@@ -97,7 +124,6 @@ def answer(
         processors.append(MetricGrammarLogitsProcessor(tokenizer, plans, max_length=length, max_new_tokens=rooms))
     if sampling.do_sample:
         processors += [*sampling_filters(asdict(sampling)), SeededChoice(list(seeds), 0, width)]
-    device = next(model.parameters()).device
     beams = 1 if sampling.do_sample else sampling.num_beams
     options = {"do_sample": False, "num_beams": beams, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
     if decoder is not None and beams == 1:
@@ -105,8 +131,8 @@ def answer(
     else:
         generate = model.generate
     out = generate(
-        input_ids=torch.from_numpy(ids).to(device),
-        attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+        input_ids=ids,
+        attention_mask=mask,
         logits_processor=LogitsProcessorList(processors),  # which sample, too
         max_new_tokens=length - width,
         pad_token_id=tokenizer.pad_token_id,
@@ -125,7 +151,15 @@ def _until(row: np.ndarray, end: int) -> np.ndarray:
 class AnswerCache:
     """Finished answers of one list of prompts, as one `.npz`; without a folder nothing is kept.
 
-    The file is named by what the answers depend on: `identity` (of the model), the prompts, the sampling, the seed.
+    The file is named by what the answers depend on: `identity`, the prompts, the sampling, the seed.
+
+    Args:
+        folder: of the file, or `None`.
+        name: of the list, begins the name of the file.
+        identity: of the model.
+        asks: the prompts.
+        sampling: how answers are drawn.
+        seed: of the drawing.
     """
 
     def __init__(self, folder: str | Path | None, name: str, identity: str, asks, sampling: Sampling, seed: int):
@@ -143,16 +177,22 @@ class AnswerCache:
                 self.rows = dict(zip(content["rows"].tolist(), parts))
 
     def add(self, rows: Sequence[int], found: Sequence[np.ndarray]) -> None:
-        """Keep these answers, and write all of them."""
+        """Keep more answers, and write all of them.
+
+        Args:
+            rows: indices of their prompts.
+            found: the answers.
+        """
         self.rows |= {int(r): np.asarray(a, dtype=np.int32) for r, a in zip(rows, found)}
         if self.path is None:
             return
-        partial = self.path.with_name(f".{self.path.stem}-{os.getpid()}.npz")
         kept = list(self.rows.values())
-        np.savez_compressed(
-            partial, rows=list(self.rows), sizes=[len(a) for a in kept], ids=np.concatenate(kept).astype(np.int32)
-        )
-        os.replace(partial, self.path)
+        arrays = {
+            "rows": list(self.rows),
+            "sizes": [len(a) for a in kept],
+            "ids": np.concatenate(kept).astype(np.int32),
+        }
+        replace_file(self.path, lambda partial: np.savez_compressed(partial, **arrays))
 
 
 def answer_all(
@@ -170,8 +210,15 @@ def answer_all(
     """The answer of every prompt; row i has the seed `seed * 1000003 + i`.
 
     Args:
-        batch, tokens_per_batch: most rows, and most tokens of prompts and answers, that run together.
-        progress: title of a progress bar; None: no bar.
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        asks: the prompts.
+        sampling: how answers are drawn.
+        seed: of the drawing.
+        batch: most rows that run together.
+        tokens_per_batch: most tokens of prompts and answers that run together.
+        cache: of finished answers.
+        progress: title of a progress bar; `None`: no bar.
     """
     from tqdm import tqdm
 

@@ -120,7 +120,15 @@ def figures(score: MetricScore) -> dict[str, float]:
 
 
 def table_of_figures(scores: Sequence[MetricScore], progress: str | None = None) -> dict[str, np.ndarray]:
-    """`{figure: [n]}` over passages."""
+    """Figures of passages.
+
+    Args:
+        scores: the passages.
+        progress: title of a progress bar; `None`: no bar.
+
+    Returns:
+        `{figure: [n]}`.
+    """
     from tqdm import tqdm
 
     rows = [figures(s) for s in tqdm(scores, desc=progress, unit="passage", disable=progress is None)]

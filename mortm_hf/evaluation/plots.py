@@ -19,7 +19,15 @@ PITCHES = "C Db D Eb E F F# G Ab A Bb B".split()
 
 
 def draw_all(result: dict, stage: Callable[[str], Path]) -> list[str]:
-    """Draw what `result` holds; `stage(name)` says where a picture goes. Returns the names drawn."""
+    """Draw what a result holds.
+
+    Args:
+        result: of `Evaluation.run`.
+        stage: name of a picture -> path to write it to.
+
+    Returns:
+        The names drawn.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -3,10 +3,10 @@
 Design decisions
 - Every machine window answers the same question as a human one: eight bars after four given bars of a song, for the
   same tracks in the same meters. Human, sampled and corrupted music then pass through one function (`field_of`):
-  velocity, tempo, names and header go, notes end at the closing bar line. What is left to hear is the music. A judge
-  of fewer bars hears parts of these windows.
-- Length tells nothing: a sample that is much longer than its human twin is left out (`LONGEST`), as are the last few
-  of a batch to end, for which all others would have to wait (`ENOUGH`).
+  velocity, tempo, names and header go, notes end at the closing bar line. Only the music is left to judge. A judge
+  of fewer bars reads parts of these windows.
+- Length gives nothing away: a sample that is much longer than its human twin is left out (`LONGEST`), as are the last
+  few of a batch to end, for which all others would have to wait (`ENOUGH`).
 - Machines: the starter at several temperatures, a model of random weights under the same grammar, and human bars
   corrupted in four ways. Windows of train songs train, windows of test songs test.
 - Sampling is the long part. It is done in batches, each written as a file of its own, named after the weights it came
@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..bundled import find_model
 from ..data.corruptions import CORRUPTIONS, corrupt, tidy
@@ -36,14 +38,21 @@ from ..data.labelled_windows import LabelledData, LabelledExample
 from ..data.manifest import CorpusFilter, Selection
 from ..data.open import build_store
 from ..data.score_store import ScoreStore
+from ..data.whole_files import replace_file
+from ..models.configuration_mortm import MortmConfig
 from ..models.errors_mortm import PromptError
-from ..models.inputs_bertm import bare_segment
+from ..models.generation_cpu import FastDecoder, refusal
+from ..models.generation_mortm import MetricGrammarLogitsProcessor
+from ..models.generation_sampling import SeededChoice, sampling_filters
+from ..models.inputs_bertm import bare_segment, pad_rows
+from ..models.modeling_mortm import MortmForCausalLM
 from ..models.music_names import GENRES
 from ..models.music_score import MetricScore
 from ..models.prompt_building import training_example
 from ..models.token_codec import parse_segment
 from ..models.token_headers import FROM_ANSWER
 from ..models.token_vocabulary import MetricVocabulary
+from ..models.tokenization_mortm import MortmTokenizer
 
 
 NAMES = ("human", "machine")
@@ -70,7 +79,14 @@ SELECTION = Selection(
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many windows of one split: human ones, and machine ones of each origin (those of the starter in all)."""
+    """How many windows of one split.
+
+    Attributes:
+        human: of composers.
+        starter: of the starter, at all temperatures together.
+        random: of random weights.
+        corrupted: of each kind of corruption.
+    """
 
     human: int
     starter: int
@@ -90,8 +106,12 @@ class Task:
     """One window: its prompt, and what a human wrote there.
 
     Attributes:
-        prompt: `[m]` int32 up to and with `<MGEN>`; answer: tokens that the human field takes behind it.
+        prompt: `[m]` int32 up to and with `<MGEN>`.
+        answer: tokens that the human field takes behind it.
         human: the eight bars, tidied.
+        song: name of the song.
+        cluster: of the song.
+        split: of the song.
     """
 
     prompt: np.ndarray
@@ -103,15 +123,26 @@ class Task:
 
 
 def field_of(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray:
-    """The one form in which all bars are judged: `<EOS> <MGEN> tracks <TE>` of the tidied score, int32."""
+    """The one form in which all bars are judged: `<EOS> <MGEN> tracks <TE>` of the tidied score, int32.
+
+    Args:
+        vocabulary: the token table.
+        score: the bars.
+    """
     return bare_segment(vocabulary, tidy(score))
 
 
 def choose_tasks(vocabulary: MetricVocabulary, store: ScoreStore, count: int, seed: int = 0) -> list[Task]:
-    """`count` windows of a store, in a seeded order, the corpora by turns as long as they last.
+    """Windows of a store, in a seeded order, the corpora by turns as long as they last.
 
     Windows begin every eight bars from bar 4 on and have bars of one length, at most `TRACKS` tracks, and prompts and
     answers of bounded length. The prompt states everything but density.
+
+    Args:
+        vocabulary: the token table.
+        store: songs of one split.
+        count: how many windows.
+        seed: of the order.
     """
     rng, n_bars = np.random.default_rng(seed), store.n_bars()
     queues = []
@@ -160,7 +191,16 @@ def _task(vocabulary: MetricVocabulary, song, start: int) -> Task | None:
 
 
 def corrupted(tasks: Sequence[Task], count: int, seed: int = 0) -> Iterator[tuple[str, Task, MetricScore]]:
-    """(kind, task, score): `count` corrupted windows of each kind, taken from the tasks in order."""
+    """Corrupted windows of each kind, taken from the tasks in order.
+
+    Args:
+        tasks: the windows.
+        count: windows of each kind.
+        seed: of the corruptions.
+
+    Yields:
+        (kind, task, score).
+    """
     for number, kind in enumerate(CORRUPTIONS):
         made = 0
         for place, task in enumerate(tasks):
@@ -176,46 +216,45 @@ def corrupted(tasks: Sequence[Task], count: int, seed: int = 0) -> Iterator[tupl
 def sample_fields(
     model, tokenizer, tasks: Sequence[Task], temperature: float, top_p: float = TOP_P, seed: int = 0
 ) -> list[MetricScore | None]:
-    """Grammatical answers to the prompts, one batch; `None` where the answer is not what was asked for, or too long.
+    """Grammatical answers to the prompts, one batch.
 
     Args:
-        model: `MortmForCausalLM`, or a `FastDecoder` of one. seed: of the batch; row `i` draws from (seed, i).
+        model: `MortmForCausalLM`, or a `FastDecoder` of one.
+        tokenizer: of the model.
+        tasks: the windows.
+        temperature: of the drawing.
+        top_p: of the drawing.
+        seed: of the batch; row `i` draws from (seed, i).
+
+    Returns:
+        A tidied score each; `None` where the answer is not what was asked for, or too long.
     """
-    import torch
-    from transformers import LogitsProcessorList, StoppingCriteriaList
-
-    from ..models.generation_mortm import MetricGrammarLogitsProcessor
-    from ..models.generation_sampling import SeededChoice, sampling_filters
-    from ..models.inputs_bertm import pad_rows
-
     ids, mask = pad_rows([t.prompt for t in tasks], tokenizer.pad_token_id, side="left")
     width = ids.shape[1]
     longest = np.array([int(LONGEST * t.answer) + SPARE for t in tasks])
     length = min(model.config.max_position_embeddings, width + int(longest.max()))
     stop = StoppingCriteriaList([_Enough(width, longest, tokenizer.eos_token_id)])
     processors = [
-        # what does not end by itself is left out, so nobody has to be told to hurry
+        # what does not end by itself is left out, so no answer is made to end in time
         MetricGrammarLogitsProcessor(tokenizer, None, max_length=model.config.max_position_embeddings),
         *sampling_filters({"temperature": temperature, "top_p": top_p}),
         SeededChoice([seed * 1000 + i for i in range(len(tasks))], 0, width),
     ]
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    if hasattr(model, "generate") and hasattr(model, "parameters"):
+    device, options = "cpu", {}  # of a fast decoder
+    if isinstance(model, torch.nn.Module):
         device = next(model.parameters()).device
-        greedy = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}  # the processors sample
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                logits_processor=LogitsProcessorList(processors),
-                stopping_criteria=stop,
-                max_length=length,
-                **greedy,
-                **ends,
-            ).cpu()
-    else:
-        words = {"logits_processor": processors, "stopping_criteria": stop}
-        out = model.generate(ids, mask, max_new_tokens=length - width, **words, **ends)
+        options = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}  # the processors sample
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=stop,
+            max_new_tokens=length - width,
+            **options,
+            **ends,
+        ).cpu()
     return [answer_of(tokenizer, row[width:], task) for row, task in zip(out.numpy(), tasks)]
 
 
@@ -223,12 +262,12 @@ class _Enough:
     """Stopping criterion: a row stops when it is too long, all stop when `ENOUGH` of the rows have.
 
     Args:
-        width: tokens of the prompts. longest: `[rows]` most tokens of each answer. end: id of the end token.
+        width: tokens of the prompts.
+        longest: `[rows]` most tokens of each answer.
+        end: id of the end token.
     """
 
     def __init__(self, width: int, longest: np.ndarray, end: int):
-        import torch
-
         self.width, self.longest, self.end = width, torch.from_numpy(longest), end
 
     def __call__(self, input_ids, scores, **_):
@@ -238,7 +277,13 @@ class _Enough:
 
 
 def answer_of(tokenizer, ids: np.ndarray, task: Task) -> MetricScore | None:
-    """A generated field (ids behind `<MGEN>`) as a tidied score on the task's bars and tracks."""
+    """A generated field as a tidied score on the task's bars and tracks; `None` where it is not what was asked for.
+
+    Args:
+        tokenizer: whose table the ids are of.
+        ids: `[n]` behind `<MGEN>`.
+        task: what was asked.
+    """
     if tokenizer.eos_token_id not in ids:
         return None
     prompt = np.concatenate([task.prompt, ids[ids != tokenizer.pad_token_id]])
@@ -253,19 +298,17 @@ def answer_of(tokenizer, ids: np.ndarray, task: Task) -> MetricScore | None:
 
 def fastest(model):
     """A `FastDecoder` of a model where it can have one (fp32 on a CPU), else the model."""
-    from ..models.generation_cpu import FastDecoder, refusal
-
     on_cpu = next(model.parameters()).device.type == "cpu"
     return FastDecoder(model) if on_cpu and refusal(model) is None else model
 
 
 def random_model(vocab_size: int, seed: int = 0):
-    """A tiny model of random weights: every grammatical token about equally likely."""
-    import torch
+    """A tiny model of random weights: every grammatical token about equally likely.
 
-    from ..models.configuration_mortm import MortmConfig
-    from ..models.modeling_mortm import MortmForCausalLM
-
+    Args:
+        vocab_size: of the token table.
+        seed: of the weights.
+    """
     config = MortmConfig(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -283,7 +326,15 @@ def random_model(vocab_size: int, seed: int = 0):
 
 @dataclass(frozen=True)
 class Batch:
-    """Places of the tasks of one split that are sampled together, by one model at one temperature."""
+    """Windows of one split that are sampled together, by one model at one temperature.
+
+    Attributes:
+        split: of the windows.
+        kind: name of the machine.
+        temperature: of the drawing.
+        tasks: places of the windows in the list of their split.
+        seed: number of the batch.
+    """
 
     split: str
     kind: str
@@ -292,7 +343,12 @@ class Batch:
     seed: int
 
     def file(self, weights: str, seed: int) -> str:
-        """Name of the file of its samples."""
+        """Name of the file of its samples.
+
+        Args:
+            weights: short name of the model's weights.
+            seed: of the set.
+        """
         asked = [GIVEN, ASKED, TRACKS, PROMPT, ANSWER]
         content = json.dumps([self.split, self.kind, self.temperature, self.tasks, self.seed, asked, weights, seed])
         return f"{self.split}-{self.kind.replace(' ', '_')}-{hashlib.sha256(content.encode()).hexdigest()[:12]}.npz"
@@ -305,6 +361,12 @@ def plan_batches(
 
     Prompts of one batch have answers of about one length: a batch lasts as long as its longest. In each further round
     the prompts of the train split are answered again, at the next temperature.
+
+    Args:
+        tasks: windows of each split.
+        sizes: how many of each split.
+        size: windows of a batch.
+        rounds: answers to each prompt of a train song.
     """
     batches: list[tuple[int, Batch]] = []
     for order, split in enumerate(("test", "validation", "train")):
@@ -360,30 +422,30 @@ def make(
     """Make (or go on making) the quality set and write `cache/quality.npz`.
 
     Args:
-        data: training pack; cache: folder for stores, batches and the set.
+        data: folder of the training pack.
+        cache: folder for stores, batches and the set.
         model: checkpoint that is sampled, a folder or the name of a bundled one.
-        minutes: stop sampling after this long (0: when all is done). without_starter: what needs no checkpoint only.
+        sizes: windows of each split.
+        batch: windows that are sampled together.
+        seed: of the whole set.
+        minutes: stop sampling after this long (0: when all is done).
+        without_starter: only what needs no trained checkpoint.
         rounds: answers of the checkpoint to each prompt of a train song, up to one a temperature.
         part: (k, n) samples every n-th batch from the k-th on, for n processes side by side; the set is made of all
-            batches that are there when this one is done. device: where the checkpoint is sampled; on "cuda" in bf16
-            (its batches have the same names: a set may hold some of either).
+            batches that are there when this one is done.
+        device: where the checkpoint is sampled; on "cuda" in bf16 (its batches have the same names: a set may hold
+            some of either).
 
     Raises:
         FileNotFoundError: no pack or no checkpoint there.
         ValueError: a part that is none, more rounds than temperatures, or a device that is not there.
     """
-    import torch
-    from tqdm.auto import tqdm
-
     if not 0 <= part[0] < part[1]:
         raise ValueError(f"part {part[0]}/{part[1]}: of N parts there are 0/N to {part[1] - 1}/N")
     if not 1 <= rounds <= len(TEMPERATURES):
         raise ValueError(f"rounds is 1 to {len(TEMPERATURES)}, one a temperature, not {rounds}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch finds no GPU here; leave --device out")
-
-    from ..models.modeling_mortm import MortmForCausalLM
-    from ..models.tokenization_mortm import MortmTokenizer
 
     sizes = sizes or SIZES
     cache, model = Path(cache), find_model(model)
@@ -434,9 +496,8 @@ def make(
 
 def _write_fields(path: Path, fields: Sequence[np.ndarray | None]) -> None:
     parts = [np.empty(0, np.int32) if f is None else f for f in fields]
-    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-    np.savez_compressed(partial, ids=np.concatenate(parts).astype(np.int16), end=np.cumsum([len(p) for p in parts]))
-    os.replace(partial, path)
+    arrays = {"ids": np.concatenate(parts).astype(np.int16), "end": np.cumsum([len(p) for p in parts])}
+    replace_file(path, lambda partial: np.savez_compressed(partial, **arrays))
 
 
 def _read_fields(path: Path) -> list[np.ndarray]:
@@ -459,6 +520,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def main(words: list[str] | None = None) -> int:
+    """The command line: exit code 2 and one line for what a user can mend."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of the training pack")
     parser.add_argument("--cache", required=True, help="folder for prepared stores, batches of samples and the set")
@@ -476,8 +538,6 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--without-starter", action="store_true", help="only what needs no trained checkpoint")
     options = parser.parse_args(words)
-
-    import torch
 
     torch.set_num_threads(options.threads)
     try:

@@ -26,7 +26,13 @@ LOOPS = (8, 4, 2, 1)  # bars of the pattern that is repeated; 8: as written
 
 def with_density(score: MetricScore, factor: float, rng: np.random.Generator) -> MetricScore:
     """About `factor` times the notes: below 1 random notes go (every track keeps one), above 1 random notes are
-    doubled an octave away (drums: on another onset of their bar)."""
+    doubled an octave away (drums: on another onset of their bar).
+
+    Args:
+        score: a window.
+        factor: of the number of notes.
+        rng: decides which notes.
+    """
     n = score.n_notes
     if factor <= 1:
         rank = rng.permutation(n)
@@ -52,7 +58,12 @@ def _rows(score: MetricScore, rows: np.ndarray, onset: np.ndarray, pitch: np.nda
 
 
 def looped(score: MetricScore, bars: int) -> MetricScore:
-    """The first `bars` bars over and over, as long as the window; all bars must have one length."""
+    """The first bars over and over, as long as the window.
+
+    Args:
+        score: a window of bars of one length.
+        bars: of the pattern.
+    """
     length = int(score.bars.length[0])
     head = score.window(0, bars)
     times = -(-score.n_bars // bars)
@@ -65,7 +76,12 @@ def looped(score: MetricScore, bars: int) -> MetricScore:
 
 
 def shortened(score: MetricScore, bars: int) -> MetricScore:
-    """The first bars of a window, tidied; tracks that are silent there go."""
+    """The first bars of a window, tidied; tracks that are silent there go.
+
+    Args:
+        score: a window.
+        bars: how many.
+    """
     head = score.window(0, bars)
     return tidy(head.take_tracks(head.sounding_tracks()))
 

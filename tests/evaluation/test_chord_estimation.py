@@ -14,8 +14,8 @@ from mortm_hf.evaluation.chord_estimation import (
     elect,
     estimate_chords,
     harte,
-    heard,
     labelled,
+    notes_only,
     paired,
     summary,
 )
@@ -75,10 +75,10 @@ def test_summary_weighs_songs_by_their_length():
 
 def test_heard_takes_key_and_chords_away():
     score = passage((0, melody(60)), (1, melody(72)), chords=[(0, "C")], key="CM", names=("CHORDS", "MELODY"))
-    assert heard(score).chords is None and heard(score).key is None and heard(score).n_tracks == 2
-    assert heard(score, "melody").pitch.tolist() == [72]
+    assert notes_only(score).chords is None and notes_only(score).key is None and notes_only(score).n_tracks == 2
+    assert notes_only(score, "melody").pitch.tolist() == [72]
     with pytest.raises(ValueError, match="tracks"):
-        heard(score, "bass")
+        notes_only(score, "bass")
 
 
 def test_elect():
@@ -141,7 +141,7 @@ def test_windows_and_transpositions_come_back_to_their_place(songs, semitones):
     windows = [(0, 8), (8, 16), (16, songs[0].n_bars)]
     oracle = Oracle(tokenizer, songs, windows, semitones)
     reading = ChordReading(8, 8, key="none", semitones=semitones)
-    found = estimate_chords(oracle, tokenizer, [heard(s) for s in songs], reading)
+    found = estimate_chords(oracle, tokenizer, [notes_only(s) for s in songs], reading)
     assert oracle.asked == len(songs) * len(windows) * len(semitones)
     for song, table in zip(songs, found):
         right, total = compare(song.chords, table, song.bars.end)["root + quality"]
@@ -153,7 +153,7 @@ def test_overlapping_windows(songs):
     last = songs[0].n_bars
     windows = sorted({*((a, a + 8) for a in range(0, last - 7, 4)), (last - 8, last)})
     oracle = Oracle(tokenizer, songs[:1], windows, (0,))
-    found = estimate_chords(oracle, tokenizer, [heard(songs[0])], ChordReading(8, 4, key="none"))
+    found = estimate_chords(oracle, tokenizer, [notes_only(songs[0])], ChordReading(8, 4, key="none"))
     assert oracle.asked == len(windows)
     right, total = compare(songs[0].chords, found[0], songs[0].bars.end)["root"]
     assert right == total
