@@ -201,7 +201,7 @@ def load_model(folder: Path, device: str):
     from ..models.configuration_mortm import MortmConfig
     from ..models.modeling_mortm import MortmForCausalLM
     from ..models.tokenization_mortm import MortmTokenizer
-    from ..training.pretrain import without_bars
+    from ..training.run import without_bars
 
     try:
         config = AutoConfig.from_pretrained(folder)

@@ -78,9 +78,10 @@ def _pack(root: Path, split: str, recipe: str, cache: Path | None):
     from ..data import build_store
     from ..evaluation.suite import EvalData
     from ..evaluation.windows import fixed_windows, read_windows
-    from ..training.arguments import find_recipe, read_recipe
+    from ..training.recipe import find_recipe
+    from ..training.tasks import read_data
 
-    _, chosen, _ = read_recipe(recipe)
+    chosen = read_data(recipe)
     stores = None if cache is None else cache / "stores"
 
     def songs(name: str):
@@ -108,10 +109,10 @@ def _prepared(source: str, split: str | None, recipe: str | None, members: dict[
     from ..data import load_songs, open_dataset
     from ..evaluation.suite import EvalData
     from ..evaluation.windows import fixed_windows
-    from ..training.arguments import read_recipe
+    from ..training.tasks import read_data
 
     there = open_dataset(source)
-    selection = read_recipe(recipe)[1].selection() if recipe else None
+    selection = read_data(recipe).selection() if recipe else None
 
     def songs(name: str | None):
         return load_songs(source, name, selection, estimated_chords=False)

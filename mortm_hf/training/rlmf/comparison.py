@@ -28,10 +28,10 @@ from ...evaluation.copying import copied_from
 from ...evaluation.distances import distribution_distances, diversity
 from ...evaluation.sampling import AnswerCache, Ask, Sampling, answer_all
 from ...models.token_codec import parse_segment
-from .errors import RlmfError
-from .masking import GrammarMasks
+from .grammar_masks import GrammarMasks
 from .policy import MortmPolicy
 from .prompts import Prompt
+from .trl_release import RlmfError
 
 
 MARGIN = 0.05  # share of diversity that may be lost before an arm counts as inferior

@@ -26,8 +26,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
-from .errors import RlmfError
-from .masking import GrammarMasks
+from .grammar_masks import GrammarMasks
+from .trl_release import RlmfError
 
 
 ILLEGAL = -1e4  # logit of a token that the grammar forbids

@@ -21,8 +21,8 @@ import numpy as np
 from ...data.store import ScoreStore
 from ...models.prompt_building import training_example
 from ...models.token_vocabulary import GENRES
-from .errors import RlmfError
-from .masking import GrammarMasks
+from .grammar_masks import GrammarMasks
+from .trl_release import RlmfError
 
 
 @dataclass(frozen=True)

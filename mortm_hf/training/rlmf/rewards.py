@@ -33,8 +33,8 @@ from ...models.reward_bertm import BertmReward
 from ...models.token_codec import parse_segment
 from ...models.token_vocabulary import MetricVocabulary, TokenKind
 from ...models.tokenization_mortm import MortmTokenizer
-from .errors import RlmfError
 from .rules import RULES, NoteReader
+from .trl_release import RlmfError
 
 
 VIEWS = ("row", "answer", "window")

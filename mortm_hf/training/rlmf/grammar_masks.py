@@ -19,7 +19,7 @@ import torch
 
 from ...models.generation_mortm import MetricGrammarLogitsProcessor
 from ...models.token_grammar import GENERATED_KINDS, GenerationPlan, Grammar, VocabularyTables, allowed, infer_plan
-from .errors import RlmfError
+from .trl_release import RlmfError
 
 
 KEPT_PLANS = 65_536
