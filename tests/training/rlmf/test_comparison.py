@@ -25,9 +25,9 @@ from mortm_hf.training.rlmf.comparison import (
     rate,
     self_bleu,
 )
-from mortm_hf.training.rlmf.errors import RlmfError
 from mortm_hf.training.rlmf.policy import load_policy
 from mortm_hf.training.rlmf.rewards import build_reward
+from mortm_hf.training.rlmf.trl_release import RlmfError
 from tests.training.rlmf.small_runs import BUDGET
 
 

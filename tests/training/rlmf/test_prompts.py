@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from mortm_hf.models.token_grammar import check, infer_plan
-from mortm_hf.training.rlmf.errors import RlmfError
-from mortm_hf.training.rlmf.masking import GrammarMasks
+from mortm_hf.training.rlmf.grammar_masks import GrammarMasks
 from mortm_hf.training.rlmf.prompts import (
     Prompt,
     PromptRecipe,
@@ -19,6 +18,7 @@ from mortm_hf.training.rlmf.prompts import (
     prompt_dataset,
     take_turns,
 )
+from mortm_hf.training.rlmf.trl_release import RlmfError
 
 
 def song(tokenizer, name, corpus="a", bars=8, silent=0, notes_a_bar=4, instruments=("<INST_0>",)):

@@ -11,7 +11,6 @@ from mortm_hf.models.reward_bertm import BertmReward
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_vocabulary import MetricVocabulary
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.training.rlmf.errors import RlmfError
 from mortm_hf.training.rlmf.rewards import (
     HumanBaseline,
     JudgeReward,
@@ -23,6 +22,7 @@ from mortm_hf.training.rlmf.rewards import (
     load_judge,
 )
 from mortm_hf.training.rlmf.rules import ScaleAdherence
+from mortm_hf.training.rlmf.trl_release import RlmfError
 from tests.training.rlmf.small_runs import rollout
 
 
