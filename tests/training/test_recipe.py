@@ -1,7 +1,9 @@
 """Recipes: where they are found, what can be overridden, what is refused."""
 
 import dataclasses
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.training.arguments import DataRecipe, RunArguments
 from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.recipe import RECIPES, Recipe, describe_fields, find_recipe, parse_recipe, with_folder
+from mortm_hf.training.rlmf.feedback_recipe import read_recipe as feedback_recipe
 from mortm_hf.training.run import complete_arguments, same_run
 from mortm_hf.training.tasks import (
     TASKS,
@@ -54,6 +57,29 @@ def test_every_recipe_of_the_package_is_read(name, tmp_path):
     found = read_recipe(name, ["--output_dir", str(tmp_path)])
     assert found.task == task_of(name) in KINDS and tuple(KINDS) == TASKS
     assert set(found.others) <= set(KINDS[found.task].own)
+
+
+def resolved(name):
+    """Every field of a recipe that is ours or that the file states, with the value a run would have."""
+    if name.startswith("rlmf_"):
+        return feedback_recipe(name).stated()
+    found = read_recipe(name)
+    training = found.training
+    stated = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["training"]
+    ours = {n for kind in type(training).__mro__ if issubclass(kind, RunArguments) for n in kind.__annotations__}
+    values = {n: getattr(training, n) for n in {*stated, *ours}} | {"eval_windows": Path(training.eval_windows).name}
+    others = {section: dataclasses.asdict(one) for section, one in found.others.items()}
+    parts = {"model": found.model, "data": dataclasses.asdict(found.data), "training": values, "others": others}
+    return {"task": found.task, **parts}
+
+
+def test_the_recipes_of_the_package_mean_what_they_meant():
+    """Runs that began with one must go on, and figures that were measured must be those of the recipe."""
+    kept = json.loads((Path(__file__).parents[1] / "fixtures" / "recipe_fields.json").read_text())
+    assert set(kept) == {p.stem for p in RECIPES.glob("*.yaml")}
+    for name, digest in kept.items():
+        text = json.dumps(resolved(name), sort_keys=True)
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest, f"{name}: {text}"
 
 
 def test_names_of_the_model_section_are_known(tmp_path):
@@ -133,12 +159,11 @@ def test_every_field_is_an_option(tmp_path):
     text = describe_fields(KINDS["pretrain"])
     for name in ("tasks", "corpora", "past_bars", "generated_bars", "transpose", "model.hidden_size"):
         assert f"--{name} (" in text
-    assert "--model.instruments" in describe_fields(KINDS["live"]) and "--leave_out" in describe_fields(
-        KINDS["classify"]
-    )
-    assert "--model.classifier_pooling" in describe_fields(KINDS["classify"])
+    assert "--model.instruments" in describe_fields(KINDS["live"])
+    listed = describe_fields(KINDS["classify"])
+    assert "--leave_out" in listed and "--model.classifier_pooling" in listed
     assert describe_fields(KINDS["mlm"]).endswith("sections of the recipe file only: pieces, masking, replacing")
-    assert "recipe file only" not in text + describe_fields(KINDS["classify"])
+    assert "recipe file only" not in text + listed
 
 
 @pytest.mark.parametrize(
@@ -257,11 +282,8 @@ def test_another_recipe_is_told_by_its_fields(tmp_path):
 def test_the_compared_arms_differ_in_the_model_only(tmp_path):
     moe, dense = (read_recipe(f"compare_{name}", ["--output_dir", str(tmp_path)]) for name in ("moe", "dense"))
     assert moe.data == dense.data
-    differing = {
-        f.name
-        for f in dataclasses.fields(RunArguments)
-        if getattr(moe.training, f.name) != getattr(dense.training, f.name)
-    }
+    names = [f.name for f in dataclasses.fields(RunArguments)]
+    differing = {name for name in names if getattr(moe.training, name) != getattr(dense.training, name)}
     assert differing <= {"experts_implementation"}
     a, b = MortmConfig(**moe.model), MortmConfig(**dense.model)
     chosen = (a.num_experts_per_tok * a.moe_intermediate_size) + a.shared_expert_intermediate_size

@@ -208,5 +208,6 @@ def test_a_recipe_names_its_task(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("mortm_hf.training.tasks.run", lambda *given: done.append(given))
     assert mortm(["train", str(recipe), "--output_dir", str(tmp_path / "run")]) == 0
     assert done == [(str(recipe), ["--output_dir", str(tmp_path / "run")])]
+    monkeypatch.undo()
     recipe.write_text("task: sing")
     assert mortm(["train", str(recipe)]) == 2
