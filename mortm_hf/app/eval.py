@@ -213,7 +213,8 @@ def open_songs(data: Path, split: str | None, recipe: str | None, cache: Path | 
         TrainingError: no such recipe.
     """
     from ..data.sources import kind_of
-    from ..training.arguments import find_recipe, read_recipe
+    from ..training.recipe import find_recipe
+    from ..training.rlmf.feedback_recipe import read_recipe
 
     kind, selection, listed = kind_of(str(data)), None, None
     if kind == "missing":
@@ -287,7 +288,7 @@ def load_model(folder: Path, device: str):
     from ..models.configuration_mortm import MortmConfig
     from ..models.modeling_mortm import MortmForCausalLM
     from ..models.tokenization_mortm import MortmTokenizer
-    from ..training.pretrain import without_bars
+    from ..training.run import without_bars
 
     try:
         config = AutoConfig.from_pretrained(folder)

@@ -13,7 +13,6 @@ Knows: argparse, the training package's entry points. Must not know: how trainin
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 
 from ..bundled import default_model
@@ -115,17 +114,15 @@ def run_train(args: argparse.Namespace) -> None:
         TrainingError: the recipe cannot be trained. CommandError: files that are not there.
     """
     try:
-        from ..training.arguments import describe_fields, task_of, with_folder
+        from ..training import tasks
+        from ..training.recipe import describe_fields
     except ImportError as error:
         raise _missing(error) from None
-    task = task_of(args.recipe)
     if args.fields or "--fields" in args.words:
-        print(describe_fields(task))
+        print(describe_fields(tasks.kind_of(args.recipe)))
         return
     try:
-        # a recipe names its task, which is the module of `training` that carries it out
-        module = importlib.import_module(f"mortm_hf.training.{task}")
-        module.run(args.recipe, with_folder(args.recipe, args.words))
+        tasks.run(args.recipe, args.words)
     except FileNotFoundError as error:
         raise CommandError(str(error), "command.input") from None
 

@@ -55,15 +55,18 @@ class ExampleRecipe:
         corpora: `{name: {"weight": share of the tokens}}`; empty: every song in proportion to its bars.
     """
 
-    row_length: int = 2048
-    rows: int = 1
-    past_bars: tuple[int, int] = (4, 8)
-    generated_bars: tuple[int, int] = (4, 8)
-    velocity: float = 0.2
-    header_dropout: float = 0.25
-    track_subset: float = 0.3
-    transpose: tuple[int, int] = (-5, 6)
-    past_loss: bool = True
+    """How examples are drawn: the one definition of these fields, of which a recipe file's section `data` has more
+    (`mortm_hf.training.arguments.DataRecipe`)."""
+
+    row_length: int = field(default=2048, metadata={"help": "tokens of a row"})
+    rows: int = field(default=1, metadata={"help": "rows of a pack (one pack is one step of one process)"})
+    past_bars: tuple[int, int] = field(default=(4, 8), metadata={"help": "bars that are given: least and most"})
+    generated_bars: tuple[int, int] = field(default=(4, 8), metadata={"help": "bars that are generated"})
+    velocity: float = field(default=0.2, metadata={"help": "share of windows that carry velocity"})
+    header_dropout: float = field(default=0.25, metadata={"help": "chance that a header field is left out"})
+    track_subset: float = field(default=0.3, metadata={"help": "chance that only some tracks take part"})
+    transpose: tuple[int, int] = field(default=(-5, 6), metadata={"help": "semitones: least and most"})
+    past_loss: bool = field(default=True, metadata={"help": "count the past of plain continuations in the loss"})
     tasks: dict[str, float] = field(
         default_factory=lambda: {
             "continue": 40.0,
@@ -73,12 +76,16 @@ class ExampleRecipe:
             "full": 5.0,
             "chords": 10.0,
             "meta": 5.0,
-        }
+        },
+        metadata={"help": "share of the documents by task, as '{continue: 3, infill: 1}'"},
     )
-    corpora: dict[str, dict] = field(default_factory=dict)
+    corpora: dict[str, dict] = field(
+        default_factory=dict,
+        metadata={"help": "share of the tokens by corpus, as '{lieder: {weight: 1}}'; none: every song by its bars"},
+    )
 
     def weights(self) -> dict[str, float]:
-        """Share of the tokens of each corpus."""
+        """Share of the tokens of each corpus (normalised by the user of this)."""
         return {name: float(rule["weight"]) for name, rule in self.corpora.items()}
 
 

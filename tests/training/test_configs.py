@@ -10,7 +10,7 @@ import torch
 from transformers.distributed import DistributedConfig
 
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
-from mortm_hf.training.pretrain import newest_checkpoint
+from mortm_hf.training.run import newest_checkpoint
 from mortm_hf.training.runlog import read_log
 from mortm_hf.training.validation import METRIC
 from tests.training.tiny_run import TINY

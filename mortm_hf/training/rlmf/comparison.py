@@ -29,7 +29,7 @@ from ...evaluation.distances import distribution_distances, diversity
 from ...evaluation.model_answers import AnswerCache, Ask, Sampling, answer_all
 from ...models.errors_mortm import RlmfError
 from ...models.token_codec import parse_segment
-from .masking import GrammarMasks
+from .grammar_masks import GrammarMasks
 from .policy import MortmPolicy
 from .prompts import Prompt
 

@@ -27,7 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...models.errors_mortm import RlmfError
 from ...models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
-from .masking import GrammarMasks
+from .grammar_masks import GrammarMasks
 
 
 ILLEGAL = -1e4  # logit of a token that the grammar forbids

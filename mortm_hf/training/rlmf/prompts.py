@@ -23,7 +23,7 @@ from ...models.errors_mortm import RlmfError
 from ...models.music_names import GENRES
 from ...models.prompt_building import training_example
 from ...models.token_headers import FROM_ANSWER
-from .masking import GrammarMasks
+from .grammar_masks import GrammarMasks
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 
 from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.models.token_grammar import check, infer_plan
-from mortm_hf.training.rlmf.masking import GrammarMasks
+from mortm_hf.training.rlmf.grammar_masks import GrammarMasks
 from mortm_hf.training.rlmf.prompts import (
     Prompt,
     PromptRecipe,

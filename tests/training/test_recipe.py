@@ -1,8 +1,9 @@
 """Recipes: where they are found, what can be overridden, what is refused."""
 
 import dataclasses
-import importlib
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,19 +11,21 @@ import yaml
 
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.errors_mortm import TrainingError
-from mortm_hf.training.arguments import (
-    OWN_SECTIONS,
-    RECIPES,
-    DataRecipe,
-    PretrainArguments,
-    describe_fields,
-    find_recipe,
+from mortm_hf.training.arguments import DataRecipe, RunArguments
+from mortm_hf.training.recipe import RECIPES, Recipe, describe_fields, find_recipe, parse_recipe, with_folder
+from mortm_hf.training.rlmf.feedback_recipe import read_recipe as feedback_recipe
+from mortm_hf.training.run import complete_arguments, same_run
+from mortm_hf.training.tasks import (
+    TASKS,
+    audio_task,
+    classify_task,
+    live_task,
+    mlm_task,
+    pretrain_task,
     read_recipe,
     task_of,
-    with_folder,
 )
-from mortm_hf.training.pretrain import _check_same_run, _complete_arguments, make_trainer
-from mortm_hf.training.runs import same_run
+from mortm_hf.training.tasks.pretrain_task import make_trainer, stated_of
 
 
 OURS = ("starter", "mortm_small", "finetune", "compare_moe", "compare_dense")
@@ -39,23 +42,44 @@ def test_a_recipe_is_found_by_name():
 
 @pytest.mark.parametrize("name", OURS)
 def test_recipes_of_the_package_are_valid(name, tmp_path):
-    section, data, arguments = read_recipe(name, ["--output_dir", str(tmp_path)])
+    found = read_recipe(name, ["--output_dir", str(tmp_path)])
+    section, data, arguments = found.model, found.data, found.training
     if section:
         MortmConfig(**section)
     assert data.row_length * data.rows >= 2048 and arguments.weight_decay > 0
 
 
-READERS = {"mlm": "read_mlm_recipe", "classify": "read_classify_recipe"}
+KINDS = {m.KIND.task: m.KIND for m in (pretrain_task, mlm_task, classify_task, audio_task, live_task)}
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml") if not p.stem.startswith("rlmf_")))
 def test_every_recipe_of_the_package_is_read(name, tmp_path):
-    task = task_of(name)
-    words = ["--output_dir", str(tmp_path)]
-    if task in READERS:
-        getattr(importlib.import_module(f"mortm_hf.training.{task}"), READERS[task])(name, words)
-    else:
-        read_recipe(name, words, others=OWN_SECTIONS.get(task, ()))
+    found = read_recipe(name, ["--output_dir", str(tmp_path)])
+    assert found.task == task_of(name) in KINDS and tuple(KINDS) == TASKS
+    assert set(found.others) <= set(KINDS[found.task].own)
+
+
+def resolved(name):
+    """Every field of a recipe that is ours or that the file states, with the value a run would have."""
+    if name.startswith("rlmf_"):
+        return feedback_recipe(name).stated()
+    found = read_recipe(name)
+    training = found.training
+    stated = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())["training"]
+    ours = {n for kind in type(training).__mro__ if issubclass(kind, RunArguments) for n in kind.__annotations__}
+    values = {n: getattr(training, n) for n in {*stated, *ours}} | {"eval_windows": Path(training.eval_windows).name}
+    others = {section: dataclasses.asdict(one) for section, one in found.others.items()}
+    parts = {"model": found.model, "data": dataclasses.asdict(found.data), "training": values, "others": others}
+    return {"task": found.task, **parts}
+
+
+def test_the_recipes_of_the_package_mean_what_they_meant():
+    """Runs that began with one must go on, and figures that were measured must be those of the recipe."""
+    kept = json.loads((Path(__file__).parents[1] / "fixtures" / "recipe_fields.json").read_text())
+    assert set(kept) == {p.stem for p in RECIPES.glob("*.yaml")}
+    for name, digest in kept.items():
+        text = json.dumps(resolved(name), sort_keys=True)
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest, f"{name}: {text}"
 
 
 def test_names_of_the_model_section_are_known(tmp_path):
@@ -70,7 +94,7 @@ def test_names_of_the_model_section_are_known(tmp_path):
         "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
     }
     path.write_text(yaml.safe_dump({"model": kept}))
-    section, _, _ = read_recipe(path)
+    section = read_recipe(path).model
     assert section == kept and MortmConfig(**section).num_local_experts == 4
     for task, own in (
         ("live", {"instruments": [0, 73]}),
@@ -78,14 +102,14 @@ def test_names_of_the_model_section_are_known(tmp_path):
         ("mlm", {"classifier_pooling": "mean"}),
     ):
         path.write_text(yaml.safe_dump({"task": task, "model": own}))
-        assert read_recipe(path)[0] == own  # the task that is stated counts, not the sections of its own
+        assert read_recipe(path).model == own  # the task that is stated counts, not the sections of its own
         path.write_text(yaml.safe_dump({"model": own}))
-        assert read_recipe(path, others=OWN_SECTIONS[task])[0] == own  # where none is, its reader's
+        assert parse_recipe(path, (), KINDS[task]).model == own  # where none is, its reader's
         with pytest.raises(TrainingError, match=next(iter(own))):
             read_recipe(path)
     path.write_text("task: mlm\nmodel: {instruments: [0]}")
     with pytest.raises(TrainingError, match="instruments"):
-        read_recipe(path, others=("roll",))
+        read_recipe(path)
 
 
 @pytest.mark.parametrize("task", ["pretrain", "mlm", "audio", "live"])
@@ -105,14 +129,14 @@ def test_a_model_that_cannot_be_is_refused_before_data_is_read(task, section, to
     assert "\n" not in str(caught.value)
     # over the configuration of `init` a section need not be whole
     path.write_text(f"task: {task}\nmodel: {{hidden_size: 30}}")
-    assert read_recipe(path, ["--init", "there"])[0] == {"hidden_size": 30}
+    assert read_recipe(path, ["--init", "there"]).model == {"hidden_size": 30}
 
 
 def test_the_model_section_stays_as_it_is_written(tmp_path):
     """It stands in the run's recipe.json; the configuration completes rope_parameters in place."""
     path = tmp_path / "own.yaml"
     path.write_text("model: {rope_parameters: {rope_type: default}}")
-    assert read_recipe(path)[0] == {"rope_parameters": {"rope_type": "default"}}
+    assert read_recipe(path).model == {"rope_parameters": {"rope_type": "default"}}
 
 
 def test_every_field_is_an_option(tmp_path):
@@ -127,17 +151,19 @@ def test_every_field_is_an_option(tmp_path):
         "--model.router_aux_loss_coef",
         "1e-3",
     ]
-    section, data, _ = read_recipe(path, words)
+    found = read_recipe(path, words)
+    section, data = found.model, found.data
     assert section == {"hidden_size": 64, "num_hidden_layers": 1, "router_aux_loss_coef": 0.001}
     assert data.tasks == {"continue": 3} and data.corpora == {"lieder": {"weight": 1}} and data.rows == 4
     assert (data.past_bars, data.generated_bars, data.transpose) == ((1, 2), (4, 8), (-1, 1))
-    text = describe_fields()
+    text = describe_fields(KINDS["pretrain"])
     for name in ("tasks", "corpora", "past_bars", "generated_bars", "transpose", "model.hidden_size"):
         assert f"--{name} (" in text
-    assert "--model.instruments" in describe_fields("live") and "--leave_out" in describe_fields("classify")
-    assert "--model.classifier_pooling" in describe_fields("classify")
-    assert describe_fields("mlm").endswith("sections of the recipe file only: pieces, masking, replacing")
-    assert "recipe file only" not in text + describe_fields("classify")
+    assert "--model.instruments" in describe_fields(KINDS["live"])
+    listed = describe_fields(KINDS["classify"])
+    assert "--leave_out" in listed and "--model.classifier_pooling" in listed
+    assert describe_fields(KINDS["mlm"]).endswith("sections of the recipe file only: pieces, masking, replacing")
+    assert "recipe file only" not in text + listed
 
 
 @pytest.mark.parametrize(
@@ -196,7 +222,7 @@ def test_a_corpus_without_weight_is_named():
 
 
 def test_nothing_is_pinned_where_there_is_no_accelerator(tmp_path):
-    arguments = PretrainArguments(output_dir=str(tmp_path))
+    arguments = RunArguments(output_dir=str(tmp_path))
     assert arguments.dataloader_pin_memory == (torch.device("cpu") != arguments.device)
 
 
@@ -204,13 +230,13 @@ def test_nothing_is_pinned_where_there_is_no_accelerator(tmp_path):
     "spread", ["sharding", "fsdp", "deepspeed", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"]
 )
 def test_adapters_need_whole_weights(spread, tmp_path, monkeypatch):
-    arguments = PretrainArguments(output_dir=str(tmp_path / "run"), max_steps=1, lora_rank=2, data_seed=1)
+    arguments = RunArguments(output_dir=str(tmp_path / "run"), max_steps=1, lora_rank=2, data_seed=1)
     if spread.isupper():
         monkeypatch.setenv(spread, "true")
     else:
         setattr(arguments, spread, "weights")
     with pytest.raises(TrainingError, match=r"lora_rank .* DDP"):
-        make_trainer({"hidden_size": 32}, DataRecipe(data="pack"), arguments)
+        make_trainer(Recipe("pretrain", {"hidden_size": 32}, DataRecipe(data="pack"), arguments))
     assert not (tmp_path / "run").exists()
 
 
@@ -222,9 +248,9 @@ def test_adapters_need_whole_weights(spread, tmp_path, monkeypatch):
     ],
 )
 def test_what_a_run_lacks_is_said_before_data_is_read(section, options, told, tmp_path):
-    arguments = PretrainArguments(output_dir=str(tmp_path / "run"), max_steps=1, **options)
+    arguments = RunArguments(output_dir=str(tmp_path / "run"), max_steps=1, **options)
     with pytest.raises(TrainingError, match=told):
-        make_trainer(section, DataRecipe(data=str(tmp_path / "pack")), arguments)
+        make_trainer(Recipe("pretrain", section, DataRecipe(data=str(tmp_path / "pack")), arguments))
     assert not (tmp_path / "run").exists()
 
 
@@ -255,33 +281,32 @@ def test_another_recipe_is_told_by_its_fields(tmp_path):
 
 def test_the_compared_arms_differ_in_the_model_only(tmp_path):
     moe, dense = (read_recipe(f"compare_{name}", ["--output_dir", str(tmp_path)]) for name in ("moe", "dense"))
-    assert moe[1] == dense[1]
-    differing = {
-        f.name for f in dataclasses.fields(PretrainArguments) if getattr(moe[2], f.name) != getattr(dense[2], f.name)
-    }
+    assert moe.data == dense.data
+    names = [f.name for f in dataclasses.fields(RunArguments)]
+    differing = {name for name in names if getattr(moe.training, name) != getattr(dense.training, name)}
     assert differing <= {"experts_implementation"}
-    a, b = MortmConfig(**moe[0]), MortmConfig(**dense[0])
+    a, b = MortmConfig(**moe.model), MortmConfig(**dense.model)
     chosen = (a.num_experts_per_tok * a.moe_intermediate_size) + a.shared_expert_intermediate_size
     assert chosen == b.intermediate_size  # as many parameters act on a token
 
 
 def test_length_and_schedules_follow_from_the_arguments(tmp_path):
-    _, _, arguments = read_recipe("compare_moe", ["--output_dir", str(tmp_path), "--max_tokens", "100000"])
-    _complete_arguments(arguments, 2048)
+    arguments = read_recipe("compare_moe", ["--output_dir", str(tmp_path), "--max_tokens", "100000"]).training
+    complete_arguments(arguments, 2048)
     assert arguments.max_steps == 49 and arguments.decay_steps == 10
     assert arguments.lr_scheduler_type == "warmup_stable_decay"
-    _, _, arguments = read_recipe("finetune", ["--output_dir", str(tmp_path), "--max_steps", "10"])
-    _complete_arguments(arguments, 2048)
-    assert arguments.lr_scheduler_type == "cosine" and arguments.ddp_find_unused_parameters is False
-    _, _, arguments = read_recipe("finetune", ["--output_dir", str(tmp_path)])
+    arguments = read_recipe("finetune", ["--output_dir", str(tmp_path), "--max_steps", "10"]).training
+    complete_arguments(arguments, 2048)
+    assert arguments.lr_scheduler_type == "cosine"
+    arguments = read_recipe("finetune", ["--output_dir", str(tmp_path)]).training
     with pytest.raises(TrainingError, match="max_tokens"):
-        _complete_arguments(arguments, 2048)
+        complete_arguments(arguments, 2048)
 
 
 def test_windows_are_found_beside_the_recipe(tmp_path):
     (tmp_path / "own.csv").write_text("path,start\n")
     (tmp_path / "own.yaml").write_text("training: {max_steps: 3, eval_windows: own.csv}")
-    _, _, arguments = read_recipe(tmp_path / "own.yaml", ["--output_dir", str(tmp_path / "run")])
+    arguments = read_recipe(tmp_path / "own.yaml", ["--output_dir", str(tmp_path / "run")]).training
     assert arguments.eval_windows == str(tmp_path / "own.csv")
 
 
@@ -294,21 +319,25 @@ def test_no_yaml_is_one_line(text, tmp_path):
 
 
 def test_a_run_begun_before_a_field_existed_goes_on(tmp_path):
-    arguments = PretrainArguments(output_dir=str(tmp_path), seed=3)
-    _check_same_run(tmp_path, {}, DataRecipe(rows=5), arguments)
+    def check(**changes):
+        data = {name: changes.pop(name) for name in ("header_dropout",) if name in changes}
+        arguments = RunArguments(output_dir=str(tmp_path), seed=3, **changes)
+        stated = stated_of(Recipe("pretrain", {}, DataRecipe(rows=5, **data), arguments))
+        same_run(tmp_path, stated, False, {"data": dataclasses.asdict(DataRecipe())})
+
+    check()
     (tmp_path / "checkpoint-1").mkdir()
     stored = json.loads((tmp_path / "recipe.json").read_text())
     del stored["data"]["header_dropout"]  # as if that field were newer than the run
     (tmp_path / "recipe.json").write_text(json.dumps(stored))
-    _check_same_run(tmp_path, {}, DataRecipe(rows=5), arguments)
+    check()
     with pytest.raises(TrainingError, match="another recipe"):
-        _check_same_run(tmp_path, {}, DataRecipe(rows=5, header_dropout=0.5), arguments)
+        check(header_dropout=0.5)
     with pytest.raises(TrainingError, match=r"lora"):
-        other = PretrainArguments(output_dir=str(tmp_path), seed=3, lora_rank=4)
-        _check_same_run(tmp_path, {}, DataRecipe(rows=5), other)
+        check(lora_rank=4)
 
 
 def test_fields_are_described():
-    text = describe_fields()
+    text = describe_fields(KINDS["pretrain"])
     assert "--max_tokens (0)" in text and "--row_length (1024)" in text and "--learning_rate" in text
     assert text.index("--max_tokens") < text.index("--learning_rate")

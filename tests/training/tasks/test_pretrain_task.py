@@ -12,12 +12,13 @@ from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.training.arguments import read_recipe
-from mortm_hf.training.pretrain import main, pack_shape, pretrain
+from mortm_hf.training.pretrain import main
+from mortm_hf.training.tasks import read_recipe
+from mortm_hf.training.tasks.pretrain_task import pack_shape, train
 from tests.sample_songs import store
 
 
-RECIPES = Path(__file__).resolve().parents[2] / "mortm_hf" / "training" / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "mortm_hf" / "training" / "recipes"
 TINY = """
 model:
   {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, moe_intermediate_size: 16,
@@ -52,8 +53,7 @@ def losses(folder):
 
 
 def run(recipe, folder, *words):
-    section, data, arguments = read_recipe(recipe, ["--output_dir", str(folder), *words])
-    return pretrain(section, data, arguments, {"train": SONGS})
+    return train(read_recipe(recipe, ["--output_dir", str(folder), *words]), {"train": SONGS})
 
 
 SONGS = store(4, 12)
@@ -120,7 +120,8 @@ def test_what_cannot_be_computed_so_is_one_line(recipe, tmp_path):
 
 
 def test_documents_of_a_pack_do_not_see_each_other(recipe):
-    section, data, _ = read_recipe(recipe)
+    found = read_recipe(recipe)
+    section, data = found.model, found.data
     tokenizer = MortmTokenizer()
     source = ExampleSource(SONGS, tokenizer.vocabulary, data, packs=10)
     dataset = PackDataset(source, 4, lambda i: (1, 512), 0)
@@ -139,16 +140,16 @@ def test_documents_of_a_pack_do_not_see_each_other(recipe):
 
 
 def test_shapes_lengthen_late():
-    _, data, _ = read_recipe(
-        RECIPES / "starter.yaml", ["--rows", "2", "--row_length", "1024", "--long_from_step", "5"]
-    )
+    words = ["--rows", "2", "--row_length", "1024", "--long_from_step", "5"]
+    data = read_recipe(RECIPES / "starter.yaml", words).data
     shape = pack_shape(data)
     assert shape(4) == (2, 1024) and shape(5) == (1, 2048)
-    assert pack_shape(data, processes=2)(9) == (2, 1024) and pack_shape(data, processes=2)(10) == (1, 2048)
+    assert pack_shape(data, packs=2)(9) == (2, 1024) and pack_shape(data, packs=2)(10) == (1, 2048)
 
 
 def test_starter_recipe():
-    section, data, arguments = read_recipe(RECIPES / "starter.yaml", ["--max_steps", "5"])
+    found = read_recipe(RECIPES / "starter.yaml", ["--max_steps", "5"])
+    section, data, arguments = found.model, found.data, found.training
     MortmConfig(**section)
     assert arguments.max_steps == 5 and arguments.learning_rate == 1e-3 and arguments.adam_beta2 == 0.95
     assert data.weights() == {"pop909": 50, "lieder": 15, "gamemusic": 12, "groove": 10, "chorales": 7, "openewld": 6}
@@ -169,7 +170,7 @@ def test_bad_recipes_are_one_line(tmp_path, capsys, monkeypatch):
         ("data: 3", "data"),
         ("training: {stop_at: 99}", "stop_at"),
         ("training: {max_steps: abc}", "abc"),
-        ("task: mlm", "recipe of the task mlm"),
+        ("task: mlm", "recipe for mlm"),
     ):
         path.write_text(text)
         assert main([str(path)]) == 2

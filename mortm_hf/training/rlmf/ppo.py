@@ -29,10 +29,11 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ...models.errors_mortm import RlmfError
+from ..run import ending_gracefully
+from .answers import passage, sample
 from .policy import MortmCritic, MortmPolicy, freeze, save_pair
 from .prompts import Prompt
 from .rewards import RewardAdapter
-from .sampling import passage, sample
 from .trl_release import require_trl
 
 
@@ -242,8 +243,16 @@ class MusicPPOTrainer(PPOTrainer):
     def create_model_card(self, *args, **kwargs) -> None:
         """None: PPOTrainer's fails on several processes, and says nothing of the music."""
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Policy (or its adapter), tokenizer, critic and the state of a run, complete or not at all."""
+    def save_model(
+        self, output_dir: str | None = None, _internal_call: bool = False, adapter: Path | None = None
+    ) -> None:
+        """Policy (or its adapter), tokenizer, critic and the state of a run, complete or not at all.
+
+        Args:
+            output_dir: folder to write; by default that of the run.
+            _internal_call: without effect.
+            adapter: folder that moves into it as `adapter/`, or None.
+        """
         if not self.accelerator.is_main_process:
             return
         pair = self.accelerator.unwrap_model(self.model)
@@ -257,6 +266,8 @@ class MusicPPOTrainer(PPOTrainer):
             "reward_sums": self.adapter.backbone.shaping.sums.tolist(),
         }
         (partial / RUN_STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+        if adapter is not None:
+            adapter.rename(partial / "adapter")
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
@@ -271,9 +282,7 @@ class MusicPPOTrainer(PPOTrainer):
             if self.accelerator.is_main_process:
                 pair.policy.save_pretrained(adapter)
             pair.policy = pair.policy.merge_and_unload()
-        self.save_model(str(folder))
-        if adapter is not None and self.accelerator.is_main_process:
-            adapter.rename(Path(folder) / "adapter")
+        self.save_model(str(folder), adapter=adapter)
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -293,6 +302,46 @@ class MusicPPOTrainer(PPOTrainer):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # While it runs
+
+
+class _Ended(Exception):
+    """The run was asked to end: PPOTrainer's loop has no other way out."""
+
+
+class _EndAtSignal(TrainerCallback):
+    """Ends the loop after the update in which `asked` was set, with a saved pair.
+
+    Args:
+        trainer: of any algorithm.
+    """
+
+    def __init__(self, trainer):
+        self.trainer, self.asked = trainer, False
+
+    def ask(self) -> None:
+        """End after the update under way."""
+        self.asked = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.asked:
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+            raise _Ended
+
+
+def end_at_signal(trainer) -> bool:
+    """Trains; whether it came to its end: Ctrl-C and SIGTERM end it after an update, with a checkpoint.
+
+    Args:
+        trainer: of any algorithm.
+    """
+    ending = _EndAtSignal(trainer)
+    trainer.add_callback(ending)
+    try:
+        with ending_gracefully(ending.ask):
+            trainer.train()
+    except _Ended:
+        return False
+    return True
 
 
 class UpdateLog(TrainerCallback):

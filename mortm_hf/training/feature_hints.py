@@ -77,21 +77,21 @@ class HintLayer(torch.nn.Module):
         super().__init__()
         self.read = torch.nn.Linear(hidden_size, features)
         self.notes = torch.nn.Linear(hidden_size, HARMONIC + MELODIC)
-        self.heard: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.kept: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def listen(self, pool: torch.nn.Module):
+    def watch(self, pool: torch.nn.Module):
         """A hook that keeps what `pool` takes and gives."""
 
         def keep(_module, given, pooled):
-            self.heard = given[0], pooled
+            self.kept = given[0], pooled
 
         return pool.register_forward_hook(keep)
 
     def loss(self, features: torch.Tensor, intervals: torch.Tensor) -> torch.Tensor:
         """Mean squared error of `features` [rows, features], in deviations, and cross-entropy of `intervals`
         [rows, length, 2] (`note_intervals`), in nats: their sum, the two intervals as halves."""
-        (states, pooled), self.heard = self.heard, None
-        told = torch.nn.functional.mse_loss(self.read(pooled.float()), features)
+        (states, pooled), self.kept = self.kept, None
+        loss = torch.nn.functional.mse_loss(self.read(pooled.float()), features)
         logits = self.notes(states.float()).split((HARMONIC, MELODIC), dim=-1)
         for number, scores in enumerate(logits):
             target = intervals[..., number]
@@ -99,5 +99,5 @@ class HintLayer(torch.nn.Module):
             total = torch.nn.functional.cross_entropy(
                 scores.flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="sum"
             )
-            told = told + 0.5 * total / (target != IGNORE).sum().clamp(min=1)
-        return told
+            loss = loss + 0.5 * total / (target != IGNORE).sum().clamp(min=1)
+        return loss

@@ -8,7 +8,7 @@ import pytest
 
 from mortm_hf.app.cli import main
 from mortm_hf.models.errors_mortm import RlmfError
-from mortm_hf.training.rlmf.recipe import Recipe, read_recipe
+from mortm_hf.training.rlmf.feedback_recipe import Recipe, read_recipe
 
 
 RECIPES = Path(__file__).parents[3] / "mortm_hf" / "training" / "recipes"
@@ -47,8 +47,8 @@ def test_words_override_fields_of_every_section(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words", "match"),
     [
-        ("music: {}", [], "unknown sections music"),
-        ("data: {bar: 2}", [], "unknown fields under data: bar"),
+        ("music: {}", [], "unknown sections: music"),
+        ("data: {bar: 2}", [], "data: unknown fields: bar"),
         ("reward: {clip: [3, 1]}", [], "the lower one first"),
         ("run: {algorithm: dpo}", [], "no algorithm 'dpo'"),
         ("", ["--sft_model_path", "x"], "name the policy under model"),

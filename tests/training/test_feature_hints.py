@@ -1,4 +1,4 @@
-"""What an encoder is told of a window: counts in deviations, intervals of notes."""
+"""What an encoder is asked about a window: counts in deviations, intervals of notes."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ import torch
 from mortm_hf.data.packing import IGNORE
 from mortm_hf.evaluation.features import bag_of_features, scores_of
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
-from mortm_hf.training.hints import FAR, HintLayer, HintTable, note_intervals
+from mortm_hf.training.feature_hints import FAR, HintLayer, HintTable, note_intervals
 from tests.sample_songs import store
 
 
@@ -60,8 +60,8 @@ def test_features_are_measured_in_deviations():
 
 def test_a_batch_without_such_notes_has_a_loss():
     layer = HintLayer(8, 3)
-    layer.heard = torch.randn(2, 5, 8), torch.randn(2, 8)
+    layer.kept = torch.randn(2, 5, 8), torch.randn(2, 8)
     features = torch.zeros(2, 3)
-    pooled = layer.heard[1]
+    pooled = layer.kept[1]
     loss = layer.loss(features, torch.full((2, 5, 2), IGNORE))
-    assert torch.allclose(loss, layer.read(pooled).pow(2).mean()) and layer.heard is None
+    assert torch.allclose(loss, layer.read(pooled).pow(2).mean()) and layer.kept is None

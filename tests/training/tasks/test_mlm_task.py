@@ -13,9 +13,11 @@ from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training import attention
-from mortm_hf.training.arguments import task_of
-from mortm_hf.training.mlm import main, pretrain_mlm, read_mlm_recipe
+from mortm_hf.training.recipe import parse_recipe
+from mortm_hf.training.run import command_line
 from mortm_hf.training.runlog import RunLog
+from mortm_hf.training.tasks import mlm_task, task_of
+from mortm_hf.training.tasks import run as run_task
 from tests.sample_songs import store
 
 
@@ -47,8 +49,16 @@ def recipe(tmp_path):
     return path
 
 
+def read(recipe, words=()):
+    return parse_recipe(recipe, words, mlm_task.KIND)
+
+
+def main(words):
+    return command_line("mlm", "", lambda recipe, rest: run_task(recipe, rest, "mlm"), words)
+
+
 def run(recipe, folder, *words):
-    return pretrain_mlm(*read_mlm_recipe(recipe, ["--output_dir", str(folder), *words]), stores={"train": SONGS})
+    return mlm_task.train(read(recipe, ["--output_dir", str(folder), *words]), {"train": SONGS})
 
 
 def log_of(folder):
@@ -85,7 +95,9 @@ def test_resumed_run_equals_an_unbroken_one(recipe, tmp_path, monkeypatch):
 
 def test_documents_do_not_see_each_other_in_training(recipe):
     """The attention of the recipe gives what a block-diagonal mask gives, in both directions."""
-    section, pieces, masking, data, arguments = read_mlm_recipe(recipe, ["--output_dir", "unused"])
+    found = read(recipe, ["--output_dir", "unused"])
+    section, data, arguments = found.model, found.data, found.training
+    pieces, masking = vars(found.others["pieces"]), found.others["masking"]
     vocabulary = MortmTokenizer().vocabulary
     packs = PackDataset(PieceSource(SONGS, vocabulary, data, packs=5, **pieces), 4, lambda i: (2, 256), 0)
     pack = MaskedPackDataset(packs, vocabulary, masking)[0]
@@ -106,11 +118,13 @@ def test_documents_do_not_see_each_other_in_training(recipe):
 
 
 def test_the_package_recipe_is_read():
-    section, pieces, masking, data, arguments = read_mlm_recipe("bertm_small", ["--output_dir", "x"])
+    found = read("bertm_small", ["--output_dir", "x"])
+    section, data, arguments = found.model, found.data, found.training
+    pieces, masking = found.others["pieces"], found.others["masking"]
     config = BertmConfig(**section)
     parameters = sum(p.numel() for p in BertmForMaskedLM(config).parameters())
     assert 1_500_000 < parameters < 2_000_000
-    assert pieces["bare"] == 0.4 and masking.rate == 0.2 and "nottingham" not in data.corpora
+    assert pieces.bare == 0.4 and masking.rate == 0.2 and "nottingham" not in data.corpora
     assert isinstance(masking, MaskingRecipe) and arguments.attention == "sdpa_documents"
 
 
@@ -119,8 +133,8 @@ def test_the_package_recipe_is_read():
     [
         (("note: 2", "notes: 2"), "masking ways"),
         (("bare: 0.5", "bare: 1.5"), "bare"),
-        (("bare: 0.5", "naked: 0.5"), "unknown fields in pieces: naked"),
-        (("ways:", "way:"), "unknown fields in masking: way"),
+        (("bare: 0.5", "naked: 0.5"), "pieces: unknown fields: naked"),
+        (("ways:", "way:"), "masking: unknown fields: way (is ways meant?)"),
         (("task: mlm", "task: classify"), "recipe for classify"),
         (("pieces:", "parts:"), "unknown sections: parts"),
         (("seed: 7", "sede: 7"), "unknown fields: sede"),
@@ -128,7 +142,7 @@ def test_the_package_recipe_is_read():
 )
 def test_faults_of_a_recipe_are_named(recipe, tmp_path, change, said, capsys, monkeypatch):
     recipe.write_text(TINY.replace(*change))
-    monkeypatch.setattr("mortm_hf.training.mlm.build_store", lambda *a: SONGS)
+    monkeypatch.setattr("mortm_hf.training.songs.build_store", lambda *a: SONGS)
     assert main([str(recipe), "--output_dir", str(tmp_path / "run"), "--data", "pack", "--max_steps", "1"]) == 2
     assert said in capsys.readouterr().err
 
@@ -169,9 +183,9 @@ def test_wrong_notes_are_found_by_a_token_classifier(recipe, tmp_path):
             run(recipe, tmp_path / "other")
     recipe.write_text(TINY + "replacing: {}\n")
     with pytest.raises(ValueError, match="two tasks"):
-        read_mlm_recipe(recipe, [])
-    *_, data, arguments = read_mlm_recipe("bertm_notes", ["--output_dir", "x"])
-    assert "groove" not in data.corpora and arguments.init == "bertm-small"
+        run(recipe, tmp_path / "two")
+    found = read("bertm_notes", ["--output_dir", "x"])
+    assert "groove" not in found.data.corpora and found.training.init == "bertm-small"
 
 
 def test_a_run_without_data_says_so(recipe, tmp_path, capsys):
@@ -191,8 +205,9 @@ def test_a_recipe_names_its_task(recipe, tmp_path, monkeypatch):
         *("pretrain", "mlm", "classify", "classify")
     ]
     done = []
-    monkeypatch.setattr("mortm_hf.training.mlm.run", lambda *given: done.append(given))
+    monkeypatch.setattr("mortm_hf.training.tasks.run", lambda *given: done.append(given))
     assert mortm(["train", str(recipe), "--output_dir", str(tmp_path / "run")]) == 0
     assert done == [(str(recipe), ["--output_dir", str(tmp_path / "run")])]
+    monkeypatch.undo()
     recipe.write_text("task: sing")
     assert mortm(["train", str(recipe)]) == 2

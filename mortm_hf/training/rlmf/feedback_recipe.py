@@ -1,4 +1,4 @@
-"""A recipe of a run: one YAML file of five sections, any plain field of which the command line can override.
+"""The recipe of a run: its sections, any plain field of which the command line can override.
 
 Design decisions
 - `model`, `data` and `run` are dataclasses of ours, `training` is TRL's `PPOConfig`; `reward` is a list of terms. A
@@ -7,7 +7,7 @@ Design decisions
   stop token) others stand here, once.
 - The sections can be read without TRL, which takes ten seconds to import; `training` becomes a `PPOConfig` last.
 
-Knows: YAML, dataclasses. Must not know: models, songs, trainers.
+Knows: the parser of recipes, dataclasses. Must not know: models, songs, trainers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from transformers import HfArgumentParser
 
-from ...data.manifest import CorpusFilter, Selection
-from ...models.errors_mortm import RlmfError
+from ...data.manifest import Selection
+from ...models.errors_mortm import RlmfError, TrainingError
+from ..arguments import selection_of
+from ..recipe import RecipeKind, find_recipe, parse_recipe
 from .prompts import PromptRecipe
 from .trl_release import require_trl
 
@@ -89,6 +90,9 @@ class DataSection:
     least_tracks: int = field(default=1, metadata={"help": "songs of fewer such tracks give no prompt"})
     prompt_length: int = field(default=128, metadata={"help": "most tokens of a prompt"})
     chords: bool = field(default=False, metadata={"help": "give the chords of songs that have them"})
+    corpora: dict[str, dict] = field(
+        default_factory=dict, metadata={"help": "corpora that prompts are taken from, as '{lieder: {}}'; none: all"}
+    )
 
 
 @dataclass
@@ -107,34 +111,63 @@ class RunSection:
 
 @dataclass
 class RewardSection:
-    """What is rewarded: see `rewards.build_reward`. `baseline`: "human" takes from each row what the song's own
-    continuation is given (`rewards.HumanBaseline`)."""
+    """What is rewarded.
+
+    Attributes:
+        terms: see `rewards.build_reward`.
+        whiten: see `rewards.Shaping`.
+        clip: bounds of the reward, the lower one first, or None.
+        baseline: "human" takes from each row what the song's own continuation is given (`rewards.HumanBaseline`).
+    """
 
     terms: list[dict] = field(default_factory=list)
     whiten: bool = False
     clip: list[float] | None = None
     baseline: str = ""
 
+    def __post_init__(self):
+        if self.clip is not None and not (len(self.clip) == 2 and self.clip[0] < self.clip[1]):
+            raise RlmfError(f"clip takes two bounds, the lower one first, got {self.clip}")
+        if self.baseline not in ("", "human"):
+            raise RlmfError(f"baseline is human or nothing, got {self.baseline!r}")
+
+
+KIND = RecipeKind(
+    "rlmf",
+    ModelSection,
+    DataSection,
+    "every field of TRL's PPOConfig is an option",
+    options={"run": RunSection},
+    own={"reward": RewardSection},
+)
+
 
 @dataclass
 class Recipe:
-    """A recipe, read. `training`: fields of `PPOConfig`, as text or values."""
+    """A recipe, read.
+
+    Attributes:
+        model: who learns, and from whom.
+        data: which songs are continued, and how.
+        run: how it is run.
+        reward: what is rewarded.
+        training: fields of `PPOConfig`, as text or values.
+    """
 
     model: ModelSection
     data: DataSection
     run: RunSection
     reward: RewardSection
     training: dict
-    corpora: dict[str, dict]
+
+    @property
+    def corpora(self) -> dict[str, dict]:
+        """The corpora that prompts are taken from, with their filters."""
+        return self.data.corpora
 
     def selection(self) -> Selection:
-        """The corpora that prompts are taken from."""
-        return Selection(
-            {
-                name: CorpusFilter(tuple((rule or {}).get("variants", ())), (rule or {}).get("licence", ""))
-                for name, rule in self.corpora.items()
-            }
-        )
+        """The files of these corpora."""
+        return selection_of(self.corpora)
 
     def prompts(self) -> PromptRecipe:
         """How prompts are cut."""
@@ -157,7 +190,10 @@ class Recipe:
     def restated(cls, stated: dict) -> Recipe:
         """The recipe that `stated` (of a run's `recipe.json`) came from."""
         kinds = {"model": ModelSection, "data": DataSection, "run": RunSection, "reward": RewardSection}
-        return cls(**{**stated, **{name: kind(**stated[name]) for name, kind in kinds.items()}})
+        parts = {name: dict(stated[name]) for name in (*kinds, "training")}
+        if "corpora" in stated:  # as runs stated them once
+            parts["data"]["corpora"] = {name: rule or {} for name, rule in stated["corpora"].items()}
+        return cls(**parts | {name: kind(**parts[name]) for name, kind in kinds.items()})
 
     def arguments(self, output_dir: str | Path):
         """TRL's `PPOConfig`.
@@ -189,37 +225,20 @@ def read_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
 
     Args:
         path: YAML file, or the name of a recipe of the package (`rlmf_rules` for `recipes/rlmf_rules.yaml`).
+        overrides: `--field value` words.
 
     Raises:
         RlmfError: no such file; unknown sections, fields or words (named); values that make no run.
     """
-    file = _find(path)
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    sections = {"model": ModelSection, "data": DataSection, "run": RunSection, "reward": RewardSection}
-    unknown = set(content) - {*sections, "training", "task"} if isinstance(content, dict) else {"?"}
-    if unknown:
-        raise RlmfError(f"{file}: unknown sections {', '.join(map(str, sorted(unknown)))}; there are model, data, "
-                        "reward, run, training")  # fmt: skip
-    given = {name: dict(content.get(name) or {}) for name in (*sections, "training")}
-    corpora = given["data"].pop("corpora", None) or {}
-    names = {name: {f.name for f in dataclasses.fields(kind)} for name, kind in sections.items()}
-    for section, allowed in names.items():
-        wrong = set(given[section]) - allowed
-        if wrong:
-            raise RlmfError(f"{file}: unknown fields under {section}: {', '.join(sorted(wrong))}")
-    for name, value in _pairs(list(overrides)):
-        section = next((s for s in ("model", "data", "run") if name in names[s]), "training")
-        given[section][name] = value
-    for name, remedy in _NOT_OURS.items():
-        if name in given["training"]:
-            raise RlmfError(f"{file}: {name} is not used here: {remedy}")
-    flat = [w for s in ("model", "data", "run") for n, v in given[s].items() for w in (f"--{n}", str(v))]
     try:
-        parser = HfArgumentParser((ModelSection, DataSection, RunSection), exit_on_error=False)
-        model, data, run = parser.parse_args_into_dataclasses(flat)
-        reward = RewardSection(**given["reward"])
-    except Exception as error:
-        raise RlmfError(f"{file}: {' '.join(str(error).split())[:300]}") from None
+        file = find_recipe(path, "rlmf_*")
+        found = parse_recipe(file, overrides, KIND)
+    except TrainingError as error:
+        raise RlmfError(str(error)) from None
+    model, run, reward = found.model, found.others["run"], found.others.get("reward") or RewardSection()
+    for name, remedy in _NOT_OURS.items():
+        if name in found.training:
+            raise RlmfError(f"{file}: {name} is not used here: {remedy}")
     judges = [term for term in reward.terms if isinstance(term, dict) and term.get("kind") == "judge"]
     if model.judge and not judges:
         raise RlmfError(f"{file}: judge is given, but the reward has no term of the kind judge")
@@ -228,40 +247,4 @@ def read_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
             term["model"] = model.judge
     if run.algorithm not in ALGORITHMS:
         raise RlmfError(f"{file}: no algorithm {run.algorithm!r}; there are {', '.join(ALGORITHMS)}")
-    if reward.clip is not None and not (len(reward.clip) == 2 and reward.clip[0] < reward.clip[1]):
-        raise RlmfError(f"{file}: reward.clip takes two bounds, the lower one first, got {reward.clip}")
-    if reward.baseline not in ("", "human"):
-        raise RlmfError(f"{file}: reward.baseline is human or nothing, got {reward.baseline!r}")
-    return Recipe(model, data, run, reward, {**TRAINING_DEFAULTS, **given["training"]}, corpora)
-
-
-def _find(path: str | Path) -> Path:
-    file = Path(path)
-    if not file.is_file():
-        ours = Path(__file__).parent.parent / "recipes" / f"{path}.yaml"
-        if not ours.is_file():
-            known = ", ".join(sorted(p.stem for p in ours.parent.glob("rlmf_*.yaml")))
-            raise RlmfError(f"no recipe {path}: give a YAML file, or one of {known}", "rlmf.recipe")
-        return ours
-    return file
-
-
-def _pairs(words: list[str]) -> list[tuple[str, object]]:
-    """`["--a", "1", "--b=x"]` -> pairs; values are read as YAML (numbers, true, lists)."""
-    found, at = [], 0
-    while at < len(words):
-        word = words[at]
-        if not word.startswith("--"):
-            raise RlmfError(f"{word!r} is no field: write --field value")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            at += 1
-            if at >= len(words):
-                raise RlmfError(f"--{name} needs a value")
-            value = words[at]
-        try:
-            found.append((name.replace("-", "_"), yaml.safe_load(value)))
-        except yaml.YAMLError:
-            found.append((name.replace("-", "_"), value))
-        at += 1
-    return found
+    return Recipe(model, found.data, run, reward, {**TRAINING_DEFAULTS, **found.training})

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mortm_hf.models.errors_mortm import RlmfError
+from mortm_hf.training.rlmf.feedback_run import train
 from mortm_hf.training.rlmf.policy import VALUE_FOLDER, load_critic, load_policy
-from mortm_hf.training.rlmf.run import train
 from tests.training.rlmf.small_runs import BUDGET, MARKER, parts, recipe_of
 
 
@@ -79,7 +79,7 @@ def test_a_run_reads_its_songs_and_lists_its_prompts(tmp_path, policy_folder, to
 
 
 def test_ratio_one_and_approximate_kl_zero_before_anything_is_learnt(tmp_path, policy_folder, tokenizer, prompts):
-    from mortm_hf.training.rlmf.trainer import MusicPPOTrainer
+    from mortm_hf.training.rlmf.ppo import MusicPPOTrainer
 
     trainer = MusicPPOTrainer(**parts(policy_folder, tokenizer, prompts, tmp_path))
     seen = {}
@@ -92,7 +92,7 @@ def test_ratio_one_and_approximate_kl_zero_before_anything_is_learnt(tmp_path, p
 
 
 def test_gradients_are_clipped(tmp_path, policy_folder, tokenizer, prompts):
-    from mortm_hf.training.rlmf.trainer import MusicPPOTrainer
+    from mortm_hf.training.rlmf.ppo import MusicPPOTrainer
 
     given = parts(policy_folder, tokenizer, prompts, tmp_path, max_grad_norm=1e-3)
     trainer = MusicPPOTrainer(**given, critic_learning_rate=1e-2)
@@ -114,7 +114,7 @@ def test_prompts_and_padding_never_enter_the_loss(policy_folder, tokenizer, prom
     pads after an end, changes nothing; changing these does."""
     from trl.experimental.ppo import ppo_trainer
 
-    from mortm_hf.training.rlmf.trainer import MusicPPOTrainer
+    from mortm_hf.training.rlmf.ppo import MusicPPOTrainer
 
     def loss_with(change):
         torch.manual_seed(0)
@@ -155,7 +155,7 @@ def test_prompts_and_padding_never_enter_the_loss(policy_folder, tokenizer, prom
 
 
 def test_adaptive_kl_moves_towards_its_target():
-    from mortm_hf.training.rlmf.trainer import AdaptiveKL
+    from mortm_hf.training.rlmf.ppo import AdaptiveKL
 
     control = AdaptiveKL(target=5.0, horizon=100)
     assert control.step(0.1, 50.0, 10) == pytest.approx(0.1 * 1.02)
@@ -171,7 +171,7 @@ class TestRefusals:
     """Everything that is refused before a rollout."""
 
     def refuse(self, match, code, given):
-        from mortm_hf.training.rlmf.trainer import MusicPPOTrainer
+        from mortm_hf.training.rlmf.ppo import MusicPPOTrainer
 
         with pytest.raises(RlmfError, match=match) as caught:
             MusicPPOTrainer(**given)
@@ -239,8 +239,8 @@ def test_two_processes_train_and_save(tmp_path, policy_folder, tokenizer, lora):
         f"""
 import pickle, sys, torch
 torch.set_num_threads(1)
-from mortm_hf.training.rlmf.recipe import read_recipe
-from mortm_hf.training.rlmf.run import train
+from mortm_hf.training.rlmf.feedback_recipe import read_recipe
+from mortm_hf.training.rlmf.feedback_run import train
 prompts = pickle.loads(open({str(tmp_path / "prompts.pkl")!r}, "rb").read())
 recipe = read_recipe({str(tmp_path / "recipe.yaml")!r}, sys.argv[1:])
 trainer = train(recipe, {str(tmp_path / "run")!r}, prompts=prompts)

@@ -1,11 +1,12 @@
-"""One run, from a recipe to a saved pair.
+"""One run of reinforcement learning, from a recipe to a saved pair.
 
-`python -m mortm_hf.training.rlmf.run RECIPE [--field value ...]`, also under `accelerate launch`.
+`python -m mortm_hf.training.rlmf RECIPE [--field value ...]`, also under `accelerate launch`.
 
 Design decisions
 - A run folder holds everything: the recipe, the prompts, `log.jsonl`, TensorBoard's events, MIDI samples, checkpoints
   and, at the end, `final/` (the policy, and the critic in `value/`).
 - All that can be refused is refused before songs are read or anything is written: TRL's release first.
+- Ctrl-C and SIGTERM end a run after the update under way, with a saved pair to go on from (`--resume`).
 - Drawing is handed in (`draw`), because pictures belong to the command line.
 
 Knows: all of this package. Must not know: argparse, matplotlib.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,16 +27,13 @@ from ...data.open import build_store
 from ...data.score_store import ScoreStore
 from ...models.errors_mortm import RlmfError
 from ...models.tokenization_mortm import MortmTokenizer
+from ..run import command_line
+from ..runlog import is_first_process
+from .feedback_recipe import Recipe, read_recipe
 from .policy import load_critic, load_policy, make_critic
 from .prompts import Prompt, first_bar_prompts, prompt_dataset
-from .recipe import Recipe, read_recipe
 from .rewards import HumanBaseline, RewardAdapter, Shaping, build_reward
 from .trl_release import require_trl
-
-
-def is_main() -> bool:
-    """Whether this is the process that writes."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def output_of(recipe: Recipe) -> Path:
@@ -76,7 +73,7 @@ def make_prompts(recipe: Recipe, songs: ScoreStore, tokenizer, output_dir: str |
     if not prompts:
         first = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
         raise RlmfError(f"none of {len(songs)} songs gives a prompt{first}: allow longer prompts", "rlmf.data")
-    if output_dir is not None and is_main():
+    if output_dir is not None and is_first_process():
         listing = {
             "prompts": [{"path": p.path, "start": p.start, "bars": p.bars, "tokens": len(p.ids)} for p in prompts],
             "skipped": skipped,
@@ -152,7 +149,7 @@ def train(
             with PartialState().main_process_first():  # one process writes the store (`args` has no world size yet)
                 songs = read_songs(recipe, folder)
         prompts = make_prompts(recipe, songs, tokenizer, folder)
-    if is_main():
+    if is_first_process():
         _write(folder / "recipe.json", recipe.stated())
     shaping = Shaping(recipe.reward.whiten, tuple(recipe.reward.clip) if recipe.reward.clip else None)
     baseline = None
@@ -169,7 +166,7 @@ def train(
         return train_group(
             recipe, args, tokenizer, policy, reference, adapter, prompts, folder, draw, callbacks, peft_config
         )
-    from .trainer import RUN_STATE, AdaptiveKL, MusicPPOTrainer, SampleWriter, UpdateLog
+    from .ppo import RUN_STATE, AdaptiveKL, MusicPPOTrainer, SampleWriter, UpdateLog, end_at_signal
 
     state = Path(source) / RUN_STATE
     if recipe.model.resume and state.is_file():
@@ -180,10 +177,9 @@ def train(
     extra = [UpdateLog(folder), *(callbacks or [])]
     if recipe.run.sample_every:
         shown = prompts[: recipe.run.sample_count]
+        place = folder / "samples"
         extra.append(
-            SampleWriter(
-                policy, tokenizer, shown, folder / "samples", recipe.run.sample_every, args.response_length, draw
-            )
+            SampleWriter(policy, tokenizer, shown, place, recipe.run.sample_every, args.response_length, draw)
         )
     trainer = MusicPPOTrainer(
         args=args,
@@ -198,8 +194,8 @@ def train(
         callbacks=extra,
         peft_config=peft_config,
     )
-    trainer.train()
-    trainer.save_final(folder / "final")
+    if end_at_signal(trainer):
+        trainer.save_final(folder / "final")
     return trainer
 
 
@@ -213,25 +209,15 @@ def _lora(recipe: Recipe):
     return LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules=targets)
 
 
-def main(words: list[str] | None = None, draw: Callable | None = None) -> int:
-    """Command line: a recipe and `--field value` words; exit code 2 and one line for what a user can mend."""
-    words = list(sys.argv[1:] if words is None else words)
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__.split("\n\n")[1])
-        return 0 if words else 2
-    try:
-        recipe = read_recipe(words[0], words[1:])
-        train(recipe, output_of(recipe), draw=draw)
-    except FileNotFoundError as error:
-        print(f"rlmf: {error}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        if not isinstance(getattr(error, "code", None), str):
-            raise
-        print(f"rlmf: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+def main(words: list[str] | None = None) -> int:
+    """Command line: a recipe and `--field value` words; exit code 2 and one line for what a user can mend.
 
+    Args:
+        words: by default those of this process.
+    """
 
-if __name__ == "__main__":
-    sys.exit(main())
+    def run(path: str, rest: list[str]):
+        recipe = read_recipe(path, rest)
+        return train(recipe, output_of(recipe))
+
+    return command_line("rlmf", __doc__, run, words)

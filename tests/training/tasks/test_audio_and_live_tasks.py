@@ -18,10 +18,10 @@ from mortm_hf import (
 from mortm_hf.data.mel_frames import SoundWindows, build_sound
 from mortm_hf.data.piano_rolls import RollWindows, assign
 from mortm_hf.models.errors_mortm import DataError
-from mortm_hf.training import audio, live
-from mortm_hf.training.arguments import RECIPES, read_recipe, task_of
+from mortm_hf.training.recipe import RECIPES
 from mortm_hf.training.runlog import RunLog
-from mortm_hf.training.windows import mean_losses
+from mortm_hf.training.tasks import audio_task, live_task, read_recipe, task_of
+from mortm_hf.training.validation import mean_losses
 from tests.sample_songs import store
 
 
@@ -42,21 +42,16 @@ SLOTS = [{"names": ["melody"]}, {"programs": [0]}]
 
 
 def train(kind: str, path, folder, *words):
-    overrides = ["--output_dir", str(folder), *words]
-    if kind == "audio":
-        section, data, arguments = read_recipe(path, overrides, others=("sound",))
-        sound = audio.read_section(path, "sound", audio.SoundRecipe, "audio")
-        return audio.train_audio(section, sound, data, arguments, {"train": SONGS})
-    section, data, arguments = read_recipe(path, overrides, others=("roll",))
-    roll = audio.read_section(path, "roll", live.RollRecipe, "live")
-    return live.train_live(section, roll, data, arguments, {"train": SONGS})
+    task = {"audio": audio_task, "live": live_task}[kind]
+    return task.train(read_recipe(path, ["--output_dir", str(folder), *words]), {"train": SONGS})
 
 
 def test_every_recipe_of_mortm_train_has_a_module_that_runs_it():
     found = {path.stem: yaml_task(path) for path in RECIPES.glob("*.yaml")}
     assert found["vmortm_small"] == "audio" and found["live_small"] == "live"
     for task in set(found.values()) - {"rlmf"}:  # a command of its own
-        assert callable(importlib.import_module(f"mortm_hf.training.{task}").run)
+        module = importlib.import_module(f"mortm_hf.training.tasks.{task}_task")
+        assert callable(module.train) and module.KIND.task == task
 
 
 def yaml_task(path):

@@ -15,20 +15,13 @@ from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForSequenceCla
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_vocabulary import MetricVocabulary
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.training.classify import (
-    LabelledBatches,
-    LabelRecipe,
-    classify,
-    draw_weights,
-    evaluate,
-    half_of,
-    main,
-    read_classify_recipe,
-    song_metrics,
-    twins_of,
-    without,
-)
+from mortm_hf.training.classifier_trainer import evaluate, song_metrics
+from mortm_hf.training.labelled_batches import LabelledBatches, draw_weights, half_of, twins_of, without
+from mortm_hf.training.recipe import parse_recipe
+from mortm_hf.training.run import command_line
 from mortm_hf.training.runlog import RunLog
+from mortm_hf.training.tasks import run as run_task
+from mortm_hf.training.tasks.classify_task import KIND, LabelRecipe, train
 
 
 VOCABULARY = MetricVocabulary.default()
@@ -91,9 +84,16 @@ def recipe(tmp_path):
     return path
 
 
+def read(recipe, words=()):
+    return parse_recipe(recipe, words, KIND)
+
+
+def main(words):
+    return command_line("classify", "", lambda recipe, rest: run_task(recipe, rest, "classify"), words)
+
+
 def run(recipe, folder, init, *words, data=None):
-    section, labels, arguments = read_classify_recipe(recipe, ["--output_dir", str(folder), "--init", init, *words])
-    return classify(section, labels, arguments, data or sets())
+    return train(read(recipe, ["--output_dir", str(folder), "--init", init, *words]), data or sets())
 
 
 def test_it_learns_and_the_folder_is_complete(recipe, tmp_path, init):
@@ -353,20 +353,20 @@ def test_scores_do_not_depend_on_the_batch(init):
 
 @pytest.mark.parametrize("name", ["bertm_genre", "bertm_quality", "bertm_phrase"])
 def test_package_recipes_are_read(name):
-    section, data, arguments = read_classify_recipe(name, ["--output_dir", "x"])
-    assert data.set == ("genre" if name == "bertm_genre" else "quality")
-    assert arguments.init == "bertm-small" and section == {}
+    found = read(name, ["--output_dir", "x"])
+    assert found.data.set == ("genre" if name == "bertm_genre" else "quality")
+    assert found.training.init == "bertm-small" and found.model == {}
 
 
 def test_what_training_arguments_refuse_has_a_code(recipe):
     with pytest.raises(TrainingError, match=r"tiny\.yaml: .*nonsense") as caught:
-        read_classify_recipe(recipe, ["--output_dir", "x", "--lr_scheduler_type", "nonsense"])
+        read(recipe, ["--output_dir", "x", "--lr_scheduler_type", "nonsense"])
     assert caught.value.code == "training.recipe" and "\n" not in str(caught.value)
 
 
 def test_the_model_section_is_an_option(recipe):
     words = ["--output_dir", "x", "--model.hidden_size", "64", "--model.classifier_pooling=mean"]
-    assert read_classify_recipe(recipe, words)[0] == {"hidden_size": 64, "classifier_pooling": "mean"}
+    assert read(recipe, words).model == {"hidden_size": 64, "classifier_pooling": "mean"}
 
 
 @pytest.mark.parametrize(
