@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..data import labels as labelled
+from ..data import labelled_windows as labelled
 from ..data.labelled_windows import LabelledData
 from ..data.packing import generator
 from ..models.errors_mortm import TrainingError

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ...bundled import find_model
-from ...data import labels as labelled
+from ...data import labelled_windows as labelled
 from ...data.labelled_windows import LabelledData
 from ...models.configuration_bertm import BertmConfig
 from ...models.errors_mortm import TrainingError

@@ -33,10 +33,10 @@ class RollRecipe:
     """How songs become rolls.
 
     Attributes:
-        slots: a rule for each slot (see `data.rolls.assign`).
+        slots: a rule for each slot (see `data.piano_rolls.assign`).
         chunks: of a window.
         batch: windows of a step.
-        silence: see `data.rolls.RollWindows`.
+        silence: see `data.piano_rolls.RollWindows`.
     """
 
     slots: list[dict] = field(default_factory=list)

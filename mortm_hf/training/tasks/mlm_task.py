@@ -42,7 +42,7 @@ from ..weights import fresh_weights, load_weights, prepare_weights, set_experts
 
 @dataclass
 class PiecesRecipe:
-    """Windows without a header among the documents (see `data.pieces.PieceSource`).
+    """Windows without a header among the documents (see `data.encoder_examples.PieceSource`).
 
     Attributes:
         bare: share of the documents that are such windows.
@@ -87,10 +87,8 @@ def _proposer(task: ReplacingRecipe, arguments: RunArguments):
     """Function: a pack -> logits `[rows, length, vocabulary]` of the generator that the task names; None without."""
     if not task.generator:
         return None
-    from ... import STARTER
-
     attention.register()
-    folder = STARTER if task.generator == "starter" else task.generator
+    folder = find_model(task.generator)
     device, half = arguments.device, arguments.bf16
     if device.type == "cuda" and arguments.dataloader_num_workers:
         raise TrainingError(
