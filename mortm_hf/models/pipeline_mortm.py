@@ -36,6 +36,7 @@ from .music_names import METERS
 from .music_score import ChordTable
 from .pipeline_midi import MusicPipeline, bar_range, whole_number
 from .token_codec import parse_segment
+from .token_headers import CONTROLS
 
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
@@ -358,7 +359,8 @@ class MidiGenerationPipeline(MidiPipeline):
     _options = (
         (
             *("bars", "start", "infill", "instruments", "tracks", "past", "future", "chords", "meter", "window"),
-            *("key", "tempo", "genre", "density", "velocity", "pitch_range", "scale"),
+            *(c.name for c in CONTROLS if c.name not in ("bars", "instruments", "meter")),
+            *("velocity", "pitch_range", "scale"),
         ),
         MidiPipeline._running,
         ("new_bars_only",),
