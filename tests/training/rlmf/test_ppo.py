@@ -61,14 +61,14 @@ def test_the_first_ratio_is_one_and_a_run_saves_a_pair_that_goes_on(tmp_path, po
 
 
 def test_a_run_reads_its_songs_and_lists_its_prompts(tmp_path, policy_folder, tokenizer, monkeypatch):
-    from mortm_hf.training.rlmf import run
+    from mortm_hf.training.rlmf import feedback_run
     from tests.training.rlmf.test_prompts import song, store
 
     found = [song(tokenizer, f"song {i}", notes_a_bar=1 + i % 3) for i in range(8)] + [
         song(tokenizer, "short", bars=3)
     ]
     asked = []
-    monkeypatch.setattr(run, "read_songs", lambda recipe, folder: (asked.append(folder), store(*found))[1])
+    monkeypatch.setattr(feedback_run, "read_songs", lambda recipe, folder: (asked.append(folder), store(*found))[1])
     words = ("--data", str(tmp_path), "--total_episodes", "8", "--sample_every", "0")
     train(recipe_of(tmp_path, policy_folder, *words), tmp_path / "run")
     assert asked == [tmp_path / "run"]
