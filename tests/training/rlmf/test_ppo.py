@@ -227,6 +227,23 @@ def test_other_releases_of_trl_are_refused_before_anything_is_read(tmp_path, pol
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_signal_ends_a_run_with_a_checkpoint(algorithm, tmp_path, policy_folder, prompts):
+    import signal
+
+    from transformers import TrainerCallback
+
+    class Terminated(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    words = ("--algorithm", algorithm, "--total_episodes", "64")
+    train(recipe_of(tmp_path, policy_folder, *words), tmp_path / "run", prompts=prompts, callbacks=[Terminated()])
+    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").is_file()
+    assert not list((tmp_path / "run").glob("final*")) and signal.getsignal(signal.SIGTERM) == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [0, 4])
 def test_two_processes_train_and_save(tmp_path, policy_folder, tokenizer, lora):
