@@ -33,7 +33,7 @@ def machine_logits(folder: str, data, bars: int | None = None) -> np.ndarray:
     """`[n]` logit of "machine" of a trained judge, on windows in the form that it was trained on."""
     from mortm_hf.data.labelled_windows import in_form
     from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
-    from mortm_hf.training.classify import evaluate
+    from mortm_hf.training.classifier_trainer import evaluate
 
     model = BertmForSequenceClassification.from_pretrained(folder).eval()
     form = "condensed" if model.config.window_form == "condensed" else "field"

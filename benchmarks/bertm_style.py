@@ -36,7 +36,7 @@ TITLES = {
 def model_scores(folder: str, data) -> np.ndarray:
     """`[windows, labels]` logits of a trained classifier, in the order of the set's own labels."""
     from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
-    from mortm_hf.training.classify import evaluate
+    from mortm_hf.training.classifier_trainer import evaluate
 
     model = BertmForSequenceClassification.from_pretrained(folder).eval()
     logits = np.asarray(evaluate(model, data))
@@ -95,7 +95,7 @@ def report_set(name: str, options, result: dict) -> None:
         plot_confusion,
         song_scores,
     )
-    from mortm_hf.training.classify import without
+    from mortm_hf.training.labelled_batches import without
 
     data = labels.load(name, data=options.data, cache=options.cache or None)
     data = without(data, [x for x in options.leave_out if x in data.names])

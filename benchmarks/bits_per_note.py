@@ -65,7 +65,7 @@ def main(words: list[str] | None = None) -> int:
     from mortm_hf.evaluation.variety import human_variety, sample_variety
     from mortm_hf.models.modeling_mortm import MortmForCausalLM
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
-    from mortm_hf.training.arguments import read_recipe
+    from mortm_hf.training.tasks import read_data
 
     torch.set_num_threads(options.threads)
     named = [text.rpartition("=") for text in options.model]
@@ -78,7 +78,7 @@ def main(words: list[str] | None = None) -> int:
     vocabulary = tokenizer.vocabulary
     if len({model.config.vocab_size for model in models.values()}) > 1:
         parser.error("these checkpoints have unlike token tables: score them one by one")
-    _, recipe, _ = read_recipe(options.recipe)
+    recipe = read_data(options.recipe)
     selection = recipe.selection()
     length = min(model.config.max_position_embeddings for model in models.values())
     stores, encoded, left_out = {}, {}, {}

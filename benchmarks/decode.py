@@ -171,10 +171,10 @@ def quality(model, tokenizer, data: str, count: int) -> dict:
     from mortm_hf.data import build_store
     from mortm_hf.evaluation.bits_per_note import model_bits, summarise
     from mortm_hf.evaluation.fixed_windows import encode_windows, read_windows
-    from mortm_hf.training.arguments import read_recipe
+    from mortm_hf.training.tasks import read_data
 
     recipes = ROOT / "mortm_hf" / "training" / "recipes"
-    _, recipe, _ = read_recipe(str(recipes / "starter.yaml"))
+    recipe = read_data(recipes / "starter.yaml")
     store = build_store(data, recipe.selection(), "test", None)
     corpus = {song.path: song.corpus for song in store.songs}
     chosen, seen = [], {}

@@ -31,6 +31,7 @@ import numpy as np
 
 from mortm_hf.data.annotations import key_of_label
 from mortm_hf.data.manifest import read_archive, read_manifest
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.music_harmony import (
     DEFAULT_PROFILE,
     ESTIMATED_KEYS,
@@ -39,7 +40,6 @@ from mortm_hf.models.music_harmony import (
     estimate_keys,
     pitch_class_histogram,
 )
-from mortm_hf.models.token_codec import read_midi
 
 
 CORPORA = ("pop909", "nottingham", "chorales", "openewld")

@@ -28,7 +28,7 @@ from mortm_hf.data.examples import ExampleSource, transpose
 from mortm_hf.data.packing import Document
 from mortm_hf.evaluation.fixed_windows import GENERATED, GIVEN, Encoded
 from mortm_hf.models.music_grid import TICKS_PER_QUARTER
-from mortm_hf.models.token_vocabulary import DRUMS
+from mortm_hf.models.music_names import DRUMS
 
 
 LONGEST = 32  # quarters of the longest duration

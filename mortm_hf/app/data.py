@@ -17,7 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .files import CommandError, Outputs, write_json
+from ..models.errors_mortm import CommandError
+from .files import Outputs, write_json
 from .options import at_least, names, number
 
 
@@ -148,10 +149,10 @@ def run_build(args: argparse.Namespace) -> None:
         if not args.materialize:
             raise CommandError("--recipe and --packs say how to draw examples: they need --materialize")
         if args.recipe:
-            from ..training.arguments import read_recipe
+            from ..training.tasks import read_data
 
             try:
-                recipe = _call(read_recipe, args.recipe, ["--output_dir", str(args.output)])[1]
+                recipe = _call(read_data, args.recipe, ["--output_dir", str(args.output)])
             except ValueError as error:
                 raise CommandError(str(error)) from None
     with Outputs() as out:

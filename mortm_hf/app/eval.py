@@ -17,8 +17,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from .files import CommandError, Outputs, find_midi, write_json
-from .options import at_least, checkpoint, number
+from ..bundled import find_model
+from ..evaluation.eval_data import open_data
+from ..models.errors_mortm import CommandError
+from .files import Outputs, find_midi, write_json
+from .options import at_least, number
 
 
 RECIPE = "starter"  # names the corpora and windows of a pack where no other is named
@@ -115,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.report import markdown
 
     parts = read_parts(args.parts)
-    args.folder = Path(checkpoint(str(args.folder)))
+    args.folder = Path(find_model(args.folder))
     is_model = (args.folder / "config.json").is_file()
     if not args.folder.is_dir():
         raise CommandError(f"{args.folder} is no folder: give a checkpoint or a folder of MIDI files", "command.input")
@@ -210,8 +213,8 @@ def open_songs(data: Path, split: str | None, recipe: str | None, cache: Path | 
         TrainingError: no such recipe.
     """
     from ..data.sources import kind_of
-    from ..evaluation.eval_data import open_data
-    from ..training.arguments import find_recipe, read_recipe
+    from ..training.recipe import find_recipe
+    from ..training.rlmf.feedback_recipe import read_recipe
 
     kind, selection, listed = kind_of(str(data)), None, None
     if kind == "missing":
@@ -236,7 +239,7 @@ def read_files(files) -> tuple[list, list[list[str]]]:
     Returns:
         Quantised scores of the files that have notes, and `[path, reason]` of the others.
     """
-    from ..models.token_codec import read_midi
+    from ..models.midi_files import read_midi
 
     scores, unread = [], []
     for path in files:
@@ -285,7 +288,7 @@ def load_model(folder: Path, device: str):
     from ..models.configuration_mortm import MortmConfig
     from ..models.modeling_mortm import MortmForCausalLM
     from ..models.tokenization_mortm import MortmTokenizer
-    from ..training.pretrain import without_bars
+    from ..training.run import without_bars
 
     try:
         config = AutoConfig.from_pretrained(folder)

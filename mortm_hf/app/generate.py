@@ -16,8 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-from .files import CommandError, Outputs, write_json
-from .options import at_least, checkpoint, chords, names, number, span, suffixed
+from ..bundled import find_model
+from ..models.errors_mortm import CommandError
+from .files import Outputs, write_json
+from .options import at_least, chords, names, number, span, suffixed
 
 
 EXAMPLES = """examples:
@@ -90,7 +92,6 @@ def add_command(commands) -> None:
     )
     drawing.add_argument(
         "--model",
-        type=checkpoint,
         help="folder, run, bundled name or repository (default: mortm-small)",
     )
 
@@ -103,14 +104,27 @@ def add_command(commands) -> None:
 
 
 def output_paths(output: Path, number_of: int) -> list[Path]:
-    """`take.mid` for one version, `take-1.mid` ... for several."""
+    """`take.mid` for one version, `take-1.mid` ... for several.
+
+    Args:
+        output: the file that was named.
+        number_of: how many versions.
+    """
     if number_of == 1:
         return [output]
     return [output.with_stem(f"{output.stem}-{index + 1}") for index in range(number_of)]
 
 
 def load_pipeline(model: str | None, device: str | None = None):
-    """The generation pipeline of a checkpoint on the installed code; by default on an accelerator if there is one."""
+    """The generation pipeline of a checkpoint on the installed code.
+
+    Args:
+        model: folder or repository; None: the bundled one.
+        device: device of torch; None: an accelerator if there is one.
+
+    Raises:
+        CommandError: it cannot be loaded (`command.input`).
+    """
     import transformers
 
     from mortm_hf import pipeline
@@ -131,12 +145,13 @@ def run(args: argparse.Namespace) -> None:
     """Generates and writes everything asked for; prints the paths.
 
     Raises:
-        CommandError, MidiError, VocabularyError, PromptError: bad options, files or requests.
+        MortmError: bad options, files or requests.
     """
     from ..data.synthesis import find_soundfont
     from ..models.midi_files import load_score
     from .rendering import draw_piano_roll, render_wav, require_matplotlib
 
+    args.model = args.model and find_model(args.model)
     if args.infill and args.bars is not None and args.bars != args.infill[1] - args.infill[0]:
         raise CommandError(f"--infill {args.infill[0]}:{args.infill[1]} says how many bars; leave out --bars")
     works_on = (args.infill, args.start, args.tracks, args.past)

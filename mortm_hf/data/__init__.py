@@ -13,7 +13,7 @@ import importlib
 _PUBLIC = {
     "build": ("build_dataset",),
     "dataset": ("dataset_card", "open_dataset", "push_dataset"),
-    "data_errors": ("DataError",),
+    ".models.errors_mortm": ("DataError",),
     "examples": ("ExampleRecipe", "ExampleSource"),
     "fixed_examples": ("FixedPacks", "materialize"),
     "chord_recogniser": ("estimate_chords",),

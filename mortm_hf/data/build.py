@@ -33,7 +33,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .data_errors import DataError
+from ..models.errors_mortm import DataError
 from .dataset import open_dataset, save_splits, write_report
 from .genres import genre_of, label_name
 from .manifest import Selection

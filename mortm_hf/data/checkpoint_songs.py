@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .data_errors import DataError
+from ..models.errors_mortm import DataError
 from .schema import Song
 from .song_reading import fingerprint
 from .whole_files import write_json

@@ -34,8 +34,8 @@ from ..models.music_harmony import (
     merge_repeats,
     pitch_class_histogram,
 )
+from ..models.music_names import DRUMS, METERS
 from ..models.music_score import ChordTable, MetricScore
-from ..models.token_vocabulary import DRUMS, METERS
 
 
 PROFILES = Path(__file__).with_name("chord_profiles.json")

@@ -17,8 +17,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS
 
 
 JITTER_TICKS = 3  # most an onset moves: a 32nd note

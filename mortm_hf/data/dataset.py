@@ -16,7 +16,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from .data_errors import DataError
+from ..models.errors_mortm import DataError
 from .midi_sources import SPLITS
 from .schema import FORMAT_VERSION, LABELS, SongRows
 from .sources import kind_of, load_dataset

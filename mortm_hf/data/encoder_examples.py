@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..models.inputs_bertm import bare_segment, merge_tracks
-from ..models.token_vocabulary import DRUMS, MetricVocabulary
+from ..models.music_names import DRUMS
+from ..models.token_vocabulary import MetricVocabulary
 from .examples import ExampleSource, transpose, transposition_range
 from .packing import Document
 from .score_store import ScoreStore

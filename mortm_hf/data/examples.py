@@ -18,12 +18,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..models.errors_mortm import PromptError
+from ..models.errors_mortm import DataError, PromptError
+from ..models.music_names import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES
+from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import training_example
-from ..models.token_codec import ChordTable, MetricScore
-from ..models.token_vocabulary import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES, MetricVocabulary, TokenKind
+from ..models.token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
 from .annotations import transpose_key
-from .data_errors import DataError
 from .packing import Document, fill_row, generator
 from .score_store import ScoreStore
 
@@ -55,15 +55,18 @@ class ExampleRecipe:
         corpora: `{name: {"weight": share of the tokens}}`; empty: every song in proportion to its bars.
     """
 
-    row_length: int = 2048
-    rows: int = 1
-    past_bars: tuple[int, int] = (4, 8)
-    generated_bars: tuple[int, int] = (4, 8)
-    velocity: float = 0.2
-    header_dropout: float = 0.25
-    track_subset: float = 0.3
-    transpose: tuple[int, int] = (-5, 6)
-    past_loss: bool = True
+    """How examples are drawn: the one definition of these fields, of which a recipe file's section `data` has more
+    (`mortm_hf.training.arguments.DataRecipe`)."""
+
+    row_length: int = field(default=2048, metadata={"help": "tokens of a row"})
+    rows: int = field(default=1, metadata={"help": "rows of a pack (one pack is one step of one process)"})
+    past_bars: tuple[int, int] = field(default=(4, 8), metadata={"help": "bars that are given: least and most"})
+    generated_bars: tuple[int, int] = field(default=(4, 8), metadata={"help": "bars that are generated"})
+    velocity: float = field(default=0.2, metadata={"help": "share of windows that carry velocity"})
+    header_dropout: float = field(default=0.25, metadata={"help": "chance that a header field is left out"})
+    track_subset: float = field(default=0.3, metadata={"help": "chance that only some tracks take part"})
+    transpose: tuple[int, int] = field(default=(-5, 6), metadata={"help": "semitones: least and most"})
+    past_loss: bool = field(default=True, metadata={"help": "count the past of plain continuations in the loss"})
     tasks: dict[str, float] = field(
         default_factory=lambda: {
             "continue": 40.0,
@@ -73,12 +76,16 @@ class ExampleRecipe:
             "full": 5.0,
             "chords": 10.0,
             "meta": 5.0,
-        }
+        },
+        metadata={"help": "share of the documents by task, as '{continue: 3, infill: 1}'"},
     )
-    corpora: dict[str, dict] = field(default_factory=dict)
+    corpora: dict[str, dict] = field(
+        default_factory=dict,
+        metadata={"help": "share of the tokens by corpus, as '{lieder: {weight: 1}}'; none: every song by its bars"},
+    )
 
     def weights(self) -> dict[str, float]:
-        """Share of the tokens of each corpus."""
+        """Share of the tokens of each corpus (normalised by the user of this)."""
         return {name: float(rule["weight"]) for name, rule in self.corpora.items()}
 
 
@@ -368,8 +375,7 @@ class ExampleSource:
 
     def render(self, plan: Draw, rng: np.random.Generator, limit: int) -> Document | None:
         """The tokens of a draw; `None` where they do not fit in `limit` after all."""
-        chance = dict.fromkeys(("bars", "genre", "meter", "tempo", "key"), self.recipe.header_dropout)
-        chance |= {"density": 2 * self.recipe.header_dropout, "instruments": 0.5 * self.recipe.header_dropout}
+        chance = {control.name: control.drop * self.recipe.header_dropout for control in CONTROLS}
         score = self.songs[plan.song].window(plan.start, plan.stop)
         score = transpose(score, plan.semitones)
         melody = plan.task not in ("chords", "meta")

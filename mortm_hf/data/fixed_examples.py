@@ -23,8 +23,8 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
+from ..models.errors_mortm import DataError
 from ..models.token_vocabulary import MetricVocabulary, TokenKind
-from .data_errors import DataError
 from .dataset import save_splits
 from .examples import ExampleRecipe, ExampleSource
 from .manifest import CorpusFilter, Selection

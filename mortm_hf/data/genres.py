@@ -11,7 +11,7 @@ Knows: the label names of the training pack and the vocabulary's genre names. Mu
 
 from __future__ import annotations
 
-from ..models.token_vocabulary import GENRES
+from ..models.music_names import GENRES
 
 
 # (genre, subgenre prefix) -> genre name of the vocabulary; "" matches every subgenre of that genre.

@@ -24,9 +24,10 @@ import numpy as np
 
 from ..models.inputs_bertm import bare_segment, clip_durations, condense, merge_tracks
 from ..models.music_grid import COMMON_TIME, BarTable
+from ..models.music_names import KEY_NAMES, METER_TICKS
 from ..models.music_score import MetricScore
 from ..models.token_codec import parse_segment
-from ..models.token_vocabulary import KEY_NAMES, METER_TICKS, MetricVocabulary, TokenKind
+from ..models.token_vocabulary import MetricVocabulary, TokenKind
 from .annotations import transpose_key
 from .manifest import CorpusFilter, Selection, SongFile, read_manifest
 from .open import build_store

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from ..models.token_vocabulary import MetricVocabulary, TokenKind
+from ..models.token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
 from .packing import IGNORE, PackDataset, generator
 
 
@@ -43,13 +43,7 @@ CONTENT_KINDS = (
     TokenKind.CHORD_ROOT,
     TokenKind.CHORD_QUALITY,
     TokenKind.CHORD_BASS,
-    TokenKind.INSTRUMENT,
-    TokenKind.DENSITY,
-    TokenKind.BAR_COUNT,
-    TokenKind.GENRE,
-    TokenKind.METER,
-    TokenKind.TEMPO,
-    TokenKind.KEY,
+    *(TokenKind[control.kind] for control in CONTROLS if control.masked),
 )
 
 

@@ -23,9 +23,8 @@ import torch
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..models.errors_mortm import MidiError
+from ..models.errors_mortm import DataError, MidiError
 from ..models.midi_files import to_midi_score
-from .data_errors import DataError
 from .packing import generator
 from .score_store import ScoreStore
 from .synthesis import synthesize

@@ -29,8 +29,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
+from ..models.errors_mortm import DataError
 from .annotations import chord_file_of, chord_names, is_chord_name
-from .data_errors import DataError
 from .manifest import Selection, SongFile, read_archive, read_manifest
 
 

@@ -32,10 +32,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..models.errors_mortm import DataError
 from ..models.music_score import MetricScore
 from .build import BuildOptions, build_dataset, build_from, read_entries
 from .checkpoint_songs import USED
-from .data_errors import DataError
 from .dataset import open_dataset
 from .manifest import Selection, read_manifest
 from .midi_sources import SPLITS, PackSource

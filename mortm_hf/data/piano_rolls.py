@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..models.errors_mortm import DataError
+from ..models.music_names import METERS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import METERS
-from .data_errors import DataError
 from .packing import generator
 from .score_store import ScoreStore
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..models.token_vocabulary import DRUMS, MetricVocabulary, TokenKind
+from ..models.music_names import DRUMS
+from ..models.token_vocabulary import MetricVocabulary, TokenKind
 
 
 @dataclass(frozen=True)

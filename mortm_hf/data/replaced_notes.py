@@ -24,8 +24,9 @@ import torch
 from torch.utils.data import Dataset
 
 from ..models.inputs_bertm import bare_segment, clip_durations, condense
+from ..models.music_names import DRUMS
 from ..models.token_codec import parse_segment
-from ..models.token_vocabulary import DRUMS, MetricVocabulary, TokenKind
+from ..models.token_vocabulary import MetricVocabulary, TokenKind
 from .packing import IGNORE, Document, PackDataset, generator, pack_rows
 from .pitched_notes import pitched_notes
 

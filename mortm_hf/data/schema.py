@@ -21,10 +21,9 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from ..models import token_codec
+from ..models.errors_mortm import DataError
 from ..models.music_grid import BarTable
-from ..models.token_codec import ChordTable, MetricScore
-from .data_errors import DataError
+from ..models.music_score import ChordTable, CodecReport, MetricScore
 
 
 FORMAT_VERSION = 2
@@ -197,7 +196,7 @@ class _Batch:
             key=label.pop("key"),
             chords=chords,
             names=tuple(label.pop("names") or ()),
-            report=token_codec.CodecReport(),
+            report=CodecReport(),
         )
         return Song(score=score, **label)
 

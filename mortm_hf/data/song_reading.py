@@ -15,11 +15,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..models import token_codec
 from ..models.errors_mortm import MidiError
 from ..models.midi_chords import parse_chord_text
+from ..models.midi_files import load_score, quantize
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS
 from .annotations import CHORD_CLOCK, key_name, key_of_label
 from .genres import genre_of
 from .manifest import SongFile
@@ -39,8 +39,8 @@ def read_song(row: SongFile, midi, chords: str | None = None) -> Song:
         VocabularyError: its annotation cannot be used.
         PromptError: its annotation cannot be used.
     """
-    source = token_codec.load_score(midi)
-    score = token_codec.quantize(source)
+    source = load_score(midi)
+    score = quantize(source)
     key = key_of_label(row.key)
     changes: dict = {}
     key_source = "file" if score.key is not None else None

@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .data_errors import DataError
+from ..models.errors_mortm import DataError
 from .manifest import Selection
 from .midi_sources import (
     MIDI_SUFFIXES,

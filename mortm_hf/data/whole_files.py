@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from .data_errors import DataError
+from ..models.errors_mortm import DataError
 
 
 def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:

@@ -31,8 +31,8 @@ from ..models.music_harmony import (
     merge_repeats,
     pitch_class_histogram,
 )
+from ..models.music_names import DRUMS
 from ..models.music_score import ChordTable, MetricScore
-from ..models.token_vocabulary import DRUMS
 from .chord_estimation import METRICS, PITCH_ROOT, ROOT_PITCH, compare
 
 

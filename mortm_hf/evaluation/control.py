@@ -2,19 +2,20 @@
 
 Design decisions
 - Requests are what the test songs really are: for each of the chosen windows the header of its eight bars
-  (instruments, densities, bars, genre, meter, tempo, key) and its chords where the song has any, and no music at all.
+  (every control) and its chords where the song has any, and no music at all.
   Pitched requests are transposed by a drawn number of semitones, so that a model which always writes the commonest
   keys gains nothing.
-- What is asked is read from the answer's notes by the code that reads it from human music: keys by the estimator,
-  densities by the header's own rule, instruments and bars from the quantised music. The *human* row is the very music
-  the request was taken from, so it is the ceiling of each measure (the key estimator errs on real music too).
+- What is asked, and how it is marked, are the rows of `token_controls`: a control that is added there is asked for
+  and marked here. Marks are read from the answer's notes by the code that reads human music. The *human* row is the
+  very music the request was taken from, so it is the ceiling of each measure (the key estimator errs on real music
+  too).
 - The *chance* row gives every answer of the model to the other requests of its kind: what a model that knows the style
   but ignores the request would reach.
 - Chord tones: of the pitched notes that begin on a beat (the meter's denominator) while a chord holds, those in the
   chord; and the same on the beats where the chord changes.
 - An answer that cannot be read back as music fails everything it was asked (without the grammar only).
 
-Knows: songs, prompts, mir_eval's key score. Must not know: models, sampling, reports.
+Knows: songs, prompts, controls. Must not know: models, sampling, reports.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ import numpy as np
 
 from ..data.examples import transpose, transposition_range
 from ..data.score_store import ScoreStore
-from ..models.music_harmony import NO_CHORD, chord_tones, estimate_key, split_key
+from ..models.music_harmony import NO_CHORD, chord_tones
+from ..models.music_names import DRUMS, GENRES, METERS
 from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import MetricPrompt, build_prompt
-from ..models.token_codec import density_of
-from ..models.token_vocabulary import DRUMS, GENRES, METERS, TEMPO_CENTRES
+from ..models.prompt_words import words_of_header
+from ..models.token_controls import Described, Figure
+from ..models.token_headers import CONTROLS, Header, describe
 from .fixed_windows import Window
 from .intervals import ratio, share_of
 from .model_answers import Ask
@@ -39,9 +42,11 @@ from .model_answers import Ask
 
 BARS = 8
 SHIFTS = 8  # requests of other samples that the chance row tries
-MODES = ("minor", "major")
-YES_NO = ("bars", "meter", "instruments", "key")
-RATIOS = ("key_mirex", "density_exact", "density_within_1", "chord_tones_on_beats", "chord_tones_at_changes")
+# figure -> its label and whether it is a share of requests (else a pooled ratio)
+FIGURES = {name: figure for control in CONTROLS for name, figure in control.figures.items()} | {
+    "chord_tones_on_beats": Figure("chord tones on beats", share=False),
+    "chord_tones_at_changes": Figure("chord tones where the chord changes", share=False),
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,13 @@ class Request:
     """One request and the music it was taken from.
 
     Attributes:
-        human: the eight bars, transposed as the request is. key: token name or None (drums, no pitch).
-        chords: in ticks from the first generated bar, or None. densities: one an instrument, in track order.
+        window: where the music stands.
+        corpus: its corpus.
+        cluster: songs of one cluster are versions of each other.
+        human: the eight bars, transposed as the request is.
+        ask: what the model is given.
+        asked: `Header` of what is asked for.
+        chords: in ticks from the first generated bar, or None.
     """
 
     window: Window
@@ -58,16 +68,13 @@ class Request:
     cluster: str
     human: MetricScore
     ask: Ask
-    key: str | None
-    meter: int
-    instruments: tuple[int, ...]
-    densities: tuple[int, ...]
+    asked: Header
     chords: ChordTable | None
 
     @property
     def kind(self) -> tuple:
         """What must be alike for another request to be a fair exchange."""
-        return (self.key is not None, self.chords is not None)
+        return ("key" in self.asked, self.chords is not None)
 
 
 def make_requests(
@@ -106,7 +113,6 @@ def _request(tokenizer, song, window: Window, rng: np.random.Generator, context:
     pitched = bool((human.programs != DRUMS).any())
     step = int(rng.integers(low, high + 1)) if pitched else 0
     human = transpose(human, step)
-    key = human.key if human.key is not None else estimate_key(human) if pitched else None
     chords = human.chords
     if chords is not None and (not len(chords) or (chords.root == NO_CHORD[0]).all()):
         chords = None
@@ -114,18 +120,22 @@ def _request(tokenizer, song, window: Window, rng: np.random.Generator, context:
         silence = (np.array([v]) for v in NO_CHORD)
         columns = zip(silence, (chords.root, chords.quality, chords.bass))
         chords = ChordTable(np.append(0, chords.onset), *(np.append(a, b) for a, b in columns))
-    meter, tempo = int(human.bars.meter[0]), int(human.tempo[0])
-    densities = tuple(density_of(human).tolist())
-    prompt = MetricPrompt(
+    genres = (GENRES.index(song.genre),) if song.genre in GENRES else ()
+    facts = Described(
+        bars=human.bars,
         instruments=tuple(human.programs.tolist()),
+        tempo=human.tempo,
+        music=human,
+        sources=(replace(human, genres=genres),),
+    )
+    asked = describe(facts)
+    prompt = MetricPrompt(
+        instruments=asked.instruments,
         bars=BARS,
-        key=key,
-        meter=METERS[meter],
-        tempo=float(TEMPO_CENTRES[tempo]) if tempo >= 0 else None,
-        genre=song.genre if song.genre in GENRES else None,
-        density=densities,
+        meter=METERS[asked["meter"]],
         chords=chords,
-        omit=() if key is not None else ("key",),
+        omit=() if "key" in asked else ("key",),
+        **words_of_header(asked),
     )
     room = int(min(2 * (4 * human.n_notes + 3 * BARS * human.n_tracks) + 64, context // 2))
     try:
@@ -135,26 +145,11 @@ def _request(tokenizer, song, window: Window, rng: np.random.Generator, context:
             raise
         return None
     ask = Ask(built.ids, built.plan, room)
-    instruments = tuple(human.programs.tolist())
-    return Request(window, song.corpus, song.cluster, human, ask, key, meter, instruments, densities, chords)
+    return Request(window, song.corpus, song.cluster, human, ask, asked, chords)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Measures
-
-
-def key_scores(asked: str, found: str | None) -> tuple[bool, float]:
-    """(same tonic and mode, mir_eval's weighted key score: fifths 0.5, relative 0.3, parallel 0.2)."""
-    import mir_eval
-
-    if found is None:
-        return False, 0.0
-    same = split_key(asked) == split_key(found)
-    names = []
-    for key in (asked, found):
-        tonic, minor = split_key(key)
-        names.append(f"{'C Db D Eb E F F# G Ab A Bb B'.split()[tonic]} {MODES[not minor]}")
-    return same, float(mir_eval.key.weighted_score(*names))
 
 
 def chord_tone_counts(score: MetricScore, chords: ChordTable) -> dict[str, tuple[int, int]]:
@@ -179,51 +174,41 @@ def chord_tone_counts(score: MetricScore, chords: ChordTable) -> dict[str, tuple
 
 
 def measure(score: MetricScore | None, request: Request) -> dict[str, bool | tuple[float, float] | None]:
-    """What of a request an answer fulfils: yes or no for `YES_NO`, (part, whole) for `RATIOS`; None: not asked."""
-    asked_key, asked_chords = request.key is not None, request.chords is not None
-    count = len(request.instruments)
-    if score is None or not score.n_notes:
-        found = dict.fromkeys(("bars", "meter", "instruments"), False) | {"key": False if asked_key else None}
-        found |= {"key_mirex": (0.0, 1.0) if asked_key else None}
-        found |= {"density_exact": (0, count), "density_within_1": (0, count)}
+    """What of a request an answer fulfils.
+
+    Args:
+        score: the answer, or None where it cannot be read.
+        request: what was asked for.
+
+    Returns:
+        A mark for each of `FIGURES`: yes or no, or (part, whole); None: not asked.
+    """
+    answer = None if score is None or not score.n_notes else score.take_tracks(score.sounding_tracks())
+    found: dict = dict.fromkeys(FIGURES)
+    for control in CONTROLS:
+        if control.name in request.asked:
+            found |= control.score(request.asked[control.name], request.asked.instruments, answer)
+    if request.chords is not None:
         # no notes, no share of them: an unreadable answer counts as one wrong note
-        lost = (0, 1) if asked_chords else None
-        return found | {"chord_tones_on_beats": lost, "chord_tones_at_changes": lost}
-    sounding = score.take_tracks(score.sounding_tracks())
-    programs = sounding.programs.tolist()
-    found = {
-        "bars": score.n_bars == request.human.n_bars,
-        "meter": bool((score.bars.meter == request.meter).all() and not score.bars.irregular.any()),
-        "instruments": sorted(programs) == sorted(request.instruments),
-        "key": None,
-        "key_mirex": None,
-    }
-    if asked_key:
-        same, weighted = key_scores(request.key, estimate_key(score))
-        found |= {"key": same, "key_mirex": (weighted, 1.0)}
-    exact = near = 0
-    left = list(zip(programs, density_of(sounding).tolist()))
-    for program, density in zip(request.instruments, request.densities):
-        pair = next((p for p in left if p[0] == program), None)
-        if pair is not None:
-            left.remove(pair)
-            exact += pair[1] == density
-            near += abs(pair[1] - density) <= 1
-    found |= {"density_exact": (exact, count), "density_within_1": (near, count)}
-    tones = chord_tone_counts(score, request.chords) if asked_chords else {}
-    return found | {name: tones.get(name) for name in ("chord_tones_on_beats", "chord_tones_at_changes")}
+        lost = {"chord_tones_on_beats": (0, 1), "chord_tones_at_changes": (0, 1)}
+        found |= lost if answer is None else chord_tone_counts(score, request.chords)
+    return found
 
 
 def control_report(requests: Sequence[Request], answers: Sequence[MetricScore | None]) -> dict[str, dict]:
     """Accuracy of every control over the requests that state it.
 
+    Args:
+        requests: what was asked for.
+        answers: the music of each; None where nothing can be read.
+
     Returns:
-        `{control: {"value", "low", "high", "n"}}`; shares of requests for `YES_NO` (Wilson), pooled ratios for
-        `RATIOS` (bootstrap over songs).
+        `{figure: {"value", "low", "high", "n"}}` of `FIGURES`: shares of requests with Wilson intervals, pooled ratios
+        with those of a bootstrap over songs.
     """
     rows = [measure(answer, request) for answer, request in zip(answers, requests)]
     report = _report(rows, [r.cluster for r in requests])
-    return report | {name: share_of([row[name] for row in rows]) for name in YES_NO}
+    return report | {name: share_of([row[name] for row in rows]) for name, f in FIGURES.items() if f.share}
 
 
 def chance_report(requests: Sequence[Request], answers: Sequence[MetricScore | None]) -> dict[str, dict]:
@@ -243,7 +228,7 @@ def chance_report(requests: Sequence[Request], answers: Sequence[MetricScore | N
 
 def _report(rows: list[dict], clusters: list[str]) -> dict[str, dict]:
     report = {}
-    for name in (*YES_NO, *RATIOS):
+    for name in FIGURES:
         parts = [row[name] for row in rows]
         parts = [(0, 0) if p is None else p if isinstance(p, tuple) else (float(p), 1) for p in parts]
         report[name] = ratio([p[0] for p in parts], [p[1] for p in parts], clusters)

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS
 
 
 # upper edges in ticks: exact up to a dotted quarter's 36, then coarser

@@ -18,10 +18,10 @@ from functools import cached_property
 from pathlib import Path
 
 from ..data.checkpoint_songs import read_members
-from ..data.data_errors import DataError
 from ..data.manifest import Selection
 from ..data.open import open_split
 from ..data.score_store import ScoreStore
+from ..models.errors_mortm import DataError
 from .fixed_windows import GENERATED, GIVEN, Window, fixed_windows, read_windows
 
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..models.music_names import METERS
 from ..models.music_score import MetricScore
 from ..models.token_codec import parse_segment
-from ..models.token_vocabulary import METERS, MetricVocabulary
+from ..models.token_vocabulary import MetricVocabulary
 
 
 _TIME_EDGES = np.array([*range(1, 25), 30, 36, 42, 48, 60, 72, 96, 144, 192])

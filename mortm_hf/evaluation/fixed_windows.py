@@ -23,8 +23,10 @@ import numpy as np
 
 from ..data.schema import Song
 from ..data.score_store import ScoreStore
+from ..models.music_names import GENRES
 from ..models.prompt_building import training_example
-from ..models.token_vocabulary import GENRES, MetricVocabulary
+from ..models.token_headers import FROM_ANSWER
+from ..models.token_vocabulary import MetricVocabulary
 
 
 GIVEN, GENERATED = 8, 8
@@ -143,7 +145,7 @@ def encode_windows(
                 past_bars=given,
                 targets=tracks,
                 genres=(GENRES.index(song.genre),) if song.genre else (),
-                omit=("density",),
+                omit=FROM_ANSWER,
                 max_length=max_length,
             )
         except ValueError as error:

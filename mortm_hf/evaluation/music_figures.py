@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS
 
 
 TICKS = 24  # a quarter

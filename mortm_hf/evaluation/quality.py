@@ -32,6 +32,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from ..bundled import find_model
 from ..data.corruptions import CORRUPTIONS, corrupt, tidy
 from ..data.labelled_windows import LabelledData, LabelledExample
 from ..data.manifest import CorpusFilter, Selection
@@ -45,10 +46,12 @@ from ..models.generation_mortm import MetricGrammarLogitsProcessor
 from ..models.generation_sampling import SeededChoice, sampling_filters
 from ..models.inputs_bertm import bare_segment, pad_rows
 from ..models.modeling_mortm import MortmForCausalLM
+from ..models.music_names import GENRES
 from ..models.music_score import MetricScore
 from ..models.prompt_building import training_example
 from ..models.token_codec import parse_segment
-from ..models.token_vocabulary import GENRES, MetricVocabulary
+from ..models.token_headers import FROM_ANSWER
+from ..models.token_vocabulary import MetricVocabulary
 from ..models.tokenization_mortm import MortmTokenizer
 
 
@@ -72,7 +75,6 @@ SELECTION = Selection(
         "openewld": CorpusFilter(),
     }
 )
-STARTER = Path(__file__).resolve().parent.parent / "starter"
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def _task(vocabulary: MetricVocabulary, song, start: int) -> Task | None:
             past_bars=GIVEN,
             targets=tracks,
             genres=genres,
-            omit=("density",),
+            omit=FROM_ANSWER,
         )
     except PromptError:
         return None
@@ -407,7 +409,7 @@ def weights_name(folder: str | Path) -> str:
 def make(
     data: str | Path,
     cache: str | Path,
-    model: str | Path = STARTER,
+    model: str | Path = "mortm-starter",
     sizes: dict[str, Sizes] | None = None,
     batch: int = 96,
     seed: int = 0,
@@ -422,7 +424,7 @@ def make(
     Args:
         data: folder of the training pack.
         cache: folder for stores, batches and the set.
-        model: checkpoint that is sampled.
+        model: checkpoint that is sampled, a folder or the name of a bundled one.
         sizes: windows of each split.
         batch: windows that are sampled together.
         seed: of the whole set.
@@ -446,7 +448,7 @@ def make(
         raise ValueError("device cuda: torch finds no GPU here; leave --device out")
 
     sizes = sizes or SIZES
-    cache = Path(cache)
+    cache, model = Path(cache), find_model(model)
     tokenizer = MortmTokenizer.from_pretrained(model)
     vocabulary = tokenizer.vocabulary
     weights = weights_name(model)
@@ -522,7 +524,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of the training pack")
     parser.add_argument("--cache", required=True, help="folder for prepared stores, batches of samples and the set")
-    parser.add_argument("--model", default=str(STARTER), help="checkpoint that is sampled; by default the starter")
+    parser.add_argument("--model", default="mortm-starter", help="checkpoint that is sampled")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .control import FIGURES
 from .intervals import FEW
 
 
@@ -24,17 +25,6 @@ LIBRARIES = {
     "groove_overlap": "own",
     "self_similarity": "own",
     "notes_per_bar": "own",
-}
-CONTROLS = {
-    "key": "key (tonic and mode)",
-    "key_mirex": "key, MIREX weighted (mir_eval)",
-    "meter": "meter",
-    "bars": "bar count",
-    "instruments": "instruments",
-    "density_exact": "density class",
-    "density_within_1": "density within one class",
-    "chord_tones_on_beats": "chord tones on beats",
-    "chord_tones_at_changes": "chord tones where the chord changes",
 }
 
 
@@ -139,7 +129,7 @@ def _control(found: dict, picture) -> list[str]:
     names = {"samples": "with the grammar", "samples_free": "without", "chance": "chance", "human": "human"}
     rows = [
         [words, str(found["samples"][key]["n"]), *(percent(found[c].get(key)) for c in columns)]
-        for key, words in CONTROLS.items()
+        for key, words in ((name, figure.label) for name, figure in FIGURES.items())
     ]
     counts = ", ".join(f"{name} {n}" for name, n in found["requests"].items())
     lines = ["## Control", "", f"Per cent; eight bars from nothing but the request ({counts})."]

@@ -20,9 +20,9 @@ from ..data.labelled_windows import evenly
 from ..data.score_store import ScoreStore
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
 from ..models.inputs_bertm import pad_rows
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
 from ..models.token_codec import parse_segment
-from ..models.token_vocabulary import DRUMS
 from .fixed_windows import GENERATED, GIVEN, Encoded
 
 

@@ -7,7 +7,7 @@ Design decisions
 Knows: shapes and options. Must not know: tokens' meaning, MIDI, which label stands for what.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .configuration_mortm import MortmConfig, strict_configuration
 
@@ -31,21 +31,6 @@ class BertmConfig(MortmConfig):
 
     model_type = "bertm"
     keys_to_ignore_at_inference = []
-
-    _auto_classes: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_bertm.BertmConfig",
-        "AutoModel": "modeling_bertm.BertmModel",
-        "AutoModelForMaskedLM": "modeling_bertm.BertmForMaskedLM",
-        "AutoModelForSequenceClassification": "modeling_bertm.BertmForSequenceClassification",
-        "AutoModelForTokenClassification": "modeling_bertm.BertmForTokenClassification",
-    }
-    _pipelines: ClassVar[dict[str, dict]] = {
-        task: {"impl": f"pipeline_bertm.{name}", "pt": [auto], "type": "text"}
-        for task, name, auto in (
-            ("midi-classification", "MidiClassificationPipeline", "AutoModelForSequenceClassification"),
-            ("midi-feature-extraction", "MidiFeatureExtractionPipeline", "AutoModel"),
-        )
-    }
 
     is_causal: bool = False
     use_cache: bool = False

@@ -5,18 +5,20 @@ Design decisions
   Trainer) understand this one.
 - Every published variant of MORTM is a point of this space: norm, positions, dense or sparse layers, gated or not,
   biases, router scoring, groups, shared expert. Nothing is decided by a model name.
-- The configuration fills the complete `auto_map` and `custom_pipelines` itself. transformers only records the class
-  being saved, so without this a folder saved from one head could not be loaded as another.
+- The complete `auto_map` and `custom_pipelines` are filled in where a configuration is written, not where it is made:
+  a folder saved from one head can be loaded as another (transformers alone records the class being saved), and a
+  bundled folder, which states neither, runs on the installed code without `trust_remote_code`.
+- A model's folder gets a card, unless it has one: every way of saving a model saves its configuration.
 - Whoever writes a wrong value reads one line: the errors of strict dataclasses, which are no `ValueError`s, become
   `ConfigurationError`s.
 
 Knows: shapes and options. Must not know: tokens' meaning, MIDI, the grammar.
 """
 
-import copy
 import math
 from functools import wraps
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -24,6 +26,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from .errors_mortm import ConfigurationError
+from .families import FAMILIES, auto_map, custom_pipelines, model_card
 
 
 _SIZES = (
@@ -118,22 +121,6 @@ class MortmConfig(PreTrainedConfig):
         "norm": (["hidden_states"], ["hidden_states"]),
     }
 
-    # What a saved folder offers: written into `auto_map` / `custom_pipelines` where these are not set.
-    _auto_classes: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_mortm.MortmConfig",
-        "AutoModel": "modeling_mortm.MortmModel",
-        "AutoModelForCausalLM": "modeling_mortm.MortmForCausalLM",
-        "AutoModelForSequenceClassification": "modeling_mortm.MortmForSequenceClassification",
-    }
-
-    _pipelines: ClassVar[dict[str, dict]] = {
-        task: {"impl": f"pipeline_mortm.{name}", "pt": ["AutoModelForCausalLM"], "type": "text"}
-        for task, name in (
-            ("midi-generation", "MidiGenerationPipeline"),
-            ("chord-estimation", "ChordEstimationPipeline"),
-        )
-    }
-
     vocab_size: int = 1162
     hidden_size: int = 256
     intermediate_size: int = 1024
@@ -190,16 +177,33 @@ class MortmConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
         if self.mlp_layer_types is None:
             self.mlp_layer_types = ["sparse"] * self.num_hidden_layers
-        kwargs.setdefault("auto_map", dict(self._auto_classes))
-        kwargs.setdefault("custom_pipelines", copy.deepcopy(self._pipelines))
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict:
-        """As transformers', with plain names in `custom_pipelines`: `pipeline()` puts classes there, no JSON value."""
+        """As transformers', with all classes and tasks of the family; entries of one's own go before them.
+
+        Returns:
+            Plain values only: `transformers.pipeline` leaves classes in `custom_pipelines` where names were.
+        """
         output = super().to_dict()
-        for entry in (output.get("custom_pipelines") or {}).values():
-            entry["pt"] = [getattr(kind, "__name__", kind) for kind in entry.get("pt", ())]
+        own = dict(output.get("custom_pipelines") or {})
+        for task, entry in own.items():
+            own[task] = {**entry, "pt": [getattr(kind, "__name__", kind) for kind in entry.get("pt", ())]}
+        output["auto_map"] = auto_map(self.model_type) | (output.get("auto_map") or {})
+        output["custom_pipelines"] = custom_pipelines(self.model_type) | own
         return output
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As transformers', with a card (`README.md`) where a model is saved into a folder without one.
+
+        Args:
+            save_directory: folder, made where there is none.
+            kwargs: those of transformers.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if self.architectures and self.model_type in FAMILIES and not card.exists():
+            card.write_text(model_card(self.model_type, self.architectures[0]), encoding="utf-8")
 
     def validate_mortm(self):
         """Refuse combinations that no layer could carry out (runs with the other checks of transformers)."""

@@ -7,7 +7,7 @@ Design decisions
 Knows: shapes and options. Must not know: MIDI, clocks.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .configuration_mortm import MortmConfig, strict_configuration
 
@@ -34,14 +34,6 @@ class MortmLiveConfig(MortmConfig):
         "norm": (["hidden_states"], ["hidden_states"]),
     }
     base_model_fsdp_plan = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
-
-    _auto_classes: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_mortm_live.MortmLiveConfig",
-        "AutoModel": "modeling_mortm_live.MortmLiveForCausalGeneration",
-        "AutoFeatureExtractor": "processing_mortm_live.MortmLiveProcessor",
-        "AutoProcessor": "processing_mortm_live.MortmLiveProcessor",
-    }
-    _pipelines: ClassVar[dict[str, dict]] = {}
 
     vocab_size: int = 1
     instruments: list[int] | None = None

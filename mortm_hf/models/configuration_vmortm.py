@@ -8,8 +8,6 @@ Design decisions
 Knows: shapes and options. Must not know: files, sampling rates, Fourier transforms.
 """
 
-from typing import ClassVar
-
 from .configuration_mortm import MortmConfig, strict_configuration
 
 
@@ -37,21 +35,6 @@ class VMortmConfig(MortmConfig):
         "patch_embedding": "free_full_weight",
         "layers.*": "free_full_weight",
         "norm": "keep_full_weight",
-    }
-
-    _auto_classes: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_vmortm.VMortmConfig",
-        "AutoModel": "modeling_vmortm.VMortmModel",
-        "AutoModelForTextToSpectrogram": "modeling_vmortm.VMortmForSpectrogramGeneration",
-        "AutoFeatureExtractor": "feature_extraction_vmortm.VMortmFeatureExtractor",
-        "AutoProcessor": "feature_extraction_vmortm.VMortmFeatureExtractor",
-    }
-    _pipelines: ClassVar[dict[str, dict]] = {
-        "audio-continuation": {
-            "impl": "pipeline_vmortm.AudioContinuationPipeline",
-            "pt": ["AutoModelForTextToSpectrogram"],
-            "type": "audio",
-        }
     }
 
     vocab_size: int = 1

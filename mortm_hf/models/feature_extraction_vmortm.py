@@ -23,6 +23,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 
 from .errors_mortm import AudioError
+from .families import FAMILIES
 
 
 MAX_SECONDS = 3600.0
@@ -55,8 +56,6 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         padding_side: str = "left",
         **kwargs,
     ):
-        name = "feature_extraction_vmortm.VMortmFeatureExtractor"
-        kwargs.setdefault("auto_map", {"AutoFeatureExtractor": name, "AutoProcessor": name})
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,
@@ -79,8 +78,9 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         self.window = window_function(n_fft, "hann")
 
     def to_dict(self) -> dict:
-        """The parameters; what is computed from them is left out."""
-        return {k: v for k, v in super().to_dict().items() if k not in ("mel_filters", "window")}
+        """The parameters and the classes' names; what is computed from the parameters is left out."""
+        output = {k: v for k, v in super().to_dict().items() if k not in ("mel_filters", "window")}
+        return output | {"auto_map": FAMILIES["vmortm"].readers | output.get("auto_map", {})}
 
     # ------------------------------------------------------------------------------------------------------ to frames
 

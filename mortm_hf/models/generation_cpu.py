@@ -30,7 +30,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.activations import ACT2FN
 
-from .errors_mortm import PromptError
+from .errors_mortm import GenerationError, PromptError
 
 
 PRECISIONS = ("fp32", "int8")
@@ -49,7 +49,7 @@ def parse_precision(fast) -> str | None:
     """The argument `fast` of the pipelines -> "fp32", "int8" or None.
 
     Raises:
-        PromptError: any other value.
+        GenerationError: any other value.
     """
     if fast is None or fast is False:
         return None
@@ -57,7 +57,7 @@ def parse_precision(fast) -> str | None:
         return "fp32"
     if fast in PRECISIONS:
         return fast
-    raise PromptError(f'fast must be True, False, "fp32" or "int8", got {fast!r}', "prompt.argument")
+    raise GenerationError(f'fast must be True, False, "fp32" or "int8", got {fast!r}', "prompt.argument")
 
 
 def refusal(model) -> str | None:
@@ -133,7 +133,7 @@ class _Int8Matrix:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
         if weight.shape[1] % 16:  # the kernel reads past the end of other rows
-            raise PromptError(
+            raise GenerationError(
                 f"int8 needs widths that are multiples of 16, the model has one of {weight.shape[1]}: use fp32",
                 "prompt.argument",
             )
@@ -367,18 +367,19 @@ class FastDecoder:
         precision: "fp32" (logits within 2e-5 of the model's) or "int8" (weights only; a quarter of the memory).
 
     Raises:
-        PromptError: a model that `refusal` names, an unknown precision, int8 with widths that are no multiple of 16.
+        GenerationError: a model that `refusal` names, an unknown precision, int8 with widths that are no multiple of
+            16.
     """
 
     @torch.no_grad()
     def __init__(self, model, precision: str = "fp32"):
         if precision not in PRECISIONS:
-            raise PromptError(
+            raise GenerationError(
                 f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}", "prompt.argument"
             )
         reason = refusal(model)
         if reason is not None:
-            raise PromptError(reason, "prompt.argument")
+            raise GenerationError(reason, "prompt.argument")
         config = model.config
         self.model, self.precision, self.config, self.fingerprint = model, precision, config, weights_of(model)
         self.matrix = _Int8Matrix if precision == "int8" else _Matrix
@@ -495,7 +496,7 @@ class DecodingState:
         attention_mask = None if attention_mask is None else attention_mask.long()
         padded = attention_mask is not None and not bool(attention_mask.all())
         if padded and not bool((attention_mask[:, -1] == 1).all() and (attention_mask.diff(dim=1) >= 0).all()):
-            raise PromptError(
+            raise GenerationError(
                 "fast decoding takes prompts that are padded on the left (padding_side='left')", "prompt.argument"
             )
         # versions of one song have one prompt: it is read once

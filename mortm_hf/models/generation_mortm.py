@@ -27,14 +27,8 @@ from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from .errors_mortm import PromptError
-from .token_grammar import (
-    GENERATED_KINDS,
-    GenerationPlan,
-    Grammar,
-    GrammarState,
-    VocabularyTables,
-    infer_plan,
-)
+from .token_automaton import GENERATED_KINDS, GenerationPlan, Grammar, GrammarState, VocabularyTables
+from .token_grammar import infer_plan
 from .token_vocabulary import TokenKind
 
 

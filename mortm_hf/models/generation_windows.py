@@ -19,10 +19,11 @@ import numpy as np
 from .errors_mortm import PromptError
 from .music_harmony import merge_repeats
 from .music_instruments import category_of, parse_instrument
+from .music_names import DRUMS
 from .music_score import ChordTable, MetricScore
 from .prompt_building import PromptIds, build_prompt
-from .prompt_words import chord_entries
-from .token_vocabulary import DRUMS
+from .prompt_words import is_chord_table, is_score, read_chords
+from .token_vocabulary import CONTROLS
 from .upstream_codec import DECODED_PROGRAM
 
 
@@ -69,11 +70,9 @@ def spread_chords(chords, start: int, bars: int):
     Raises:
         PromptError: more symbols than bars, a place outside the bars (`prompt.bars`), unreadable entries.
     """
-    if chords is None or chords is False or chords is True or hasattr(chords, "onset"):
-        return None if chords is False else chords
-    chords = chord_entries(chords)
-    if not chords:
-        return None
+    chords = chords if chords is True else read_chords(chords)
+    if chords is None or chords is True or is_chord_table(chords):
+        return chords
     if not isinstance(chords[0], str):
         for symbol, bar, _ in chords:
             if not start <= bar < start + bars:
@@ -94,7 +93,7 @@ def _chords_within(chords, first: int, last: int, ticks: tuple[int, int]):
     """The chords of bars `[first, last)`; the one that sounds at their start is restated there."""
     if chords is None or chords is True:
         return chords
-    if hasattr(chords, "window"):
+    if is_chord_table(chords):
         return chords.window(*ticks)
     placed = sorted(chords, key=lambda c: c[1:])
     here = [c for c in placed if first <= c[1] < last]
@@ -104,7 +103,7 @@ def _chords_within(chords, first: int, last: int, ticks: tuple[int, int]):
     return here or None
 
 
-def _heard_bars(song: MetricScore, at: int, past: int) -> int:
+def _bars_with_notes(song: MetricScore, at: int, past: int) -> int:
     """How many bars before bar `at` to give: more than `past` where in those no note begins (a long last chord)."""
     before = song.onset[song.onset < song.bars.start[at]]
     last = int(song.bars.of(before.max())) if len(before) else at
@@ -131,7 +130,9 @@ class SongRow:
         self.song, self.targets = request.song, request.targets
         # for each track of `song` the track of the file that it is, -1 for a new one
         self.source = list(range(request.song.n_tracks)) if request.song is not None else []
-        self.density = request.fields.get("density")
+        # controls of tracks that were asked for one by one: from the first window on one for each track
+        names = [c.name for c in CONTROLS if c.level == "track"]
+        self.by_track = {n: request.fields[n] for n in names if isinstance(request.fields.get(n), (list, tuple))}
         self.made = 0  # bars generated so far
         self.prompts: list[list[int]] = []
         self.answers: list[list[int]] = []
@@ -184,14 +185,14 @@ class SongRow:
 
     def _prompt(self, tokenizer, count: int, max_length: int) -> PromptIds:
         request, song, at = self.request, self.song, self.at
-        fields = dict(request.fields) | {"density": self.density}
+        fields = request.fields | self.by_track
         ticks = (0, 1 << 40)
         if song is not None and self.made:
             first = int(song.bars.start[request.start])
             ticks = (int(song.bars.start[at]) - first, 1 << 40)
         tracks, meter, past, future = request.tracks, request.meter, request.past, request.future
         if self.made:
-            if isinstance(tracks, MetricScore) or (hasattr(tracks, "window") and hasattr(tracks, "programs")):
+            if is_score(tracks):
                 tracks = tracks.window(self.made, self.made + count)
             if past is not True and not isinstance(past, (int, np.integer)):
                 past = PAST_BARS  # music of its own stands before the first window only
@@ -203,7 +204,7 @@ class SongRow:
         if song is None and (past is True or isinstance(past, (int, np.integer))):
             past = None
         elif song is not None and past and not isinstance(past, bool) and isinstance(past, (int, np.integer)):
-            past = _heard_bars(song, at, int(past))
+            past = _bars_with_notes(song, at, int(past))
         if self.left > count:
             future = None  # what follows this window is yet to be rewritten
         if isinstance(meter, list):
@@ -256,29 +257,28 @@ class SongRow:
 
     def _merge(self, music: MetricScore, dialect: str) -> None:
         built = self.built
-        if not self.made and isinstance(self.density, (list, tuple)):
-            asked = self.request.fields.get("instruments")
-            if asked is not None:  # one an instrument, as asked for: from now on one a track
-                order = _orders_of([parse_instrument(i, dialect) for i in asked], built.plan.instruments)
-                self.density = [self.density[i] for i in order if i < len(self.density)]
-        built.appends = not self.request.inside
-        if built.song is None or (built.appends and built.start == 0):
-            self.song = built.merge(music)
+        passage, inside = built.passage, self.request.inside
+        asked = self.request.fields.get("instruments")
+        if not self.made and asked is not None:
+            order = _orders_of([parse_instrument(i, dialect) for i in asked], passage.instruments)
+            self.by_track = {n: [v[i] for i in order if i < len(v)] for n, v in self.by_track.items()}
+        if passage.song is None or (not inside and passage.start == 0):
+            self.song = built.merge(music, inside)
             self.source = [-1] * self.song.n_tracks
             self.targets = tuple(range(self.song.n_tracks))
             return
-        if built.song is not self.song:  # the dialect could not take all tracks: `built.song` holds those it could
+        if passage.song is not self.song:  # the dialect could not take all tracks: the passage holds those it could
             programs = self.song.programs.tolist()
             self.source = [s for s, p in zip(self.source, programs) if category_of(p) is not None]
-        targets = built.targets[: music.n_tracks]
+        targets = passage.targets[: music.n_tracks]
         new = [int(p) for p, t in zip(music.programs, targets) if t < 0]
-        programs = np.array([*built.song.programs.tolist(), *new])
+        programs = np.array([*passage.song.programs.tolist(), *new])
         order = np.argsort(programs == DRUMS, kind="stable")  # as merging does: drums stay last
         rank = np.argsort(order)
-        fresh = iter(range(built.song.n_tracks, len(programs)))
+        fresh = iter(range(passage.song.n_tracks, len(programs)))
         self.targets = tuple(int(rank[t if t >= 0 else next(fresh)]) for t in targets)
-        self.source = [self.source[o] if o < built.song.n_tracks else -1 for o in order]
-        self.song = built.merge(music)
+        self.source = [self.source[o] if o < passage.song.n_tracks else -1 for o in order]
+        self.song = built.merge(music, inside)
         if dialect == "mortm":  # categories are no programs: what they sound like
             programs = [DECODED_PROGRAM.get(p, p) for p in self.song.programs.tolist()]
             self.song = replace(self.song, programs=np.array(programs, dtype=np.int16))

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from .errors_mortm import MidiError
+from .music_names import DRUMS
 from .music_score import MetricScore
 from .token_codec import encode_tracks
-from .token_vocabulary import DRUMS, MetricVocabulary, TokenKind
+from .token_vocabulary import MetricVocabulary, TokenKind
 
 
 WINDOW_FORMS = ("tracks", "merged", "drums", "condensed")

@@ -17,13 +17,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .midi_files import symusic, tempo_bin
+from .midi_files import symusic
 from .music_grid import TICKS_PER_QUARTER, round_to_grid
 from .music_harmony import NO_CHORD
 from .music_instruments import GENERAL_MIDI
-from .music_score import ChordTable, MetricScore
-from .music_splicing import fit_between
-from .token_vocabulary import (
+from .music_names import (
     CHORD_BASSES,
     CHORD_QUALITIES,
     CHORD_ROOTS,
@@ -33,7 +31,9 @@ from .token_vocabulary import (
     MAX_BAR_TICKS,
     METERS,
     TEMPO_CENTRES,
+    tempo_bin,
 )
+from .music_score import ChordTable, MetricScore, fit_between
 
 
 MARK = "mortm:segment"

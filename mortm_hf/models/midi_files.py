@@ -22,8 +22,7 @@ import numpy as np
 from .errors_mortm import MidiError
 from .midi_events import midi_bytes, plain_escapes
 from .music_grid import TICKS_PER_QUARTER, BarTable, bars_of_meters, round_to_grid
-from .music_score import ChordTable, CodecReport, MetricScore
-from .token_vocabulary import (
+from .music_names import (
     CHORD_BASSES,
     CHORD_QUALITIES,
     CHORD_ROOTS,
@@ -35,7 +34,9 @@ from .token_vocabulary import (
     MAX_DURATION,
     METERS,
     TEMPO_CENTRES,
+    tempo_bin,
 )
+from .music_score import ChordTable, CodecReport, MetricScore
 
 
 try:
@@ -44,7 +45,6 @@ except ImportError:  # a folder loaded from the Hub may run where only ids are n
     symusic = None
 
 OUTPUT_TPQ = 480
-_LOG_8 = float(np.log(8.0))
 _MARK = "mortm:"
 _MAJOR_BY_SHARPS = "BM GbM DbM AbM EbM BbM FM CM GM DM AM EM BM F#M C#M".split()  # CbM has no token: BM
 _MINOR_BY_SHARPS = "Abm Ebm Bbm Fm Cm Gm Dm Am Em Bm F#m C#m G#m D#m A#m".split()
@@ -171,12 +171,6 @@ def _tempo_bins(score, bars: BarTable) -> np.ndarray:
     time = seconds[segment] + (line - tick[segment]) * mspq[segment]
     # quarters x 60 / seconds: the ticks per quarter cancel out
     return tempo_bin(6e7 * np.diff(line) / np.diff(time)).astype(np.int16)
-
-
-def tempo_bin(bpm):
-    """Nearest of the 32 log-spaced tempo bins (quarters a minute, clamped to 30 to 240)."""
-    bins = np.floor(np.log(np.asarray(bpm) / 30.0) * (31.0 / _LOG_8) + 0.5)
-    return np.minimum(np.maximum(bins, 0), 31).astype(np.int64)
 
 
 def _file_key(score) -> str | None:
@@ -330,15 +324,32 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
     )
 
 
-def read_midi(midi, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
-    """Path, bytes or Score -> `MetricScore`."""
+def open_midi(midi, caps: Caps = Caps(), pedal: str = "ignore"):
+    """A file as it is and on the grid, parsed once.
+
+    Args:
+        midi: path, bytes or `symusic.Score`.
+        caps: limits of size.
+        pedal: "ignore" keeps durations as played, "extend" lets notes ring while the pedal is down (not drums).
+
+    Returns:
+        `symusic.Score` in ticks, and the `MetricScore` of it.
+
+    Raises:
+        MidiError: unreadable, empty or too large; the message names the path.
+    """
     try:
-        from_file = not hasattr(midi, "tracks")
-        return quantize(load_score(midi, caps), caps, pedal, paired=from_file)
+        score = load_score(midi, caps)
+        return score, quantize(score, caps, pedal, paired=not hasattr(midi, "tracks"))
     except MidiError as error:
         if isinstance(midi, (str, os.PathLike)) and str(midi) not in str(error):
             raise MidiError(f"{midi}: {error}", error.code) from None
         raise
+
+
+def read_midi(midi, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
+    """The second half of `open_midi`: path, bytes or Score -> `MetricScore`."""
+    return open_midi(midi, caps, pedal)[1]
 
 
 def to_midi_score(score: MetricScore, markers: bool = True):

@@ -296,14 +296,6 @@ class BertmForTokenClassification(BertmPreTrainedModel):
         return self._output(loss, aux_loss, logits, outputs)
 
 
-def _travels_along():
-    """Never called: transformers saves the files a modeling file imports, so these travel with every checkpoint."""
-    from .pipeline_bertm import MidiClassificationPipeline, MidiFeatureExtractionPipeline
-    from .reward_bertm import BertmReward
-
-    return MidiClassificationPipeline, MidiFeatureExtractionPipeline, BertmReward
-
-
 __all__ = [
     "BertmForMaskedLM",
     "BertmForSequenceClassification",

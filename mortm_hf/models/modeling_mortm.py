@@ -1042,13 +1042,4 @@ class MortmForSequenceClassification(GenericForSequenceClassification, MortmPreT
         self.post_init()
 
 
-def _travels_along():
-    """Never called: transformers saves the files a modeling file imports, so these travel with every checkpoint."""
-    from .generation_mortm import MetricGrammarLogitsProcessor
-    from .pipeline_mortm import ChordEstimationPipeline, MidiGenerationPipeline
-    from .tokenization_mortm import MortmTokenizer
-
-    return MortmTokenizer, MetricGrammarLogitsProcessor, MidiGenerationPipeline, ChordEstimationPipeline
-
-
 __all__ = ["MortmForCausalLM", "MortmForSequenceClassification", "MortmModel", "MortmPreTrainedModel"]

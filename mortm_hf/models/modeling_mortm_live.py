@@ -348,11 +348,4 @@ def roll_losses(logits, target, config: MortmLiveConfig, chunks=None, play=None)
     }
 
 
-def _travels_along():
-    """Never called: names the siblings that a saved folder must carry."""
-    from .processing_mortm_live import MortmLiveProcessor
-
-    return MortmLiveProcessor
-
-
 __all__ = ["MortmLiveForCausalGeneration", "MortmLiveModel", "MortmLivePreTrainedModel", "MortmLiveVision"]

@@ -375,12 +375,4 @@ def _uneven(frames: int, size: int) -> str:
     )
 
 
-def _travels_along():
-    """Names the siblings that a saved folder must carry; never called."""
-    from .feature_extraction_vmortm import VMortmFeatureExtractor
-    from .pipeline_vmortm import AudioContinuationPipeline
-
-    return VMortmFeatureExtractor, AudioContinuationPipeline
-
-
 __all__ = ["VMortmModel", "VMortmForSpectrogramGeneration", "VMortmPreTrainedModel"]

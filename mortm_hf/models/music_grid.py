@@ -7,7 +7,7 @@ Design decisions
 - A bar is written with a listed meter. A bar whose length no listed meter has is *irregular*: the shortest longer
   meter stands for it, and its true length is written beside it for that bar only.
 
-Knows: integers. Must not know: MIDI files, tokens, torch.
+Knows: integers, the meter table. Must not know: MIDI files, tokens, torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from .token_vocabulary import MAX_BAR_TICKS, METER_TICKS, METERS
+from .errors_mortm import VocabularyError
+from .music_names import MAX_BAR_TICKS, METER_TICKS, METERS
 
 
 TICKS_PER_QUARTER = 24
@@ -62,6 +63,33 @@ def meters_of_lengths(length: np.ndarray, denominator: np.ndarray) -> np.ndarray
     for value, index in rows.items():
         row[denominator == value] = index
     return table[row, length]
+
+
+def is_pair(value) -> bool:
+    """Whether a value is a pair of whole numbers: a range `(start, stop)` or a meter."""
+    return (
+        isinstance(value, (tuple, list, range))
+        and len(value) == 2
+        and all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in value)
+    )
+
+
+def parse_meter(meter) -> int:
+    """`"3/4"` or `(3, 4)` -> index into `METERS`; raises `VocabularyError` (`vocabulary.meter`)."""
+    pair = None
+    if isinstance(meter, str):
+        text = {"c": "4/4", "common": "4/4", "cut": "2/2"}.get(meter.strip().lower(), meter)
+        parts = text.split("/")
+        if len(parts) == 2 and all(p.strip().isdigit() for p in parts):
+            pair = int(parts[0]), int(parts[1])
+    elif is_pair(meter):
+        pair = int(meter[0]), int(meter[1])
+    if pair not in METERS:
+        raise VocabularyError(
+            f"unknown meter {meter!r}: listed are 1/2 to 4/2, 1/4 to 8/4, 1/8 to 16/8 and 1/16 to 16/16",
+            "vocabulary.meter",
+        )
+    return METERS.index(pair)
 
 
 @dataclass(frozen=True)
@@ -151,11 +179,10 @@ def _split_cycle(bars: BarTable) -> np.ndarray | None:
         if back < size and (size == 2 or (size > 2 and twice)):
             return run + (back + np.arange(size)) % size
         return None
-        return run + (back + np.arange(size)) % size
     return None
 
 
-def going_on(tables: Sequence[BarTable], n_bars: int) -> BarTable:
+def continued_bars(tables: Sequence[BarTable], n_bars: int) -> BarTable:
     """`n_bars` bars as the nearest of `tables` that has a full bar goes on: in its last meter (a bar split for its
     length counts as one). 4/4 without any."""
     for bars in tables:

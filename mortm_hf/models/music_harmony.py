@@ -23,8 +23,7 @@ from functools import lru_cache
 import numpy as np
 
 from .errors_mortm import VocabularyError
-from .music_score import ChordTable, MetricScore
-from .token_vocabulary import (
+from .music_names import (
     CHORD_BASSES,
     CHORD_QUALITIES,
     CHORD_ROOTS,
@@ -33,6 +32,7 @@ from .token_vocabulary import (
     EXTRA_CHORD_ROOTS,
     KEY_NAMES,
 )
+from .music_score import ChordTable, MetricScore
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 
 from .errors_mortm import VocabularyError
-from .token_vocabulary import CATEGORY_PIANO, CATEGORY_SAX, DRUMS
+from .music_names import CATEGORY_PIANO, CATEGORY_SAX, DRUMS
 
 
 # General MIDI Level 1 Sound Set, program 0 to 127, eight a family.

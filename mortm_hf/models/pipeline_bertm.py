@@ -13,16 +13,13 @@ Knows: the tokenizer, windows, logits and states. Must not know: layers of model
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from transformers import Pipeline
-from transformers.dynamic_module_utils import custom_object_save
 
 from .errors_mortm import PromptError
 from .inputs_bertm import bare_segment, batches_by_length, pad_rows, song_windows
+from .pipeline_midi import MusicPipeline, bar_range, whole_number
 from .token_vocabulary import TokenKind
 
 
@@ -40,59 +37,20 @@ class SongWindows:
     n_bars: int
 
 
-class MidiReadingPipeline(Pipeline):
-    """What both pipelines share: reading a song into windows, batches, saving."""
+_READING = ("bars", "tracks", "window")
 
-    _load_tokenizer = True
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _pipeline_calls_generate = False
 
-    _auto_class_name = "AutoModel"
-    _rest = 0.5  # of a window, or more: a shorter end of a song is not heard
-    _reading = ("bars", "tracks", "window")
-    _answering: tuple[str, ...] = ()
-    _running: tuple[str, ...] = ()
+class MidiReadingPipeline(MusicPipeline):
+    """What both pipelines share: reading a song into windows, and batches."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        # `transformers.pipeline` leaves classes where the configuration had their names; those could not be saved
-        for entry in (getattr(self.model.config, "custom_pipelines", None) or {}).values():
-            entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry.get("pt", ())]
-
-    def _sanitize_parameters(self, **kwargs):
-        known = {*self._reading, *self._running, *self._answering}
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(f"{self.task} has no argument {name!r}; it takes {', '.join(sorted(known))}")
-        return tuple(
-            {k: v for k, v in kwargs.items() if k in n} for n in (self._reading, self._running, self._answering)
-        )
-
-    def __call__(self, inputs, **kwargs):
-        if isinstance(inputs, tuple):
-            inputs = list(inputs)
-        if isinstance(inputs, list) and not inputs:
-            return []
-        if not isinstance(inputs, list):
-            return super().__call__(inputs, **kwargs)
-        state = torch.get_rng_state()  # iterating over a list draws from the global generator inside a data loader
-        try:
-            return super().__call__(inputs, **kwargs)
-        finally:
-            torch.set_rng_state(state)
+    _rest = 0.5  # of a window, or more: a shorter end of a song is left out
 
     def preprocess(self, inputs, bars=None, tracks=None, window=None):
-        if inputs is None:
-            raise PromptError(f"{self.task} needs a MIDI file, but the input is None", "prompt.material")
-        if self.tokenizer.dialect != "metric":
+        if inputs is not None and self.tokenizer.dialect != "metric":
             return {"song": self._whole_file(inputs, bars=bars, tracks=tracks, window=window)}
-        song = self.tokenizer.read_midi(inputs)
-        first = 0
+        song, first = self.open_song(inputs)[1], 0
         if bars is not None:
-            first, last = _bar_range(bars, song.n_bars)
+            first, last = bar_range(bars, "bars", song.n_bars)
             song = song.window(first, last)
         if tracks is not None:
             chosen = np.atleast_1d(np.asarray(tracks, dtype=np.int64))
@@ -100,10 +58,8 @@ class MidiReadingPipeline(Pipeline):
                 raise PromptError(f"tracks must be indices below {song.n_tracks}, got {tracks}", "prompt.tracks")
             song = song.take_tracks(chosen)
         config = self.model.config
-        length = getattr(config, "window_bars", 8) if window is None else window
-        if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or length < 1:
-            raise PromptError(f"window must be a number of bars of at least 1, got {window!r}", "prompt.bars")
-        found = song_windows(song, int(length), self._form(), self._rest)
+        length = whole_number(getattr(config, "window_bars", 8) if window is None else window, "window", 1)
+        found = song_windows(song, length, self._form(), self._rest)
         vocabulary = self.tokenizer.vocabulary
         ids = [bare_segment(vocabulary, music) for _, music in found]
         limit = getattr(config, "max_position_embeddings", None) or max(map(len, ids))
@@ -140,17 +96,6 @@ class MidiReadingPipeline(Pipeline):
         """One answer for every row of a batch."""
         raise NotImplementedError
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """Save model, tokenizer and all code; the configuration keeps every task that the model offers."""
-        config = self.model.config
-        tasks = dict(getattr(config, "custom_pipelines", None) or {})
-        entry = {"impl": f"pipeline_bertm.{type(self).__name__}", "pt": [self._auto_class_name], "type": "text"}
-        config.custom_pipelines = {**tasks, self.task: tasks.get(self.task, entry)}
-        os.makedirs(save_directory, exist_ok=True)
-        custom_object_save(self, save_directory)
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.tokenizer.save_pretrained(save_directory, **kwargs)
-
 
 class MidiClassificationPipeline(MidiReadingPipeline):
     """What kind of music a MIDI file holds.
@@ -177,8 +122,7 @@ class MidiClassificationPipeline(MidiReadingPipeline):
         MidiError, PromptError: unusable input or request (`ValueError`s with a `code`).
     """
 
-    _auto_class_name = "AutoModelForSequenceClassification"
-    _answering = ("top_k", "windows")
+    _options = (_READING, (), ("top_k", "windows"))
 
     def _answers(self, ids, mask):
         return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
@@ -227,7 +171,7 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
     """
 
     _rest = 0.0
-    _running = ("layer",)
+    _options = (_READING, ("layer",), ())
 
     def _whole_file(self, inputs, **chosen):
         raise PromptError(
@@ -267,20 +211,6 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, dtype=np.float64)))
-
-
-def _bar_range(value, n_bars: int) -> tuple[int, int]:
-    try:
-        first, last = (int(v) for v in value)
-    except (TypeError, ValueError):
-        raise PromptError(
-            f"bars must be a pair (first bar, bar after the last), got {value!r}", "prompt.bars"
-        ) from None
-    if not 0 <= first < last <= n_bars:
-        raise PromptError(
-            f"bars must satisfy 0 <= first < last <= {n_bars} (the song's bars), got ({first}, {last})", "prompt.bars"
-        )
-    return first, last
 
 
 __all__ = ["MidiClassificationPipeline", "MidiFeatureExtractionPipeline"]

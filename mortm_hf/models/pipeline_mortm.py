@@ -14,28 +14,28 @@ Knows: the tokenizer's methods, prompts, `generate`. Must not know: layers of mo
 from __future__ import annotations
 
 import copy
-import os
 from contextlib import nullcontext
 from itertools import chain
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, Pipeline
-from transformers.dynamic_module_utils import custom_object_save
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.utils import logging
 
-from .errors_mortm import PromptError
+from .errors_mortm import GenerationError, PromptError
 from .generation_cpu import FastDecoder, parse_precision, unsupported_arguments, weights_of
 from .generation_mortm import MetricGrammarLogitsProcessor
 from .generation_sampling import SAMPLING_NAMES, BarListener, FiniteLogits, SeededChoice, sampling_filters
 from .generation_windows import PAST_BARS, SongRequest, SongRow, spread_chords
 from .midi_chords import is_chord_file, read_chord_file
 from .midi_edit import write_bars, write_chords
+from .midi_files import to_midi_score
 from .music_harmony import chord_symbol
 from .music_instruments import instrument_name
+from .music_names import METERS
 from .music_score import ChordTable
-from .token_codec import load_score, parse_segment, to_midi_score
-from .token_vocabulary import METERS
+from .pipeline_midi import MusicPipeline, bar_range, whole_number
+from .token_codec import parse_segment
 
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
@@ -62,63 +62,30 @@ _GENERATE_NAMES = {name for name in vars(GenerationConfig()) if not name.startsw
 logger = logging.get_logger(__name__)
 
 
-class MidiPipeline(Pipeline):
-    """What both pipelines share: reading, windows, sampling, saving."""
+class MidiPipeline(MusicPipeline):
+    """What both pipelines share: windows and sampling."""
 
-    _load_tokenizer = True
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _pipeline_calls_generate = False  # the window loop below calls it
-
-    _prompt_names: tuple[str, ...] = ()
+    _running = ("seed", "num_return_sequences", "progress", "callback", "fast")
+    _more_options = ", and the arguments of generate()"
     _sampling_defaults: dict = {}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._decoders: dict[str, FastDecoder] = {}
-        # `transformers.pipeline` leaves classes where the configuration had their names; those could not be saved
-        for entry in (getattr(self.model.config, "custom_pipelines", None) or {}).values():
-            entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry.get("pt", ())]
         if self.model.can_generate() is False:
             raise PromptError(
                 f"{type(self.model).__name__} cannot generate: load a model for causal language modeling"
             )
 
     def _sanitize_parameters(self, **kwargs):
-        ask, run, give = {}, {}, {}
-        for name, value in kwargs.items():
-            if name in self._prompt_names:
-                ask[name] = value
-            elif name in ("seed", "num_return_sequences", "progress", "callback", "fast") or name in _GENERATE_NAMES:
-                run[name] = value
-            elif name == "new_bars_only":
-                give[name] = value
-            else:
-                known = ", ".join(
-                    sorted({*self._prompt_names, "seed", "progress", "callback", "fast", "new_bars_only"})
-                )
-                raise TypeError(
-                    f"{self.task} has no argument {name!r}; it takes {known}, and the arguments of generate()"
-                )
-        return ask, run, give
+        generate = {name: kwargs.pop(name) for name in [*kwargs] if name in _GENERATE_NAMES - {*self._running}}
+        ask, run, give = super()._sanitize_parameters(**kwargs)
+        return ask, run | generate, give
 
     def __call__(self, inputs=None, **kwargs):
-        if isinstance(inputs, tuple):
-            inputs = list(inputs)
-        if isinstance(inputs, list) and not inputs:
-            return []
-        if kwargs.get("seed") is None and self._forward_params.get("seed") is None:
+        if kwargs.get("seed") is None and self._forward_params.get("seed") is None and not _is_empty(inputs):
             kwargs["seed"] = int(torch.randint(1 << 31, ()))
-        if not isinstance(inputs, list):
-            return super().__call__(inputs, **kwargs)
-        # iterating over a list draws from the global generator inside a data loader: give it back as it was
-        state = torch.get_rng_state()
-        try:
-            return super().__call__(inputs, **kwargs)
-        finally:
-            torch.set_rng_state(state)
+        return super().__call__(inputs, **kwargs)
 
     # ------------------------------------------------------------------------------------------------------ generation
 
@@ -146,14 +113,14 @@ class MidiPipeline(Pipeline):
         for name, (fits, remedy) in _SAMPLING_LIMITS.items():
             value = chosen.get(name)
             if value is not None and not (isinstance(value, (int, float)) and fits(value)):
-                raise PromptError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
+                raise GenerationError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
         return chosen, {**given, "generation_config": plain}
 
     def _decoder(self, fast, beams: int, others: dict) -> FastDecoder | None:
         """The fast decoder that a call asks for, made once and again when the model's weights have changed.
 
         Raises:
-            PromptError: `fast` with a model or with arguments that it does not serve.
+            GenerationError: `fast` with a model or with arguments that it does not serve.
         """
         precision = parse_precision(fast)
         if precision is None:
@@ -162,7 +129,7 @@ class MidiPipeline(Pipeline):
         config = others.pop("generation_config")
         names = ["num_beams"] * (beams > 1) + unsupported_arguments(config, others | {"num_beams": None})
         if names:
-            raise PromptError(
+            raise GenerationError(
                 f"fast decoding does not serve {', '.join(dict.fromkeys(names))}: leave that out, or leave out fast",
                 "prompt.argument",
             )
@@ -180,14 +147,14 @@ class MidiPipeline(Pipeline):
         requests = requests if many else [requests]
         copies = int(num_return_sequences)
         if copies < 1:
-            raise PromptError(
+            raise GenerationError(
                 f"num_return_sequences must be at least 1, got {num_return_sequences}", "prompt.argument"
             )
         seeds = _row_seeds(seed, copies)
         chosen, others = self._parameters(generate)
         beams = int(others.get("num_beams") or others["generation_config"].num_beams or 1)
         if copies > 1 and not chosen["do_sample"] and beams < copies:
-            raise PromptError(
+            raise GenerationError(
                 f"{copies} different sequences need do_sample=True or num_beams of at least {copies}",
                 "prompt.argument",
             )
@@ -311,19 +278,6 @@ class MidiPipeline(Pipeline):
         output = getattr(output, "sequences", output)[:, length:].cpu().tolist()
         return [_until(answer, tokenizer.eos_token_id) for answer in output]
 
-    # ---------------------------------------------------------------------------------------------------------- saving
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """Save model, tokenizer and all code; the configuration keeps every task that the model offers."""
-        config = self.model.config
-        tasks = dict(getattr(config, "custom_pipelines", None) or {})
-        entry = {"impl": f"pipeline_mortm.{type(self).__name__}", "pt": ["AutoModelForCausalLM"], "type": "text"}
-        config.custom_pipelines = {**tasks, self.task: tasks.get(self.task, entry)}
-        os.makedirs(save_directory, exist_ok=True)
-        custom_object_save(self, save_directory)
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.tokenizer.save_pretrained(save_directory, **kwargs)
-
 
 def _until(answer: list[int], end: int) -> list[int]:
     """Up to and including the first end token."""
@@ -334,35 +288,25 @@ def _row_seeds(seed, copies: int) -> list[int]:
     """Seed of each returned sequence: the i-th of an integer seed is `seed + i`, of a list the i-th entry."""
     if isinstance(seed, (list, tuple)):
         if len(seed) != copies:
-            raise PromptError(f"{len(seed)} seeds for {copies} sequences: give one a sequence", "prompt.argument")
+            raise GenerationError(f"{len(seed)} seeds for {copies} sequences: give one a sequence", "prompt.argument")
         seeds = list(seed)
     else:
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
         seeds = [seed + i for i in range(copies)] if whole else [seed]
     if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in seeds):
-        raise PromptError(f"a seed is an integer of at least 0, got {seed!r}", "prompt.argument")
+        raise GenerationError(f"a seed is an integer of at least 0, got {seed!r}", "prompt.argument")
     return [int(s) for s in seeds]
 
 
-def _whole(value, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise PromptError(f"{name} must be an integer of at least {least}, got {value!r}", "prompt.bars")
-    return int(value)
+def _is_empty(inputs) -> bool:
+    return isinstance(inputs, (list, tuple)) and not inputs
 
 
-def _range(value, name: str, n_bars: int) -> tuple[int, int]:
-    try:
-        start, stop = (int(v) for v in value)
-    except (TypeError, ValueError):
-        raise PromptError(
-            f"{name} must be a pair (first bar, bar after the last), got {value!r}", "prompt.bars"
-        ) from None
-    if not 0 <= start < stop <= n_bars:
-        raise PromptError(
-            f"{name} must satisfy 0 <= first < last <= {n_bars} (the song's bars), got ({start}, {stop})",
-            "prompt.bars",
-        )
-    return start, stop
+def _is_file(value) -> bool:
+    """Whether music was given as a file, not as bars, tracks or music on the grid."""
+    if isinstance(value, str):  # else the name of an instrument
+        return value.lower().endswith((".mid", ".midi", ".kar", ".smf"))
+    return hasattr(value, "tracks") or hasattr(value, "__fspath__") or isinstance(value, (bytes, bytearray))
 
 
 class MidiGenerationPipeline(MidiPipeline):
@@ -411,10 +355,13 @@ class MidiGenerationPipeline(MidiPipeline):
     """
 
     _sampling_defaults = SAMPLING_DEFAULTS
-    _field_names = ("key", "tempo", "genre", "density", "velocity", "pitch_range", "scale")
-    _prompt_names = (
-        *("bars", "start", "infill", "instruments", "tracks", "past", "future", "chords", "meter", "window"),
-        *_field_names,
+    _options = (
+        (
+            *("bars", "start", "infill", "instruments", "tracks", "past", "future", "chords", "meter", "window"),
+            *("key", "tempo", "genre", "density", "velocity", "pitch_range", "scale"),
+        ),
+        MidiPipeline._running,
+        ("new_bars_only",),
     )
 
     def preprocess(
@@ -432,22 +379,22 @@ class MidiGenerationPipeline(MidiPipeline):
         window=WINDOW_BARS,
         **fields,
     ):
-        song = None if inputs is None else self.tokenizer.read_midi(inputs)
-        window = min(_whole(window, "window", 1), 16)
+        original, song = (None, None) if inputs is None else self.open_song(inputs)
+        past, future, tracks = (self._material(value) for value in (past, future, tracks))
+        window = min(whole_number(window, "window", 1), 16)
         if isinstance(instruments, (str, int)):
             instruments = [instruments]
         if bars is not None:
-            bars = _whole(bars, "bars", 1)
-        original = targets = None
+            bars = whole_number(bars, "bars", 1)
+        targets = None
         if song is None:
             for name, value in (("infill", infill), ("start", start)):
                 if value is not None:
                     raise PromptError(f"{name} needs a MIDI file to work on, but the input is None", "prompt.material")
             start, instruments = 0, ["piano"] if instruments is None else instruments
         else:
-            original = None if song is inputs else load_score(inputs)
             if infill is not None:
-                first, last = _range(infill, "infill", song.n_bars)
+                first, last = bar_range(infill, "infill", song.n_bars)
                 if start is not None or bars not in (None, last - first):
                     raise PromptError("infill says which bars: leave out start and bars", "prompt.bars")
                 start, bars, future = first, last - first, FUTURE_BARS if future is None else future
@@ -457,7 +404,7 @@ class MidiGenerationPipeline(MidiPipeline):
                     tracks = True
             elif start is None:
                 start = song.n_bars if tracks is None else 0
-            if _whole(start, "start", 0) > song.n_bars:
+            if whole_number(start, "start", 0) > song.n_bars:
                 raise PromptError(f"start must be at most {song.n_bars}, the song's bars, got {start}", "prompt.bars")
         bars = DEFAULT_BARS if bars is None else bars
         if isinstance(meter, list) and len(meter) != bars:
@@ -481,6 +428,12 @@ class MidiGenerationPipeline(MidiPipeline):
             fields={"instruments": instruments, **fields},
         )
         return {"request": request}
+
+    def _material(self, value):
+        """Music given as a file, parsed here and not again for every window; anything else stays as it is."""
+        if isinstance(value, tuple) and len(value) == 2 and _is_file(value[0]):
+            return self.open_song(value[0])[1], value[1]
+        return self.open_song(value)[1] if _is_file(value) else value
 
     @staticmethod
     def _annotated_chords(path, song, original, start) -> ChordTable:
@@ -533,23 +486,21 @@ class ChordEstimationPipeline(MidiPipeline):
     """
 
     _sampling_defaults = {"do_sample": False}
-    _prompt_names = ("bars", "tracks", "window", "key", "past")
+    _options = (("bars", "tracks", "window", "key", "past"), MidiPipeline._running, ())
 
     def _parameters(self, given: dict) -> tuple[dict, dict]:
         # a model's generation config says how to make music; an estimate is the likeliest answer by default
         return super()._parameters({"do_sample": False, **given})
 
     def preprocess(self, inputs, bars=None, tracks=True, window=CHORD_BARS, key=None, past=None):
-        if inputs is None:
-            raise PromptError("chord estimation needs a MIDI file, but the input is None", "prompt.material")
-        song = self.tokenizer.read_midi(inputs)
-        start, stop = (0, song.n_bars) if bars is None else _range(bars, "bars", song.n_bars)
+        original, song = self.open_song(inputs)
+        start, stop = (0, song.n_bars) if bars is None else bar_range(bars, "bars", song.n_bars)
         request = SongRequest(
-            original=to_midi_score(song) if song is inputs else load_score(inputs),
+            original=to_midi_score(song) if original is None else original,
             song=song,
             start=start,
             bars=stop - start,
-            window=min(_whole(window, "window", 1), 16),
+            window=min(whole_number(window, "window", 1), 16),
             past=past,
             future=None,
             tracks=tracks,

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import Pipeline
 
 from .errors_mortm import AudioError
+from .pipeline_midi import MusicPipeline
 
 
 FADE_SECONDS = 0.05
 
 
-class AudioContinuationPipeline(Pipeline):
+class AudioContinuationPipeline(MusicPipeline):
     """`pipe("in.wav", seconds=5)` -> `{"audio": [samples], "sampling_rate", "new_audio", "spectrogram"}`.
 
     Args of a call:
@@ -33,27 +33,16 @@ class AudioContinuationPipeline(Pipeline):
     """
 
     _load_tokenizer = False
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
     _load_feature_extractor = True
-    _pipeline_calls_generate = False
+    _options = (("sampling_rate",), ("seconds", "stop_threshold", "noise", "seed"), ("iterations",))
 
-    def _sanitize_parameters(self, sampling_rate=None, seconds=None, iterations=None, **run):
-        unknown = set(run) - {"stop_threshold", "noise", "seed"}
-        if unknown:
-            raise TypeError(
-                f"{self.task} has no argument {sorted(unknown)[0]!r}; it takes seconds, sampling_rate, iterations, "
-                "stop_threshold, noise, seed"
-            )
-        if seconds is not None:
-            if not seconds > 0:
-                raise AudioError(f"seconds must be positive, got {seconds}", "audio.argument")
-            run["seconds"] = seconds
-        before = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
-        after = {} if iterations is None else {"iterations": iterations}
-        if "seed" in run:
-            after["seed"] = run["seed"] or 0
+    def _sanitize_parameters(self, **kwargs):
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        before, run, after = super()._sanitize_parameters(**given)
+        if not run.get("seconds", 1) > 0:
+            raise AudioError(f"seconds must be positive, got {run['seconds']}", "audio.argument")
+        if "seed" in run:  # of the noise, and of the first phases
+            after["seed"] = run["seed"]
         return before, run, after
 
     def preprocess(self, inputs, sampling_rate=None):

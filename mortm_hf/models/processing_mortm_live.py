@@ -20,10 +20,11 @@ import numpy as np
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .errors_mortm import MidiError
+from .families import FAMILIES
 from .midi_files import read_midi
 from .music_grid import TICKS_PER_QUARTER
+from .music_names import DRUMS
 from .music_score import MetricScore
-from .token_vocabulary import DRUMS
 
 
 try:
@@ -69,8 +70,6 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         velocity: str = "onset",
         **kwargs,
     ):
-        name = "processing_mortm_live.MortmLiveProcessor"
-        kwargs.setdefault("auto_map", {"AutoFeatureExtractor": name, "AutoProcessor": name})
         super().__init__(**kwargs)
         if velocity not in ("onset", "sustain"):
             raise ValueError(f"velocity must be 'onset' or 'sustain', got {velocity!r}")
@@ -78,6 +77,11 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         self.chunk_ticks = chunk_ticks
         self.ticks_per_measure = ticks_per_measure
         self.velocity = velocity
+
+    def to_dict(self) -> dict:
+        """The parameters and the classes' names."""
+        output = super().to_dict()
+        return output | {"auto_map": FAMILIES["mortm_live"].readers | output.get("auto_map", {})}
 
     @property
     def num_slots(self) -> int:

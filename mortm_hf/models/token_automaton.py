@@ -31,12 +31,8 @@ import numpy as np
 
 from .errors_mortm import PromptError
 from .music_grid import BarTable
-from .token_vocabulary import (
-    DRUMS,
-    MAX_DURATION,
-    MetricVocabulary,
-    TokenKind,
-)
+from .music_names import DRUMS, MAX_DURATION
+from .token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
 
 
 K = TokenKind
@@ -48,8 +44,11 @@ GENERATED_KINDS = (K.MGEN, K.CGEN, K.META)
 # Phases: the last thing written. The prefix of a bar comes first: these are the columns of the prefix tables.
 BAR, METER, LENGTH, TEMPO = range(4)
 START, TRACK, BLANK, ONSET, PITCH, DURATION, VELOCITY, CLOSED, END, DEAD, ROOT, QUALITY, BASS = range(4, 17)
-H_START, H_SYSTEM, H_INST, H_DENSITY, H_COUNT, H_GENRE, H_METER, H_TEMPO, H_KEY, H_END = range(17, 27)
-N_PHASES = 27
+H_START, H_SYSTEM, H_INST = range(17, 20)
+# one phase for each further control of a header
+H_CONTROL = {control.name: H_INST + place for place, control in enumerate(CONTROLS) if control.name != "instruments"}
+H_END = H_INST + len(CONTROLS)
+N_PHASES = H_END + 1
 _OPEN = 1 << 30  # "any value"
 _FREE = 1 << 20  # "no budget"
 _NEVER = 1 << 24  # price of what cannot follow
@@ -104,16 +103,19 @@ def _phase_tables(dialect: str) -> tuple[np.ndarray, np.ndarray]:
         rule((BASS,), K.PITCH, PITCH)
     rule((END,), K.PAD, END)
     follow[DEAD, K.PAD] = DEAD
-    # The header: each field at most once and in this order, genres and instruments repeat.
-    order = [(K.BAR_COUNT, H_COUNT), (K.GENRE, H_GENRE), (K.METER, H_METER), (K.TEMPO, H_TEMPO), (K.KEY, H_KEY)]
-    if dialect == "mortm":
-        order = [(kind, phase) for kind, phase in order if kind not in (K.METER, K.TEMPO)]
+    # The header: each control at most once and in the order of the rows, those of a track behind its instrument;
+    # instruments and controls that repeat may follow themselves.
+    known = [c for c in CONTROLS if c.name in H_CONTROL and (c.upstream or dialect == "metric")]
     rule((H_START,), K.SYSTEM, H_SYSTEM)
-    rule((H_SYSTEM, H_INST, H_DENSITY), K.INSTRUMENT, H_INST)
-    rule((H_INST,), K.DENSITY, H_DENSITY)
-    earlier = [H_SYSTEM, H_INST, H_DENSITY]
-    for kind, phase in order:
-        rule([*earlier, phase] if kind == K.GENRE else earlier, kind, phase)
+    earlier = [H_INST]
+    for control in (c for c in known if c.level == "track"):
+        rule(earlier, K[control.kind], H_CONTROL[control.name])
+        earlier.append(H_CONTROL[control.name])
+    earlier.insert(0, H_SYSTEM)
+    rule(earlier, K.INSTRUMENT, H_INST)
+    for control in (c for c in known if c.level != "track"):
+        phase = H_CONTROL[control.name]
+        rule([*earlier, phase] if control.repeats else earlier, K[control.kind], phase)
         earlier.append(phase)
     rule(earlier, K.TAG_END, H_END)
     possible = follow != DEAD
@@ -152,8 +154,8 @@ def _prices(dialect: str, loose: bool) -> np.ndarray:
     anyhow = np.ones(len(phase), dtype=bool)
     for kind in (K.PAD, K.SYSTEM, K.TAG_END, K.CHORD_QUALITY, K.CHORD_BASS):
         rule(kind, anyhow)
-    for kind in (K.DENSITY, K.BAR_COUNT, K.GENRE, K.KEY):
-        rule(kind, header, 1)
+    for control in CONTROLS:  # instruments, meters and tempi stand in tracks, too: their rules follow
+        rule(K[control.kind], header, 1)
     rule(K.END, header | (more == 0))
     rule(K.BAR, (phase == TRACK) | (done & ~last))
     rule(K.TRACK_END, done & last)

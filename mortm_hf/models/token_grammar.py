@@ -45,6 +45,7 @@ import numpy as np
 
 from .errors_mortm import GrammarError
 from .music_grid import COMMON_TIME, BarTable
+from .music_names import CATEGORY_PIANO, DRUMS, MAX_BAR_TICKS, METER_TICKS
 from .token_automaton import (
     CLOSED,
     DIALECTS,
@@ -55,14 +56,7 @@ from .token_automaton import (
     GrammarState,
     VocabularyTables,
 )
-from .token_vocabulary import (
-    CATEGORY_PIANO,
-    DRUMS,
-    MAX_BAR_TICKS,
-    METER_TICKS,
-    MetricVocabulary,
-    TokenKind,
-)
+from .token_vocabulary import MetricVocabulary, TokenKind
 
 
 __all__ = [

@@ -22,23 +22,17 @@ import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from .errors_mortm import MidiError, PromptError, VocabularyError
-from .music_harmony import estimate_key, parse_key
+from .midi_files import Caps, read_midi, to_midi_score
 from .music_instruments import match_programs
+from .music_score import MetricScore
 from .prompt_building import MetricPrompt, build_prompt, parse_prompt
-from .token_codec import (
-    Caps,
-    Header,
-    MetricScore,
-    density_of,
-    encode_header,
-    encode_tracks,
-    parse_segment,
-    read_midi,
-    to_midi_score,
-    uses_velocity,
-)
+from .prompt_words import bar_range, is_score
+from .token_automaton import DIALECTS
+from .token_codec import encode_header, encode_tracks, parse_segment, uses_velocity
+from .token_controls import Described
 from .token_grammar import check
-from .token_vocabulary import VOCABULARY_VERSION, MetricVocabulary, TokenKind, default_tokens
+from .token_headers import describe
+from .token_vocabulary import CONTROLS, VOCABULARY_VERSION, MetricVocabulary, TokenKind, default_tokens
 from .upstream_codec import decode_upstream, encode_upstream
 from .upstream_vocabulary import upstream_vocabulary
 
@@ -47,9 +41,6 @@ try:  # transformers asks for every package imported outside `try`, also for typ
     import symusic
 except ImportError:
     symusic = None
-
-DIALECTS = ("metric", "mortm")
-MAX_COUNTED_BARS = 16
 
 
 def _read_table(vocab_file) -> dict[str, int]:
@@ -192,7 +183,7 @@ class MortmTokenizer(PreTrainedTokenizer):
 
     def read_midi(self, midi, caps: Caps | None = None, pedal: str = "ignore") -> MetricScore:
         """Path, bytes or `symusic.Score` -> quantised `MetricScore` (which passes through unchanged)."""
-        if hasattr(midi, "bars") and hasattr(midi, "programs"):
+        if is_score(midi):
             return midi
         return read_midi(midi, Caps() if caps is None else caps, pedal)
 
@@ -200,13 +191,7 @@ class MortmTokenizer(PreTrainedTokenizer):
         """`encode_midi` for music that is on the grid already; int32 ids."""
         vocabulary = self.vocabulary
         if bars is not None:
-            start, stop = bars
-            if not 0 <= start < stop <= score.n_bars:
-                raise PromptError(
-                    f"bars must satisfy 0 <= start < stop <= {score.n_bars} (the song's bars), got {start}:{stop}",
-                    "prompt.bars",
-                )
-            score = score.window(start, stop)
+            score = score.window(*bar_range(bars, score.n_bars, "bars"))
         if tracks is not None or instruments is not None:
             chosen = np.arange(score.n_tracks) if tracks is None else np.asarray(tracks, dtype=np.int64)
             if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= score.n_tracks:
@@ -219,16 +204,16 @@ class MortmTokenizer(PreTrainedTokenizer):
             raise MidiError("nothing to tokenise: the chosen bars and tracks have no notes", "midi.empty")
         if velocity is None:
             velocity = uses_velocity(score)
-        name = parse_key(key) if key is not None else score.key if score.key is not None else estimate_key(score)
-        header = Header(
-            instruments=tuple(int(p) for p in score.programs[sounding]),
-            densities=tuple(int(d) for d in density_of(score)[sounding]),
-            bars=score.n_bars if score.n_bars <= MAX_COUNTED_BARS else None,
-            genres=score.genres,
-            meter=int(score.bars.meter[0]),
-            tempo=int(score.tempo[0]) if score.tempo[0] >= 0 else None,
-            key=name,
+        sounding = score.take_tracks(sounding)
+        facts = Described(
+            bars=score.bars,
+            instruments=tuple(sounding.programs.tolist()),
+            tempo=score.tempo,
+            music=sounding,
+            sources=(score,),
         )
+        stated = {} if key is None else {"key": next(c for c in CONTROLS if c.name == "key").read(key)}
+        header = describe(facts, stated)
         return np.concatenate(
             [
                 [vocabulary.id(TokenKind.BOS)],
@@ -260,8 +245,8 @@ class MortmTokenizer(PreTrainedTokenizer):
         header = segment.header
         if header is not None:
             music = replace(music, key=header.key, genres=header.genres)
-            if header.tempo is not None and (music.tempo < 0).all():
-                music = replace(music, tempo=np.full(music.n_bars, header.tempo, dtype=np.int16))
+            if "tempo" in header and (music.tempo < 0).all():
+                music = replace(music, tempo=np.full(music.n_bars, header["tempo"], dtype=np.int16))
         return music
 
     def decode_midi(self, ids, strict: bool = False) -> symusic.Score:

@@ -24,9 +24,10 @@ from .midi_files import Caps, read_midi
 from .music_grid import COMMON_TIME, BarTable
 from .music_harmony import estimate_key, parse_key
 from .music_instruments import parse_instruments
+from .music_names import CATEGORY_PIANO, CATEGORY_SAX
 from .music_score import ChordTable, MetricScore
-from .token_codec import DEFAULT_VELOCITY, Header, Segment
-from .token_vocabulary import CATEGORY_PIANO, CATEGORY_SAX, KEY_NAMES, MetricVocabulary, TokenKind
+from .token_codec import DEFAULT_VELOCITY, Segment, parse_header
+from .token_vocabulary import MetricVocabulary, TokenKind
 
 
 BAR_TICKS = 96
@@ -292,7 +293,7 @@ def parse_upstream(ids, vocab) -> Segment:
         later = closes[closes > at]
         stop = int(later[0]) if len(later) else len(kind)
         header[at : stop + 1] = True
-        parsed = _read_header(kind[at + 1 : stop], value[at + 1 : stop])
+        parsed = parse_header(kind[at + 1 : stop], value[at + 1 : stop])
         if at and kind[at - 1] == TokenKind.META:
             segment.meta, segment.generated_kind = parsed, TokenKind.META
         elif segment.header is None:
@@ -313,25 +314,6 @@ def parse_upstream(ids, vocab) -> Segment:
         else:
             segment.blocks[int(kind[mark])] = block
     return segment
-
-
-def _read_header(kind: np.ndarray, value: np.ndarray) -> Header:
-    instruments = np.flatnonzero(kind == TokenKind.INSTRUMENT)
-    after = np.append(kind, 0)[instruments + 1] == TokenKind.DENSITY
-    densities = tuple(int(value[i + 1]) if dense else None for i, dense in zip(instruments.tolist(), after.tolist()))
-
-    def one(name):
-        at = np.flatnonzero(kind == name)
-        return int(value[at[0]]) if len(at) else None
-
-    key = one(TokenKind.KEY)
-    return Header(
-        instruments=tuple(value[instruments].tolist()),
-        densities=densities,
-        bars=one(TokenKind.BAR_COUNT),
-        genres=tuple(value[kind == TokenKind.GENRE].tolist()),
-        key=None if key is None else KEY_NAMES[key],
-    )
 
 
 def _read_block(kind: np.ndarray, value: np.ndarray) -> MetricScore:

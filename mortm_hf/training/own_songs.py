@@ -28,8 +28,8 @@ from ..data.schema import Song
 from ..data.score_store import load_songs
 from ..data.song_reading import fingerprint
 from ..data.sources import is_saved_dataset
-from ..models.token_codec import MetricScore
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
+from ..models.music_score import MetricScore
 
 
 CORPUS = "songs"

@@ -25,11 +25,12 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
 from .routing import ExpertAlarm, RouterStatistics
 
 
 logger = logging.getLogger(__name__)
+_VALIDATION = {"eval_bits_per_note": "bits/note", "eval_loss": "validation loss"}
 _NUMBERS = ("loss", "aux_loss", "hint_loss", "grad_norm", "learning_rate", "tokens_per_second")
 
 
@@ -268,15 +269,16 @@ class Progress(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        fresh = bool(logs) and "eval_bits_per_note" in logs
+        measured = [(name, words) for name, words in _VALIDATION.items() if name in (logs or ())]
+        fresh = bool(measured)
         if not state.is_world_process_zero or not (fresh or "loss" in (logs or ())):
             return
         if "loss" in logs:
             self.notes["loss"] = f"{logs['loss']:.3f}"
         if logs.get("tokens_per_second"):
             self.notes["tok/s"] = f"{logs['tokens_per_second']:.0f}"
-        if fresh:
-            self.notes["bits/note"] = f"{logs['eval_bits_per_note']:.3f}"
+        for name, words in measured:
+            self.notes[words] = f"{logs[name]:.3f}"
         if self.bar is not None:
             self.bar.set_postfix(self.notes, refresh=False)
             return

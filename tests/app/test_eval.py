@@ -9,7 +9,7 @@ from mortm_hf.app.cli import main
 from mortm_hf.data.checkpoint_songs import write_members
 from mortm_hf.data.song_reading import fingerprint
 from mortm_hf.evaluation.eval_data import open_data
-from mortm_hf.models.token_codec import read_midi
+from mortm_hf.models.midi_files import read_midi
 from tests.sample_songs import midi, write_pack
 
 

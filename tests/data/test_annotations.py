@@ -6,7 +6,7 @@ from mortm_hf.data.annotations import CHORD_CLOCK, key_name, key_of_label, trans
 from mortm_hf.data.genres import GENRE_TABLE, genre_of, label_name
 from mortm_hf.models.midi_chords import parse_chord_text
 from mortm_hf.models.music_harmony import MAJOR_KEYS, MINOR_KEYS
-from mortm_hf.models.token_vocabulary import GENRES, KEY_NAMES
+from mortm_hf.models.music_names import GENRES, KEY_NAMES
 
 
 @pytest.mark.parametrize(

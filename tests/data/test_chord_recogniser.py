@@ -16,8 +16,8 @@ from mortm_hf.data.chord_recogniser import (
     sounding,
 )
 from mortm_hf.data.midi_sources import Entry, bare_row
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.music_harmony import NO_CHORD, QUALITY_TONES, chord_symbol, chord_tones, parse_chord
-from mortm_hf.models.token_codec import read_midi
 from tests.sample_songs import midi
 
 

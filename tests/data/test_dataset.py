@@ -24,7 +24,7 @@ from mortm_hf.data.midi_sources import Chunk, Entry, bare_row
 from mortm_hf.data.schema import LISTS
 from mortm_hf.data.song_reading import fingerprint, hashed_split
 from mortm_hf.data.sources import open_sources
-from mortm_hf.models.token_codec import read_midi
+from mortm_hf.models.midi_files import read_midi
 from tests.sample_songs import midi, write_pack
 
 

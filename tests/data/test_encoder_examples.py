@@ -7,9 +7,10 @@ from mortm_hf.data.encoder_examples import PieceSource
 from mortm_hf.data.examples import ExampleSource
 from mortm_hf.models.inputs_bertm import bare_segment
 from mortm_hf.models.inputs_bertm import bare_segment as labelled_form
+from mortm_hf.models.music_names import DRUMS
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_grammar import check
-from mortm_hf.models.token_vocabulary import DRUMS, MetricVocabulary, TokenKind
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import store
 

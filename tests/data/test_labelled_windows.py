@@ -6,7 +6,8 @@ import symusic
 
 from mortm_hf.data import labelled_windows as labels
 from mortm_hf.data.labelled_windows import LabelledData, LabelledExample
-from mortm_hf.models.token_codec import parse_segment, read_midi
+from mortm_hf.models.midi_files import read_midi
+from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from tests.grammar_validator import validate
 from tests.sample_songs import write_pack

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mortm_hf.data import CorpusFilter, Selection, build_store, load_songs, read_archive
-from mortm_hf.models.token_codec import read_midi
+from mortm_hf.models.midi_files import read_midi
 from tests.sample_songs import midi, store, write_pack
 
 

@@ -6,7 +6,8 @@ import pytest
 from mortm_hf.data.schema import Song
 from mortm_hf.data.score_store import ScoreStore
 from mortm_hf.evaluation.fixed_windows import Window, encode_windows, fixed_windows, read_windows, write_windows
-from mortm_hf.models.token_vocabulary import GENRES, TokenKind
+from mortm_hf.models.music_names import GENRES
+from mortm_hf.models.token_vocabulary import TokenKind
 from tests.evaluation.small_scores import melody, passage
 
 

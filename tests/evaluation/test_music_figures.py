@@ -13,7 +13,7 @@ from mortm_hf.evaluation.music_figures import (
     table_of_figures,
     to_muspy,
 )
-from mortm_hf.models.token_vocabulary import DRUMS
+from mortm_hf.models.music_names import DRUMS
 from tests.evaluation.small_scores import melody, passage
 
 

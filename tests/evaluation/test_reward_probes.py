@@ -6,7 +6,7 @@ import pytest
 from mortm_hf.data.corruptions import same_notes, tidy
 from mortm_hf.evaluation import reward_probes as probes
 from mortm_hf.models.inputs_bertm import bare_segment
-from mortm_hf.models.token_codec import read_midi
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.token_vocabulary import MetricVocabulary
 from tests.grammar_validator import validate
 from tests.sample_songs import midi

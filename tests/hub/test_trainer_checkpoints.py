@@ -176,7 +176,7 @@ def test_what_may_go_up(runs):
     checkpoint = Path(runs["bertm"].args.output_dir) / "checkpoint-1"
     assert {"training_args.bin", "optimizer.pt"} <= {path.name for path in checkpoint.iterdir()}
     names = {path.name for path in shipped_files(checkpoint)}
-    assert {Path(name).suffix for name in names} == {".json", ".py", ".safetensors"}
+    assert {Path(name).suffix for name in names} == {".json", ".py", ".safetensors", ".md"}
     assert "trainer_state.json" not in names
     assert names > set(code_of(checkpoint)) | {"config.json", "model.safetensors", "vocab.json"}
 

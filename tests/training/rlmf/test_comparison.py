@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mortm_hf.data.score_store import ScoreStore
+from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.training.rlmf import comparison
 from mortm_hf.training.rlmf.comparison import (
     Arm,
@@ -25,7 +26,6 @@ from mortm_hf.training.rlmf.comparison import (
     rate,
     self_bleu,
 )
-from mortm_hf.training.rlmf.errors import RlmfError
 from mortm_hf.training.rlmf.policy import load_policy
 from mortm_hf.training.rlmf.rewards import build_reward
 from tests.training.rlmf.small_runs import BUDGET
