@@ -20,10 +20,12 @@ class BertmConfig(MortmConfig):
         classifier_pooling: how a piece becomes one vector: "attention" (softmax of a learned score of each token) or
             "mean", over its real tokens.
         classifier_hidden_size: width of the hidden layer between that vector and the labels; half of `hidden_size`
-            by default. `classifier_activation` follows it, `classifier_dropout` acts before it (in training only).
-        window_bars, window_form: what a head was trained to hear: so many bars at a time, with their "tracks", or
-            "merged" into one pitched track, or their "drums" only, or "condensed" into one track of each. Pipelines
-            and rewards cut songs accordingly.
+            by default.
+        classifier_activation: activation after the hidden layer, by its name in transformers.
+        classifier_dropout: dropout before the hidden layer, 0 to 1 (in training only).
+        window_bars: bars of the windows that a head was trained on; pipelines and rewards cut songs accordingly.
+        window_form: what a window holds: its "tracks", or all of them "merged" into one pitched track, or the "drums"
+            only, or "condensed" into one pitched track and one of drums.
         negative_label: name of the opposite of the label of a model with one logit.
         lm_head_bias: a bias per token in the output layer of the masked language model.
         is_causal: always False.

@@ -46,8 +46,8 @@ def strict_configuration(cls):
             checked(self, *args, **kwargs)
         except StrictDataclassError as error:
             # the first line of theirs names the validator, the cause says what is wrong
-            said = error.__cause__ or error
-            raise ConfigurationError(f"{cls.__name__}: {' '.join(str(said).split())}") from error
+            reason = error.__cause__ or error
+            raise ConfigurationError(f"{cls.__name__}: {' '.join(str(reason).split())}") from error
 
     cls.__init__ = __init__
     return cls
@@ -59,34 +59,56 @@ class MortmConfig(PreTrainedConfig):
 
     Args:
         vocab_size: number of tokens; 1162 is the default token table.
-        hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim: as in transformers;
-            `num_key_value_heads` defaults to `num_attention_heads`, `head_dim` to their share of `hidden_size`.
+        hidden_size: width of the states between layers.
         intermediate_size: width of dense feed-forward layers.
-        moe_intermediate_size: width of one expert. `shared_expert_intermediate_size`: width of the expert every token
-            passes through, 0 for none.
-        num_local_experts, num_experts_per_tok: experts of a sparse layer and how many of them see one token.
-        mlp_layer_types: "dense" or "sparse" for each layer; all sparse by default.
+        num_hidden_layers: number of layers.
+        num_attention_heads: query heads of a layer.
+        num_key_value_heads: key and value heads of a layer; as many as query heads by default.
+        head_dim: width of a head; `hidden_size / num_attention_heads` by default.
+        hidden_act: activation of feed-forward layers and experts, by its name in transformers.
         gated_mlp: dense layers are `down(act(gate(x)) * up(x))` if true (SwiGLU with `hidden_act="silu"`), else
             `down(act(up(x)))`. Experts are always gated.
-        scoring_func: "softmax" over all experts, or "sigmoid" of each.
-        n_group, topk_group: experts are cut into `n_group` equal groups, of which the `topk_group` with the best
-            expert stay in the choice.
-        norm_topk_prob, norm_topk_eps: divide the chosen weights by (their sum + eps).
-        routed_scaling_factor: factor on the chosen weights.
-        router_balancing: "loss" adds `router_aux_loss_coef` times the load-balancing loss to the training loss,
-            "bias" moves a per-expert bias that takes part in the choice only (rate `router_bias_update_rate`),
-            "none" does neither.
-        router_bias_in_eval: whether that bias also takes part in the choice outside training (MORTM 4.7 to 4.9: no).
-        norm_type: "rmsnorm", "layernorm" or "dynamic_tanh" (`tanh(alpha * x) * weight + bias`).
-        position_embedding_type: "rope" (`rope_parameters`) or "alibi" (no parameters, any number of heads).
-        attention_bias: biases of the q, k, v projections; `attention_output_bias`: of the output projection;
-            `mlp_bias`: of all feed-forward layers and experts; `lm_head_bias`: of the output layer.
-        hidden_dropout: after each sub-layer; `activation_dropout`: inside dense feed-forward layers;
-            `attention_dropout`: on attention weights. All of them act in training only.
-        classifier_hidden_size: width of a hidden layer in the score of [`MortmForSequenceClassification`] (with
-            biases, `classifier_activation` and `classifier_dropout`); None for one matrix without bias.
-        is_causal: False makes a bidirectional encoder (no cache).
         max_position_embeddings: context length the model is meant for, in tokens.
+        initializer_range: standard deviation of fresh weights.
+        norm_type: "rmsnorm", "layernorm" or "dynamic_tanh" (`tanh(alpha * x) * weight + bias`).
+        norm_eps: what "rmsnorm" and "layernorm" add to the mean square or variance.
+        dynamic_tanh_alpha: first alpha of "dynamic_tanh".
+        position_embedding_type: "rope" (`rope_parameters`) or "alibi" (no parameters, any number of heads).
+        rope_parameters: parameters of rotary positions, as in transformers.
+        is_causal: False makes a bidirectional encoder (no cache).
+        attention_bias: biases of the q, k, v projections.
+        attention_output_bias: bias of the output projection of attention.
+        mlp_bias: biases of all feed-forward layers and experts.
+        lm_head_bias: bias of the output layer.
+        hidden_dropout: dropout after each sub-layer, 0 to 1; like the next two, in training only.
+        activation_dropout: dropout inside dense feed-forward layers.
+        attention_dropout: dropout on attention weights.
+        mlp_layer_types: "dense" or "sparse" for each layer; all sparse by default.
+        moe_intermediate_size: width of one expert.
+        shared_expert_intermediate_size: width of the expert every token passes through, 0 for none.
+        num_local_experts: experts of a sparse layer.
+        num_experts_per_tok: how many of them see one token.
+        scoring_func: "softmax" over all experts, or "sigmoid" of each.
+        n_group: number of equal groups that the experts are cut into.
+        topk_group: how many groups, those with the best experts, stay in the choice.
+        norm_topk_prob: divide the chosen weights by (their sum + `norm_topk_eps`).
+        norm_topk_eps: keeps that sum from being 0.
+        routed_scaling_factor: factor on the chosen weights.
+        router_balancing: "loss" adds the load-balancing loss to the training loss, "bias" moves a per-expert bias that
+            takes part in the choice only, "none" does neither.
+        router_aux_loss_coef: factor on the load-balancing loss.
+        router_bias_update_rate: step of the per-expert bias.
+        router_bias_in_eval: whether that bias also takes part in the choice outside training (MORTM 4.7 to 4.9: no).
+        output_router_logits: return the router's logits, and the load-balancing loss.
+        classifier_hidden_size: width of a hidden layer in the score of [`MortmForSequenceClassification`], which then
+            has biases; None for one matrix without bias.
+        classifier_activation: activation after that hidden layer, by its name in transformers.
+        classifier_dropout: dropout before it, 0 to 1 (in training only).
+        use_cache: return keys and values for the next step.
+        tie_word_embeddings: the output layer shares the weights of the token embeddings.
+        pad_token_id: id of `<PAD>`, or None.
+        bos_token_id: id of the first token of a sequence (`<EOS>`, upstream's name), or None.
+        eos_token_id: id of the last one (`<TE>`), or several, or None.
     """
 
     model_type = "mortm"
@@ -198,7 +220,7 @@ class MortmConfig(PreTrainedConfig):
 
         Args:
             save_directory: folder, made where there is none.
-            kwargs: those of transformers.
+            kwargs: further arguments of transformers' method.
         """
         super().save_pretrained(save_directory, **kwargs)
         card = Path(save_directory) / "README.md"
