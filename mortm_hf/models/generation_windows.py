@@ -20,9 +20,9 @@ from .errors_mortm import PromptError
 from .music_harmony import merge_repeats
 from .music_instruments import category_of, parse_instrument
 from .music_names import DRUMS
-from .music_score import ChordTable, MetricScore
+from .music_score import ChordTable, MetricScore, is_chord_table, is_score
 from .prompt_building import PromptIds, build_prompt
-from .prompt_words import is_chord_table, is_score, read_chords
+from .prompt_words import read_chords
 from .token_vocabulary import CONTROLS
 from .upstream_codec import DECODED_PROGRAM
 
