@@ -46,8 +46,8 @@ def strict_configuration(cls):
             checked(self, *args, **kwargs)
         except StrictDataclassError as error:
             # the first line of theirs names the validator, the cause says what is wrong
-            said = error.__cause__ or error
-            raise ConfigurationError(f"{cls.__name__}: {' '.join(str(said).split())}") from error
+            reason = error.__cause__ or error
+            raise ConfigurationError(f"{cls.__name__}: {' '.join(str(reason).split())}") from error
 
     cls.__init__ = __init__
     return cls
@@ -220,7 +220,7 @@ class MortmConfig(PreTrainedConfig):
 
         Args:
             save_directory: folder, made where there is none.
-            kwargs: those of transformers.
+            kwargs: further arguments of transformers' method.
         """
         super().save_pretrained(save_directory, **kwargs)
         card = Path(save_directory) / "README.md"

@@ -19,7 +19,7 @@ class MortmLiveConfig(MortmConfig):
     Args:
         instruments: General MIDI program of each slot of the roll, 128 for drums.
         chunk_ticks: ticks of a chunk (24 a quarter), a multiple of 4.
-        ticks_per_measure: of the bar that the phase of a chunk is counted in; 0: the model knows no phase.
+        ticks_per_measure: ticks of the bar that the phase of a chunk is counted in; 0: the model knows no phase.
         velocity: "onset" writes a velocity where a note begins (exact), "sustain" as long as it sounds (upstream).
         vision_channels: channels after the input; 2 a slot by default, then twice and four times as many.
         pitch_weight: weight of a sounding cell in the pitch loss.

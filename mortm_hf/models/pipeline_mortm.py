@@ -32,9 +32,11 @@ from .midi_edit import write_bars, write_chords
 from .midi_files import to_midi_score
 from .music_harmony import chord_symbol
 from .music_instruments import instrument_name
-from .music_names import METERS
+from .music_names import MAX_COUNTED_BARS, METERS
 from .music_score import ChordTable
-from .pipeline_midi import MusicPipeline, bar_range, whole_number
+from .pipeline_midi import MusicPipeline
+from .prompt_passage import DEFAULT_BARS
+from .prompt_words import bar_range, is_file, whole_number
 from .token_codec import parse_segment
 from .token_headers import CONTROLS
 
@@ -42,7 +44,6 @@ from .token_headers import CONTROLS
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
 WINDOW_BARS = 8  # generated at a time
 CHORD_BARS = 2  # read at a time to estimate chords (`benchmarks/chord_estimation.py --choose`)
-DEFAULT_BARS = 8
 SAMPLING_DEFAULTS = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 _SAMPLING_LIMITS = {
     "temperature": (lambda x: x > 0, "positive (do_sample=False takes the likeliest)"),
@@ -303,13 +304,6 @@ def _is_empty(inputs) -> bool:
     return isinstance(inputs, (list, tuple)) and not inputs
 
 
-def _is_file(value) -> bool:
-    """Whether music was given as a file, not as bars, tracks or music on the grid."""
-    if isinstance(value, str):  # else the name of an instrument
-        return value.lower().endswith((".mid", ".midi", ".kar", ".smf"))
-    return hasattr(value, "tracks") or hasattr(value, "__fspath__") or isinstance(value, (bytes, bytearray))
-
-
 class MidiGenerationPipeline(MidiPipeline):
     """Continue, rewrite or accompany a MIDI file, or write music from nothing.
 
@@ -337,7 +331,7 @@ class MidiGenerationPipeline(MidiPipeline):
         meter: one, or a list with one a bar.
         tempo: quarters a minute.
         genre: one or several.
-        density: onsets per four quarters.
+        density: 1 (sparse) to 10 (dense), one for all or one an instrument.
         chords: symbols, one a bar, or placed ones, or an annotation file.
         velocity: whether velocities are written.
         pitch_range: (lowest, highest) pitch.
@@ -353,7 +347,7 @@ class MidiGenerationPipeline(MidiPipeline):
             with rounded weights. Sampling, greedy search, batches and callbacks as ever; beams, assistant models and
             other arguments of `generate` are refused.
         new_bars_only: `score` and `midi` hold only the new bars and the generated tracks, from time 0.
-        Further arguments go to `generate` (temperature, top_p, top_k, do_sample, num_beams, streamer, ...).
+        kwargs: arguments of `generate` (temperature, top_p, top_k, do_sample, num_beams, streamer, ...).
 
     Returns:
         A list of `num_return_sequences` dicts (a list of such lists for a list of inputs): `score`
@@ -362,7 +356,10 @@ class MidiGenerationPipeline(MidiPipeline):
         generated bars, `report`.
 
     Raises:
-        MidiError, VocabularyError, PromptError: unusable input or request (`ValueError`s with a `code`).
+        MidiError: an unusable input (all of these are `ValueError`s with a `code`).
+        VocabularyError: a name that the token table does not have.
+        PromptError: an impossible request.
+        GenerationError: an argument of `generate` that cannot be served.
     """
 
     _sampling_defaults = SAMPLING_DEFAULTS
@@ -393,7 +390,7 @@ class MidiGenerationPipeline(MidiPipeline):
     ):
         original, song = (None, None) if inputs is None else self.open_song(inputs)
         past, future, tracks = (self._material(value) for value in (past, future, tracks))
-        window = min(whole_number(window, "window", 1), 16)
+        window = min(whole_number(window, "window", 1), MAX_COUNTED_BARS)
         if isinstance(instruments, (str, int)):
             instruments = [instruments]
         if bars is not None:
@@ -406,9 +403,9 @@ class MidiGenerationPipeline(MidiPipeline):
             start, instruments = 0, ["piano"] if instruments is None else instruments
         else:
             if infill is not None:
-                first, last = bar_range(infill, "infill", song.n_bars)
+                first, last = bar_range(infill, song.n_bars, "infill")
                 if start is not None or bars not in (None, last - first):
-                    raise PromptError("infill says which bars: leave out start and bars", "prompt.bars")
+                    raise PromptError("infill names the bars: leave out start and bars", "prompt.bars")
                 start, bars, future = first, last - first, FUTURE_BARS if future is None else future
                 if tracks is None and instruments is None:
                     targets = self._targets(song, first, last)
@@ -443,9 +440,9 @@ class MidiGenerationPipeline(MidiPipeline):
 
     def _material(self, value):
         """Music given as a file, parsed here and not again for every window; anything else stays as it is."""
-        if isinstance(value, tuple) and len(value) == 2 and _is_file(value[0]):
+        if isinstance(value, tuple) and len(value) == 2 and is_file(value[0]):
             return self.open_song(value[0])[1], value[1]
-        return self.open_song(value)[1] if _is_file(value) else value
+        return self.open_song(value)[1] if is_file(value) else value
 
     @staticmethod
     def _annotated_chords(path, song, original, start) -> ChordTable:
@@ -485,7 +482,7 @@ class MidiGenerationPipeline(MidiPipeline):
 class ChordEstimationPipeline(MidiPipeline):
     """The chords of a MIDI file.
 
-    Args (of a call):
+    Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
         bars: (first, last) range of bars; by default all.
         tracks: tracks to read; by default all.
@@ -500,29 +497,34 @@ class ChordEstimationPipeline(MidiPipeline):
         A list of `num_return_sequences` dicts: `chords` (dicts of `bar`, `beat` (quarters from 0, as the meter's
         denominator counts them), `symbol`), `score` (the file with chord markers), `midi`, `token_ids`, `bars`,
         `report`.
+
+    Raises:
+        MidiError: an unusable input (all of these are `ValueError`s with a `code`).
+        PromptError: an impossible request.
+        GenerationError: an argument of `generate` that cannot be served.
     """
 
     _sampling_defaults = {"do_sample": False}
     _options = (("bars", "tracks", "window", "key", "past"), MidiPipeline._running, ())
 
     def _parameters(self, given: dict) -> tuple[dict, dict]:
-        # a model's generation config says how to make music; an estimate is the likeliest answer by default
+        # a model's generation config is for making music; an estimate is the likeliest answer by default
         return super()._parameters({"do_sample": False, **given})
 
     def preprocess(self, inputs, bars=None, tracks=True, window=CHORD_BARS, key=None, past=None):
         original, song = self.open_song(inputs)
-        start, stop = (0, song.n_bars) if bars is None else bar_range(bars, "bars", song.n_bars)
+        start, stop = (0, song.n_bars) if bars is None else bar_range(bars, song.n_bars, "bars")
         request = SongRequest(
             original=to_midi_score(song) if original is None else original,
             song=song,
             start=start,
             bars=stop - start,
-            window=min(whole_number(window, "window", 1), 16),
+            window=min(whole_number(window, "window", 1), MAX_COUNTED_BARS),
             past=past,
             future=None,
             tracks=tracks,
             task="chords",
-            # velocities say nothing of chords, and most windows that models are trained on have none
+            # chords do not depend on velocities, and most windows that models are trained on have none
             fields={"velocity": False} if key is None else {"velocity": False, "key": key},
         )
         return {"request": request}

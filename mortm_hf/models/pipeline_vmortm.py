@@ -24,7 +24,7 @@ FADE_SECONDS = 0.05
 class AudioContinuationPipeline(MusicPipeline):
     """`pipe("in.wav", seconds=5)` -> `{"audio": [samples], "sampling_rate", "new_audio", "spectrogram"}`.
 
-    Args of a call:
+    Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, bytes, array, `{"array", "sampling_rate"}`, or a list of these.
         sampling_rate: of an array, in Hz.
         seconds: new seconds at most (default 4).
