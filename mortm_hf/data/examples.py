@@ -299,7 +299,13 @@ class ExampleSource:
         return None if plan is None else self.render(plan, rng, limit)
 
     def plan(self, corpus: int, rng: np.random.Generator, limit: int) -> Draw | None:
-        """Everything about a document but its tokens."""
+        """Everything about a document but its tokens; `None` where no window fits.
+
+        Args:
+            corpus: index of the corpus.
+            rng: decides everything.
+            limit: most tokens.
+        """
         recipe = self.recipe
         rows = self.members[corpus]
         song = int(rows[np.searchsorted(self.chances[corpus], rng.random(), side="right")])
@@ -374,7 +380,13 @@ class ExampleSource:
         )
 
     def render(self, plan: Draw, rng: np.random.Generator, limit: int) -> Document | None:
-        """The tokens of a draw; `None` where they do not fit in `limit` after all."""
+        """The tokens of a draw; `None` where they do not fit after all.
+
+        Args:
+            plan: what is to be written.
+            rng: decides which header fields are left out.
+            limit: most tokens.
+        """
         chance = {control.name: control.drop * self.recipe.header_dropout for control in CONTROLS}
         score = self.songs[plan.song].window(plan.start, plan.stop)
         score = transpose(score, plan.semitones)
