@@ -28,8 +28,14 @@ BATCH_TOKENS = 8192
 
 @dataclass
 class SongWindows:
-    """What is heard of one song: ids of each window and its bars (first, bar after the last), both as the song counts
-    them; `first` and `n_bars` are those asked for."""
+    """What a model reads of one song.
+
+    Attributes:
+        ids: int ids of each window.
+        bars: bars of each window (first, bar after the last), as the song counts them.
+        first: first bar that was asked for.
+        n_bars: how many were asked for.
+    """
 
     ids: list[np.ndarray]
     bars: list[tuple[int, int]]
@@ -67,11 +73,11 @@ class MidiReadingPipeline(MusicPipeline):
         return {"song": SongWindows([row[:limit] for row in ids], places, first, song.n_bars)}
 
     def _whole_file(self, inputs, **chosen) -> SongWindows:
-        """A file as upstream's checkpoints hear it: all of it, in their own tokens."""
+        """A file as upstream's checkpoints read it: all of it, in their own tokens."""
         given = [name for name, value in chosen.items() if value is not None]
         if given:
             raise PromptError(
-                f"a checkpoint of the mortm dialect hears whole files: leave out {', '.join(given)}", "prompt.bars"
+                f"a checkpoint of the mortm dialect reads whole files: leave out {', '.join(given)}", "prompt.bars"
             )
         return SongWindows([np.asarray(self.tokenizer.encode_midi(inputs))], [(0, 1)], 0, 1)
 
@@ -107,8 +113,9 @@ class MidiClassificationPipeline(MidiReadingPipeline):
 
     Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
-        bars: (first, bar after the last) to listen to; by default all. tracks: indices of the tracks to listen to.
-        window: bars heard at a time; by default those the model was trained on.
+        bars: (first, bar after the last) to read; by default all.
+        tracks: indices of the tracks to read; by default all.
+        window: bars read at a time; by default those the model was trained on.
         top_k: how many labels to give; by default all.
         windows: also give the scores of every window.
 
@@ -161,7 +168,10 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
     ```
 
     Args (of a call, or of the pipeline as defaults of its calls):
-        inputs, bars, tracks, window: as in `MidiClassificationPipeline`.
+        inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
+        bars: (first, bar after the last) to read; by default all.
+        tracks: indices of the tracks to read; by default all.
+        window: bars read at a time; by default those the model was trained on.
         layer: whose states; -1 is the last, 0 the embeddings.
 
     Returns:

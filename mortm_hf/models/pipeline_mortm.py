@@ -36,6 +36,7 @@ from .music_names import METERS
 from .music_score import ChordTable
 from .pipeline_midi import MusicPipeline, bar_range, whole_number
 from .token_codec import parse_segment
+from .token_headers import CONTROLS
 
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
@@ -167,12 +168,12 @@ class MidiPipeline(MusicPipeline):
                 row.build(self.tokenizer, self.context)
             if not window:  # after the first prompts: a request that cannot be served shows no progress
                 bar = self._progress(rows, progress)
-            tell = None
+            report = None
             if callback is not None or bar is not None:
-                tell = self._teller(rows, active, copies, callback, bar)
+                report = self._reporter(rows, active, copies, callback, bar)
             # beams without sampling find their different sequences themselves, once
             spread = copies if window == 0 and not chosen["do_sample"] and copies > 1 else 1
-            answers = self._generate(active, window, chosen, dict(others), tell, beams, spread, decoder)
+            answers = self._generate(active, window, chosen, dict(others), report, beams, spread, decoder)
             for row, answer in zip(active, answers):
                 row.accept(self.tokenizer, answer)
             if bar is not None:
@@ -191,8 +192,8 @@ class MidiPipeline(MusicPipeline):
             return None
         return logging.tqdm(total=total, unit="bar", desc=self.task)
 
-    def _teller(self, rows, active, copies, callback, bar):
-        def tell(finished):
+    def _reporter(self, rows, active, copies, callback, bar):
+        def report(finished):
             row = active[finished.row]
             if bar is not None and finished.track == len(row.built.plan.instruments or (0,)) - 1:
                 bar.update(1)
@@ -200,10 +201,10 @@ class MidiPipeline(MusicPipeline):
                 index = next(i for i, other in enumerate(rows) if other is row)
                 callback(self._event(row, index, copies, finished))
 
-        return tell
+        return report
 
     def _event(self, row, index, copies, finished) -> dict:
-        """What a callback is told of a finished bar."""
+        """What a callback gets of a finished bar."""
         vocabulary = self.tokenizer.vocabulary
         notes = parse_segment(vocabulary, np.asarray(finished.ids)).generated
         columns = () if notes is None else (notes.onset, notes.pitch, notes.duration, notes.velocity)
@@ -217,7 +218,7 @@ class MidiPipeline(MusicPipeline):
             "token_ids": np.asarray(finished.ids).tolist(),
         }
 
-    def _generate(self, rows, window, chosen, others, tell, beams, spread, decoder) -> list[list[int]]:
+    def _generate(self, rows, window, chosen, others, report, beams, spread, decoder) -> list[list[int]]:
         """One `generate` call over all rows (the model's, or a fast decoder's) -> the answer of each."""
         tokenizer, model = self.tokenizer, self.model
         asked = rows[::spread]
@@ -242,7 +243,7 @@ class MidiPipeline(MusicPipeline):
         )
         processors = [FiniteLogits(), grammar, *(others.pop("logits_processor", None) or ())]
         streamer = others.pop("streamer", None)
-        listener = BarListener(tokenizer, tell, streamer) if (tell or streamer) and beams == 1 else None
+        listener = BarListener(tokenizer, report, streamer) if (report or streamer) and beams == 1 else None
         if chosen["do_sample"] and beams == 1:
             processors += [*sampling_filters(chosen), SeededChoice([row.seed for row in asked], window, length)]
         elif chosen["do_sample"]:  # sampled beams are drawn by `generate` itself, from the global generator
@@ -323,14 +324,24 @@ class MidiGenerationPipeline(MidiPipeline):
 
     Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, None, or a list of them.
-        bars: how many bars to generate, 8 by default. start: the first of them; by default the bar after the song's
-            last, or 0 where `tracks` are given. An earlier one goes on from there: without `tracks` what the song has
-            from `start` on is dropped. infill: (first, last) instead of both: rewrite these bars, keep all others.
-        instruments, key, meter, tempo, genre, density, chords, velocity, pitch_range, scale: see `MetricPrompt`. By
-            default the instruments are the song's tracks that sound around the new bars (piano from nothing).
+        bars: how many bars to generate, 8 by default.
+        start: the first of them; by default the bar after the song's last, or 0 where `tracks` are given. From an
+            earlier one the song is continued there: without `tracks` what it has from `start` on is dropped.
+        infill: (first, last) instead of both: rewrite these bars, keep all others.
+        instruments: what to generate; by default the song's tracks that sound around the new bars (piano from
+            nothing).
         tracks: tracks that are given and sound together with the new ones. Rewriting some instruments, all others are.
-        past, future: bars heard before the new ones (8, more where no note begins in those) and, rewriting, after them
-            (4).
+        past: bars given before the new ones (8, more where no note begins in those).
+        future: bars given after the new ones where bars are rewritten (4).
+        key: see `MetricPrompt`, as for all fields down to `scale`.
+        meter: one, or a list with one a bar.
+        tempo: quarters a minute.
+        genre: one or several.
+        density: onsets per four quarters.
+        chords: symbols, one a bar, or placed ones, or an annotation file.
+        velocity: whether velocities are written.
+        pitch_range: (lowest, highest) pitch.
+        scale: pitch classes that may sound.
         window: bars generated at a time, at most 16 (8). Fewer are taken where the context asks for it.
         seed: the same seed gives the same bytes; sequence i gets `seed + i`, or the i-th of a list of seeds. By
             default drawn from torch's global generator.
@@ -358,7 +369,8 @@ class MidiGenerationPipeline(MidiPipeline):
     _options = (
         (
             *("bars", "start", "infill", "instruments", "tracks", "past", "future", "chords", "meter", "window"),
-            *("key", "tempo", "genre", "density", "velocity", "pitch_range", "scale"),
+            *(c.name for c in CONTROLS if c.name not in ("bars", "instruments", "meter")),
+            *("velocity", "pitch_range", "scale"),
         ),
         MidiPipeline._running,
         ("new_bars_only",),
@@ -475,9 +487,14 @@ class ChordEstimationPipeline(MidiPipeline):
 
     Args (of a call):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
-        bars: (first, last) range of bars; by default all. tracks: tracks to listen to; by default all.
-        window: bars read at a time (2). do_sample: False by default (the likeliest chords). seed, progress, callback,
-        num_return_sequences, fast and further arguments: as in `MidiGenerationPipeline`.
+        bars: (first, last) range of bars; by default all.
+        tracks: tracks to read; by default all.
+        window: bars read at a time (2).
+        key: of the song; by default the file's, else an estimate.
+        past: bars given before those that are read; by default none.
+        do_sample: False by default (the likeliest chords).
+        Further arguments (seed, progress, callback, num_return_sequences, fast, those of `generate`): as in
+            `MidiGenerationPipeline`.
 
     Returns:
         A list of `num_return_sequences` dicts: `chords` (dicts of `bar`, `beat` (quarters from 0, as the meter's
