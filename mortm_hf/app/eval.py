@@ -214,7 +214,7 @@ def open_songs(data: Path, split: str | None, recipe: str | None, cache: Path | 
     """
     from ..data.sources import kind_of
     from ..training.recipe import find_recipe
-    from ..training.rlmf.feedback_recipe import read_recipe
+    from ..training.tasks import read_data
 
     kind, selection, listed = kind_of(str(data)), None, None
     if kind == "missing":
@@ -226,7 +226,7 @@ def open_songs(data: Path, split: str | None, recipe: str | None, cache: Path | 
         windows = find_recipe(recipe).with_suffix(f".{split or 'test'}.csv")
         listed = windows if windows.is_file() else None
     if recipe and kind in ("pack", "saved", "hub"):
-        selection = read_recipe(recipe)[1].selection()
+        selection = read_data(recipe).selection()
     return open_data(data, split, selection, listed, cache, model)
 
 
