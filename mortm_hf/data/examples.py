@@ -277,11 +277,11 @@ class ExampleSource:
         if len(wanted) == 1:
             return np.ones(1)
         chances = wanted.copy()
-        for turn in range(rounds):
+        for attempt in range(rounds):
             self.corpus_chances = np.cumsum(chances / chances.sum())
             tokens = np.ones(len(wanted))
             for k in range(packs):
-                rng = generator(seed, 0x517E, turn, k)
+                rng = generator(seed, 0x517E, attempt, k)
                 for document in fill_row(self, rng, self.recipe.row_length):
                     tokens[self.corpus_of[document.source]] += len(document.ids)
             chances = chances * wanted / (tokens / tokens.sum())
@@ -299,7 +299,16 @@ class ExampleSource:
         return None if plan is None else self.render(plan, rng, limit)
 
     def plan(self, corpus: int, rng: np.random.Generator, limit: int) -> Draw | None:
-        """Everything about a document but its tokens."""
+        """Everything about a document but its tokens.
+
+        Args:
+            corpus: index of the corpus it comes from.
+            rng: decides everything.
+            limit: most tokens.
+
+        Returns:
+            The draw; None where no track sounds in the drawn bars, or they cannot be cut to fit.
+        """
         recipe = self.recipe
         rows = self.members[corpus]
         song = int(rows[np.searchsorted(self.chances[corpus], rng.random(), side="right")])
@@ -374,7 +383,16 @@ class ExampleSource:
         )
 
     def render(self, plan: Draw, rng: np.random.Generator, limit: int) -> Document | None:
-        """The tokens of a draw; `None` where they do not fit in `limit` after all."""
+        """The tokens of a draw.
+
+        Args:
+            plan: of `plan`.
+            rng: decides which controls are left out and how the key is spelled.
+            limit: most tokens.
+
+        Returns:
+            The document; None where it does not fit after all.
+        """
         chance = {control.name: control.drop * self.recipe.header_dropout for control in CONTROLS}
         score = self.songs[plan.song].window(plan.start, plan.stop)
         score = transpose(score, plan.semitones)

@@ -80,12 +80,19 @@ class Request:
 def make_requests(
     tokenizer, store: ScoreStore, windows: Sequence[Window], count: int, context: int, seed: int = 0
 ) -> list[Request]:
-    """`count` requests in turns from the corpora, each going through its windows in a drawn order; where a corpus has
-    no more, the others fill up.
+    """Requests taken from human music.
+
+    The corpora alternate, each going through its windows in a drawn order; where a corpus has no more, the others fill
+    up.
 
     Args:
+        tokenizer: `MortmTokenizer` of the model.
+        store: the songs.
         windows: 16-bar windows; the second eight bars of each are what is asked for. Windows whose eight bars change
             meter, or have no note, are passed over.
+        count: most requests.
+        context: tokens of prompt and answer together.
+        seed: of the order and the transpositions.
     """
     songs = {song.path: song for song in store.songs}
     groups: dict[str, list[Window]] = {}
@@ -99,8 +106,8 @@ def make_requests(
             if request is not None:
                 yield request
 
-    turns = zip_longest(*map(requests, groups.values()))
-    return list(islice((request for turn in turns for request in turn if request is not None), count))
+    rounds = zip_longest(*map(requests, groups.values()))
+    return list(islice((request for of_each in rounds for request in of_each if request is not None), count))
 
 
 def _request(tokenizer, song, window: Window, rng: np.random.Generator, context: int) -> Request | None:
@@ -153,8 +160,15 @@ def _request(tokenizer, song, window: Window, rng: np.random.Generator, context:
 
 
 def chord_tone_counts(score: MetricScore, chords: ChordTable) -> dict[str, tuple[int, int]]:
-    """(in the chord, all) of the pitched notes that begin on beats, and on beats where the chord changes; where there
-    is no chord nothing is counted."""
+    """How many pitched notes on beats are tones of the chord.
+
+    Args:
+        score: the music.
+        chords: in ticks of the music; where there is no chord nothing is counted.
+
+    Returns:
+        `{figure: (in the chord, all)}` of the notes that begin on beats, and on beats where the chord changes.
+    """
     pitched = (score.programs != DRUMS)[score.track] if score.n_notes else np.zeros(0, bool)
     onset, tone = score.onset[pitched], score.pitch[pitched] % 12
     bar = score.bars.of(onset)
@@ -212,7 +226,15 @@ def control_report(requests: Sequence[Request], answers: Sequence[MetricScore | 
 
 
 def chance_report(requests: Sequence[Request], answers: Sequence[MetricScore | None]) -> dict[str, dict]:
-    """`control_report` of answers against other requests of their kind (keys and chords stated or not)."""
+    """`control_report` of answers against other requests of their kind (keys and chords stated or not).
+
+    Args:
+        requests: what was asked for.
+        answers: the music of each; None where nothing can be read.
+
+    Returns:
+        `{figure: {"value", "low", "high", "n"}}` of `FIGURES`.
+    """
     kinds: dict[tuple, list[int]] = {}
     for index, request in enumerate(requests):
         kinds.setdefault(request.kind, []).append(index)
@@ -236,7 +258,16 @@ def _report(rows: list[dict], clusters: list[str]) -> dict[str, dict]:
 
 
 def read_answer(tokenizer, prompt: np.ndarray, answer: np.ndarray) -> MetricScore | None:
-    """The music of an answer; None where nothing can be read."""
+    """The music of an answer.
+
+    Args:
+        tokenizer: `MortmTokenizer` of the model.
+        prompt: `[n]` ids.
+        answer: `[m]` ids.
+
+    Returns:
+        `MetricScore` without key and chords; None where nothing can be read.
+    """
     try:
         music = tokenizer.decode_score(np.concatenate([prompt, answer]).astype(np.int64))
     except (ValueError, IndexError):

@@ -137,13 +137,13 @@ def class_names() -> list[str]:
 
 
 def auto_map(model_type: str) -> dict[str, str]:
-    """What a saved configuration says of its classes; a tokenizer names itself in its own file.
+    """`auto_map` of a saved configuration; a tokenizer names itself in its own file.
 
     Args:
-        model_type: of the configuration; of an unknown one nothing is said.
+        model_type: of the configuration.
 
     Returns:
-        Auto class -> "module.Class".
+        Auto class -> "module.Class"; empty for an unknown type.
     """
     family = FAMILIES.get(model_type)
     if family is None:
@@ -153,13 +153,13 @@ def auto_map(model_type: str) -> dict[str, str]:
 
 
 def custom_pipelines(model_type: str) -> dict[str, dict]:
-    """What a saved configuration says of its tasks, in the form of transformers.
+    """`custom_pipelines` of a saved configuration, in the form of transformers.
 
     Args:
-        model_type: of the configuration; of an unknown one nothing is said.
+        model_type: of the configuration.
 
     Returns:
-        Task -> dict of `impl`, `pt`, `type`.
+        Task -> dict of `impl`, `pt`, `type`; empty for an unknown type.
     """
     tasks = FAMILIES[model_type].tasks if model_type in FAMILIES else {}
     return {task: {"impl": row.pipeline, "pt": [row.auto], "type": row.reads} for task, row in tasks.items()}

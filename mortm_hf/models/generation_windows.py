@@ -20,9 +20,9 @@ from .errors_mortm import PromptError
 from .music_harmony import merge_repeats
 from .music_instruments import category_of, parse_instrument
 from .music_names import DRUMS
-from .music_score import ChordTable, MetricScore
+from .music_score import ChordTable, MetricScore, is_chord_table, is_score
 from .prompt_building import PromptIds, build_prompt
-from .prompt_words import is_chord_table, is_score, read_chords
+from .prompt_words import read_chords
 from .token_vocabulary import CONTROLS
 from .upstream_codec import DECODED_PROGRAM
 
@@ -36,12 +36,21 @@ class SongRequest:
     """One input and what is asked of it.
 
     Attributes:
-        original: `symusic.Score` of the file, or None. song: the music on the grid, or None.
-        start, bars: the generated bars. window: most bars at a time.
+        original: `symusic.Score` of the file, or None.
+        song: the music on the grid, or None.
+        start: first generated bar.
+        bars: how many bars are generated.
+        window: most bars at a time.
+        past: bars given before the generated ones, as in `MetricPrompt`.
+        future: bars given after them, as in `MetricPrompt`.
         inside: the bars are rewritten in the song; else they follow its bars before `start`, and what came after
             is dropped.
-        chords: entries (symbol, bar, beat), a `ChordTable`, True or None. meter: one, or a list with one a bar.
-        fields: what `MetricPrompt` is told in every window alike.
+        tracks: constant tracks, as in `MetricPrompt`.
+        targets: indices of the song's tracks to generate, or None: the instruments of `fields`.
+        chords: entries (symbol, bar, beat), a `ChordTable`, True or None.
+        meter: one, or a list with one a bar.
+        task: of `MetricPrompt`.
+        fields: further fields of `MetricPrompt`, the same in every window.
     """
 
     original: Any
@@ -61,11 +70,20 @@ class SongRequest:
 
     @property
     def stop(self) -> int:
+        """The bar after the last generated one."""
         return self.start + self.bars
 
 
 def spread_chords(chords, start: int, bars: int):
-    """Chords of a request as (symbol, bar, beat) entries in bars of the song; `ChordTable`s and True pass through.
+    """Chords of a request as (symbol, bar, beat) entries in bars of the song.
+
+    Args:
+        chords: what `read_chords` takes, or True.
+        start: first generated bar.
+        bars: how many bars are generated.
+
+    Returns:
+        The entries; a `ChordTable`, True and None as they are.
 
     Raises:
         PromptError: more symbols than bars, a place outside the bars (`prompt.bars`), unreadable entries.
@@ -123,7 +141,12 @@ def _orders_of(values, instruments) -> list[int]:
 
 
 class SongRow:
-    """One sequence on its way: the song so far and what is left to do."""
+    """One sequence while it is generated: the song so far and the bars that are left.
+
+    Args:
+        request: what is asked for.
+        seed: of the sequence.
+    """
 
     def __init__(self, request: SongRequest, seed: int):
         self.request, self.seed = request, seed
@@ -144,6 +167,7 @@ class SongRow:
 
     @property
     def left(self) -> int:
+        """How many bars are left to generate."""
         return self.request.bars - self.made
 
     @property
@@ -164,7 +188,15 @@ class SongRow:
         return max((4 * stretch.n_notes) / stretch.n_bars + 2 * len(self.targets), 8.0)
 
     def build(self, tokenizer, context: int) -> None:
-        """The prompt of the next window: as many bars at a time as leave room for their answer."""
+        """Build the prompt of the next window, of as many bars as leave room for their answer.
+
+        Args:
+            tokenizer: `MortmTokenizer`.
+            context: tokens of prompt and answer together.
+
+        Raises:
+            PromptError: one bar does not fit either (`prompt.too_long`), or an impossible request.
+        """
         per_bar = 1.5 * self._tokens_a_bar()
         count = min(self.request.window, self.left)
         while count > 1 and per_bar * count > context / 2:
@@ -225,7 +257,12 @@ class SongRow:
         return build_prompt(tokenizer.vocabulary, prompt, max_length=max_length, dialect=tokenizer.dialect)
 
     def accept(self, tokenizer, answer: list[int]) -> None:
-        """Take in the generated ids of this window."""
+        """Take in the answer of this window.
+
+        Args:
+            tokenizer: `MortmTokenizer`.
+            answer: generated ids.
+        """
         built = self.built
         prompt = built.ids.tolist()
         self.prompts.append(prompt)
@@ -279,6 +316,6 @@ class SongRow:
         self.targets = tuple(int(rank[t if t >= 0 else next(fresh)]) for t in targets)
         self.source = [self.source[o] if o < passage.song.n_tracks else -1 for o in order]
         self.song = built.merge(music, inside)
-        if dialect == "mortm":  # categories are no programs: what they sound like
+        if dialect == "mortm":  # categories are no programs: the program that each is written with
             programs = [DECODED_PROGRAM.get(p, p) for p in self.song.programs.tolist()]
             self.song = replace(self.song, programs=np.array(programs, dtype=np.int16))

@@ -29,7 +29,15 @@ _DENOMINATORS = (4, 8, 16, 2)  # order of preference between meters of one lengt
 
 
 def round_to_grid(tick: np.ndarray, ticks_per_quarter: int) -> np.ndarray:
-    """MIDI ticks -> grid ticks, halves upward, in integers: `floor((48 tick + tpq) / (2 tpq))`."""
+    """MIDI ticks -> grid ticks, halves upward, in integers: `floor((48 tick + tpq) / (2 tpq))`.
+
+    Args:
+        tick: MIDI ticks of any shape.
+        ticks_per_quarter: of the file.
+
+    Returns:
+        int64 grid ticks, 24 a quarter.
+    """
     tick = np.asarray(tick, dtype=np.int64)
     if ticks_per_quarter % TICKS_PER_QUARTER == 0:
         step = ticks_per_quarter // TICKS_PER_QUARTER
@@ -54,8 +62,15 @@ def _meter_table() -> tuple[np.ndarray, dict[int, int]]:
 
 
 def meters_of_lengths(length: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """The meter (index into `METERS`) that a bar is written with: a listed meter of exactly its length (the same
-    denominator first), else the shortest longer one. Both arguments are `[n_bars]`, lengths from 1 to 192 ticks."""
+    """The meter that each bar is written with: a listed one of exactly its length, else the shortest longer one.
+
+    Args:
+        length: `[n_bars]` ticks, 1 to 192.
+        denominator: `[n_bars]` denominators stated in the file; among meters of one length theirs comes first.
+
+    Returns:
+        `[n_bars]` indices into `METERS`.
+    """
     table, rows = _meter_table()
     if len(denominator) and (denominator == denominator[0]).all():
         return table[rows.get(int(denominator[0]), len(_DENOMINATORS)), length]
@@ -75,7 +90,17 @@ def is_pair(value) -> bool:
 
 
 def parse_meter(meter) -> int:
-    """`"3/4"` or `(3, 4)` -> index into `METERS`; raises `VocabularyError` (`vocabulary.meter`)."""
+    """A meter as a user writes it.
+
+    Args:
+        meter: `"3/4"`, `"common"`, `"cut"` or `(3, 4)`.
+
+    Returns:
+        Index into `METERS`.
+
+    Raises:
+        VocabularyError: `vocabulary.meter`, for anything else.
+    """
     pair = None
     if isinstance(meter, str):
         text = {"c": "4/4", "common": "4/4", "cut": "2/2"}.get(meter.strip().lower(), meter)
@@ -106,14 +131,24 @@ class BarTable:
 
     @classmethod
     def from_lengths(cls, length: np.ndarray, meter: np.ndarray) -> BarTable:
-        """Bars of the given lengths in ticks."""
+        """Bars of given lengths.
+
+        Args:
+            length: `[n_bars]` ticks.
+            meter: `[n_bars]` indices into `METERS`.
+        """
         start = np.zeros(len(length) + 1, dtype=np.int64)
         np.cumsum(length, out=start[1:])
         return cls(start, np.asarray(meter, dtype=np.int16))
 
     @classmethod
     def regular(cls, meter: int, n_bars: int) -> BarTable:
-        """`n_bars` full bars of one meter (index into `METERS`)."""
+        """Full bars of one meter.
+
+        Args:
+            meter: index into `METERS`.
+            n_bars: how many.
+        """
         return cls.from_lengths(np.full(n_bars, METER_TICKS[meter]), np.full(n_bars, meter))
 
     @classmethod
@@ -123,6 +158,7 @@ class BarTable:
 
     @property
     def n_bars(self) -> int:
+        """How many bars."""
         return len(self.meter)
 
     @property
@@ -145,12 +181,17 @@ class BarTable:
         return np.searchsorted(self.start[1:-1], tick, side="right")
 
     def window(self, start: int, stop: int) -> BarTable:
-        """Bars `[start, stop)`, re-based to tick 0."""
+        """Some bars, re-based to tick 0.
+
+        Args:
+            start: the first.
+            stop: the one after the last.
+        """
         return BarTable(self.start[start : stop + 1] - self.start[start], self.meter[start:stop])
 
     def states_meter(self) -> np.ndarray:
-        """`[n_bars]` bool: which bars write their meter when this table opens a block (the first, changes, irregular
-        bars and the bar after one)."""
+        """`[n_bars]` bool, which bars write their meter when this table opens a block: the first, changes, irregular
+        bars and the bar after one."""
         states = np.ones(self.n_bars, dtype=bool)
         if self.n_bars > 1:
             odd = self.irregular
@@ -158,13 +199,18 @@ class BarTable:
         return states
 
 
-def _split_cycle(bars: BarTable) -> np.ndarray | None:
-    """Rows of the last bars that one longer bar was split into, in the order in which they would go on; None where the
-    last bar is one of its own.
+def is_bar_table(value) -> bool:
+    """Whether a value is a `BarTable`, of this copy of the code or of another one beside a checkpoint."""
+    return hasattr(value, "start") and hasattr(value, "meter")
 
-    A bar of more than 192 ticks is read as bars of 192 and a shorter rest (`bars_of_meters`), so 9/4 is 8/4 and 1/4 in
-    turn. One bar of 192 and a rest is taken for that; several and a rest only where they come twice, since music in
-    8/4 may go on in another meter.
+
+def _split_cycle(bars: BarTable) -> np.ndarray | None:
+    """Rows of the last bars that one longer bar was split into, in the order in which they would repeat; None where
+    the last bar is one of its own.
+
+    A bar of more than 192 ticks is read as bars of 192 and a shorter rest (`bars_of_meters`), so 9/4 is 8/4 and 1/4
+    alternating. One bar of 192 and a rest is taken for that; several and a rest only where they come twice, since
+    music in 8/4 may continue in another meter.
     """
     length, n = bars.length, bars.n_bars
     for back in range(min(n, 4)):  # the passage may end inside of the split bar
@@ -183,8 +229,15 @@ def _split_cycle(bars: BarTable) -> np.ndarray | None:
 
 
 def continued_bars(tables: Sequence[BarTable], n_bars: int) -> BarTable:
-    """`n_bars` bars as the nearest of `tables` that has a full bar goes on: in its last meter (a bar split for its
-    length counts as one). 4/4 without any."""
+    """Bars that continue a song.
+
+    Args:
+        tables: bars to continue, the nearest first; the first that has a full bar decides.
+        n_bars: how many bars are wanted.
+
+    Returns:
+        Bars in the last meter of that table (a bar split for its length counts as one); 4/4 without any.
+    """
     for bars in tables:
         cycle = _split_cycle(bars)
         if cycle is not None:
@@ -208,12 +261,15 @@ def bars_of_meters(
 
     Args:
         changes: (tick, numerator, denominator) of the real meter changes in MIDI ticks, ascending, the first at 0.
+        ticks_per_quarter: of the file.
         lines: grid ticks of further bar lines (markers of an earlier decode).
-        until: grid tick that the table must reach (the last offset); at_least: bars it must have.
-        max_bars: a table that would be longer gives `None` instead of an allocation.
+        until: grid tick that the table must reach (the last offset).
+        at_least: bars that it must have.
+        max_bars: the cap on its bars.
 
     Returns:
-        The table, and how many bars were cut short by a change or a line inside them.
+        The table, and how many bars were cut short by a change or a line inside them; None where the table would have
+        more than `max_bars`.
     """
     # Every segment [first, last) runs in one meter from an exact (rational) start; forced lines open one as well.
     # Starts are in units of 1 / (2 tpq) grid ticks.

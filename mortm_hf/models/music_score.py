@@ -26,7 +26,16 @@ from .music_names import DRUMS, MAX_DURATION
 
 @dataclass
 class CodecReport:
-    """What quantisation changed: counts of notes, bars and events."""
+    """What quantisation changed.
+
+    Attributes:
+        notes: notes of the file.
+        duplicates: notes that became equal on the grid and were merged.
+        zero_length: notes without duration in the file, written with one tick.
+        clipped: notes that were shortened to the longest duration.
+        cut_bars: bars that a meter change or a bar line inside them cut short.
+        ignored_meters: meter events that no bar can have.
+    """
 
     notes: int = 0
     duplicates: int = 0
@@ -38,8 +47,14 @@ class CodecReport:
 
 @dataclass(frozen=True)
 class ChordTable:
-    """Chords: `onset [n]` int64 ticks, and `root`, `quality`, `bass` `[n]` int16 values of the chord token kinds.
-    Each holds until the next."""
+    """Chords; each holds until the next.
+
+    Attributes:
+        onset: `[n]` int64 ticks, ascending.
+        root: `[n]` int16 values of CHORD_ROOT.
+        quality: `[n]` int16 values of CHORD_QUALITY.
+        bass: `[n]` int16 values of CHORD_BASS.
+    """
 
     onset: np.ndarray
     root: np.ndarray
@@ -50,7 +65,12 @@ class ChordTable:
         return len(self.onset)
 
     def window(self, start: int, stop: int) -> ChordTable:
-        """Chords in ticks `[start, stop)` re-based to 0; the one sounding at `start` is restated there."""
+        """Chords in some ticks, re-based to 0; the one sounding at `start` is restated there.
+
+        Args:
+            start: first tick.
+            stop: tick after the last.
+        """
         first = int(np.searchsorted(self.onset, start, side="right")) - 1
         last = int(np.searchsorted(self.onset, stop, side="left"))
         rows = slice(max(first, 0), last)
@@ -64,12 +84,20 @@ class MetricScore:
 
     Attributes:
         bars: the bar table.
-        track, onset, pitch, duration, velocity: `[n_notes]` int64; ticks are absolute, rows sorted by (track, onset,
-            pitch, duration) without duplicates; track is an index into `programs`.
+        track: `[n_notes]` int64 indices into `programs`; notes are sorted by (track, onset, pitch, duration) and none
+            occurs twice.
+        onset: `[n_notes]` int64 ticks from the first bar line.
+        pitch: `[n_notes]` int64 MIDI pitches.
+        duration: `[n_notes]` int64 ticks.
+        velocity: `[n_notes]` int64, 1 to 127.
         programs: `[n_tracks]` int16 General MIDI programs, `DRUMS` for drums; drums last.
         tempo: `[n_bars]` int16 tempo bins, -1 where none is known.
-        key: token name without `k_`, or None. chords: `ChordTable` or None. genres: genre values. names: of tracks.
+        key: token name without `k_`, or None.
+        chords: `ChordTable` or None.
+        genres: GENRE values.
+        names: of the tracks; empty where they have none.
         explicit_velocity: what an earlier decode recorded about velocity tokens, else None.
+        report: what quantisation changed.
     """
 
     bars: BarTable
@@ -89,14 +117,17 @@ class MetricScore:
 
     @property
     def n_bars(self) -> int:
+        """How many bars."""
         return self.bars.n_bars
 
     @property
     def n_tracks(self) -> int:
+        """How many tracks, silent ones among them."""
         return len(self.programs)
 
     @property
     def n_notes(self) -> int:
+        """How many notes."""
         return len(self.onset)
 
     def bar_of_notes(self) -> np.ndarray:
@@ -112,8 +143,13 @@ class MetricScore:
         return replace(self, onset=self.onset[rows] - shift, **notes, **changes)
 
     def window(self, start: int, stop: int, tracks=None) -> MetricScore:
-        """Bars `[start, stop)` re-based to tick 0: the notes whose onset lies inside, with whole durations. Track
-        indices stay; `tracks` keeps the notes of some of them only."""
+        """Some bars, re-based to tick 0: the notes whose onset lies inside, with whole durations.
+
+        Args:
+            start: first bar.
+            stop: bar after the last.
+            tracks: keep the notes of these tracks only; track indices stay as they are.
+        """
         first, last = int(self.bars.start[start]), int(self.bars.start[stop])
         rows = (self.onset >= first) & (self.onset < last)
         if tracks is not None:
@@ -128,7 +164,11 @@ class MetricScore:
         )
 
     def take_tracks(self, tracks) -> MetricScore:
-        """Only these tracks, renumbered in the given order."""
+        """Only some tracks, renumbered.
+
+        Args:
+            tracks: their indices, in the new order.
+        """
         tracks = np.asarray(tracks, dtype=np.int64)
         new_index = np.full(self.n_tracks + 1, -1, dtype=np.int64)
         new_index[tracks] = np.arange(len(tracks))
@@ -140,6 +180,16 @@ class MetricScore:
         return replace(chosen, track=moved[order])
 
 
+def is_score(value) -> bool:
+    """Whether a value is a `MetricScore`, of this copy of the code or of another one beside a checkpoint."""
+    return hasattr(value, "programs") and hasattr(value, "bars")
+
+
+def is_chord_table(value) -> bool:
+    """Whether a value is a `ChordTable`, of this copy of the code or of another one beside a checkpoint."""
+    return hasattr(value, "onset") and hasattr(value, "root")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Generated bars into a song
 
@@ -149,9 +199,12 @@ _COLUMNS = ("track", "onset", "pitch", "duration", "velocity")
 def merge_infill(
     song: MetricScore, generated: MetricScore, start: int, targets: Sequence[int] | None = None
 ) -> MetricScore:
-    """The song with bars `[start, start + generated.n_bars)` of the target tracks replaced by `generated`.
+    """The song with some bars of the target tracks replaced by generated ones.
 
     Args:
+        song: the song.
+        generated: music of the generated bars, from tick 0.
+        start: their first bar in the song.
         targets: for each track of `generated` the track of `song` it replaces, -1 for a new one; by default the n-th
             track of a program replaces the song's n-th of it.
 
@@ -172,7 +225,17 @@ def merge_infill(
 def append_bars(
     song: MetricScore, generated: MetricScore, start: int | None = None, targets: Sequence[int] | None = None
 ) -> MetricScore:
-    """The song's bars before `start` (by default all), then the generated ones; what came after is dropped."""
+    """The song's bars before `start`, then the generated ones; what came after is dropped.
+
+    Args:
+        song: the song.
+        generated: music of the generated bars, from tick 0.
+        start: their first bar; by default the song's end.
+        targets: as in `merge_infill`.
+
+    Raises:
+        PromptError: `start` lies outside the song (`prompt.bars`).
+    """
     start = song.n_bars if start is None else start
     if not 0 <= start <= song.n_bars:
         raise PromptError(f"bar {start} is not within the song's {song.n_bars} bars", "prompt.bars")
@@ -192,7 +255,15 @@ def append_bars(
 
 
 def match_tracks(programs: np.ndarray, song_programs: np.ndarray) -> tuple[int, ...]:
-    """For each generated program the song's track of it, the n-th for the n-th; -1 where it has none left."""
+    """The song's tracks of some programs, the n-th of a program for the n-th.
+
+    Args:
+        programs: `[n]` programs of generated tracks.
+        song_programs: `[n_tracks]` programs of the song.
+
+    Returns:
+        `[n]` track indices, -1 where the song has none left.
+    """
     free = list(range(len(song_programs)))
     found = []
     for program in programs.tolist():
@@ -211,10 +282,21 @@ def fit_between(
     kept_offset: np.ndarray,
     kept_voice: np.ndarray,
 ) -> np.ndarray:
-    """`[n]` offsets of new notes, so that first-in first-out pairing leaves the `[m]` kept notes as they are.
+    """Offsets of new notes, so that first-in first-out pairing leaves kept notes as they are.
 
     A new note ends where the next kept note of its voice starts, and not before a kept note of its voice ends that was
     sounding at its onset. A voice is a pitch of one track; times are in any one unit.
+
+    Args:
+        onset: `[n]` onsets of the new notes.
+        offset: `[n]` their offsets.
+        voice: `[n]` their voices.
+        kept_onset: `[m]` onsets of the kept notes.
+        kept_offset: `[m]` their offsets.
+        kept_voice: `[m]` their voices.
+
+    Returns:
+        `[n]` offsets of the new notes.
     """
     if not len(onset) or not len(kept_onset):
         return offset

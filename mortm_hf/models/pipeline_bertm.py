@@ -2,7 +2,7 @@
 
 Design decisions
 - A song is cut into windows of the form the checkpoint was trained on (`window_bars`, `window_form` of its
-  configuration); what is said of the song is the mean of its windows' logits, so that a long song is one answer.
+  configuration); its logits are the mean of its windows', so that a long song is one answer.
 - An embedding is the mean of the states of note tokens: of a bar over the notes that begin in it (all tracks), of a
   song over all its notes. Markers and headers would make all songs look alike.
 - `transformers`' own "feature-extraction" works on the same checkpoints with text (`tokenizer.decode(ids)`) and gives
@@ -19,7 +19,8 @@ import numpy as np
 
 from .errors_mortm import PromptError
 from .inputs_bertm import bare_segment, batches_by_length, pad_rows, song_windows
-from .pipeline_midi import MusicPipeline, bar_range, whole_number
+from .pipeline_midi import MusicPipeline
+from .prompt_words import bar_range, whole_number
 from .token_vocabulary import TokenKind
 
 
@@ -28,8 +29,14 @@ BATCH_TOKENS = 8192
 
 @dataclass
 class SongWindows:
-    """What is heard of one song: ids of each window and its bars (first, bar after the last), both as the song counts
-    them; `first` and `n_bars` are those asked for."""
+    """What a model reads of one song.
+
+    Attributes:
+        ids: int ids of each window.
+        bars: bars of each window (first, bar after the last), as the song counts them.
+        first: first bar that was asked for.
+        n_bars: how many were asked for.
+    """
 
     ids: list[np.ndarray]
     bars: list[tuple[int, int]]
@@ -50,7 +57,7 @@ class MidiReadingPipeline(MusicPipeline):
             return {"song": self._whole_file(inputs, bars=bars, tracks=tracks, window=window)}
         song, first = self.open_song(inputs)[1], 0
         if bars is not None:
-            first, last = bar_range(bars, "bars", song.n_bars)
+            first, last = bar_range(bars, song.n_bars, "bars")
             song = song.window(first, last)
         if tracks is not None:
             chosen = np.atleast_1d(np.asarray(tracks, dtype=np.int64))
@@ -67,11 +74,11 @@ class MidiReadingPipeline(MusicPipeline):
         return {"song": SongWindows([row[:limit] for row in ids], places, first, song.n_bars)}
 
     def _whole_file(self, inputs, **chosen) -> SongWindows:
-        """A file as upstream's checkpoints hear it: all of it, in their own tokens."""
+        """A file as upstream's checkpoints read it: all of it, in their own tokens."""
         given = [name for name, value in chosen.items() if value is not None]
         if given:
             raise PromptError(
-                f"a checkpoint of the mortm dialect hears whole files: leave out {', '.join(given)}", "prompt.bars"
+                f"a checkpoint of the mortm dialect reads whole files: leave out {', '.join(given)}", "prompt.bars"
             )
         return SongWindows([np.asarray(self.tokenizer.encode_midi(inputs))], [(0, 1)], 0, 1)
 
@@ -107,8 +114,9 @@ class MidiClassificationPipeline(MidiReadingPipeline):
 
     Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
-        bars: (first, bar after the last) to listen to; by default all. tracks: indices of the tracks to listen to.
-        window: bars heard at a time; by default those the model was trained on.
+        bars: (first, bar after the last) to read; by default all.
+        tracks: indices of the tracks to read; by default all.
+        window: bars read at a time; by default those the model was trained on.
         top_k: how many labels to give; by default all.
         windows: also give the scores of every window.
 
@@ -119,7 +127,8 @@ class MidiClassificationPipeline(MidiReadingPipeline):
         `windows`: a dict of `labels` (this list) and `windows` (dicts of `bars` and `labels`).
 
     Raises:
-        MidiError, PromptError: unusable input or request (`ValueError`s with a `code`).
+        MidiError: an unusable input (a `ValueError` with a `code`).
+        PromptError: an impossible request, likewise.
     """
 
     _options = (_READING, (), ("top_k", "windows"))
@@ -161,13 +170,20 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
     ```
 
     Args (of a call, or of the pipeline as defaults of its calls):
-        inputs, bars, tracks, window: as in `MidiClassificationPipeline`.
+        inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
+        bars: (first, bar after the last) to read; by default all.
+        tracks: indices of the tracks to read; by default all.
+        window: bars read at a time; by default those the model was trained on.
         layer: whose states; -1 is the last, 0 the embeddings.
 
     Returns:
         A dict (a list of them for a list of inputs): `song` `[hidden]` float32, mean over the states of all note
         tokens; `bars` `[n_bars, hidden]`, mean over those of the notes that begin in the bar (zeros where none does);
         `notes` `[n_bars]`, how many note tokens that were.
+
+    Raises:
+        MidiError: an unusable input (a `ValueError` with a `code`).
+        PromptError: an impossible request, likewise.
     """
 
     _rest = 0.0
@@ -175,8 +191,8 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
 
     def _whole_file(self, inputs, **chosen):
         raise PromptError(
-            "bars cannot be told apart in the mortm dialect: `mortm convert FOLDER --extend-vocab -o NEW` and some "
-            "training on the metric one come first",
+            "a checkpoint of the mortm dialect does not mark bar 0: `mortm convert FOLDER --extend-vocab -o NEW` and "
+            "some training on the metric one come first",
             "prompt.dialect",
         )
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import torch
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
@@ -21,6 +20,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .errors_mortm import PromptError
 from .families import TASKS
 from .midi_files import open_midi
+from .music_score import is_score
 
 
 class MusicPipeline(Pipeline):
@@ -35,7 +35,7 @@ class MusicPipeline(Pipeline):
 
     # names of the options of `preprocess`, `_forward` and `postprocess`
     _options: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]] = ((), (), ())
-    _more_options = ""  # said after them where an unknown one is refused
+    _more_options = ""  # end of the message that refuses an unknown one
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -80,7 +80,7 @@ class MusicPipeline(Pipeline):
         """
         if midi is None:
             raise PromptError(f"{self.task} needs a MIDI file, but the input is None", "prompt.material")
-        return (None, midi) if hasattr(midi, "bars") and hasattr(midi, "programs") else open_midi(midi)
+        return (None, midi) if is_score(midi) else open_midi(midi)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save model, what reads its inputs, all code and a card; the folder offers every task of the model's family.
@@ -102,51 +102,4 @@ class MusicPipeline(Pipeline):
                 part.save_pretrained(save_directory, **kwargs)
 
 
-def bar_range(value, name: str, n_bars: int) -> tuple[int, int]:
-    """A checked range of a song's bars.
-
-    Args:
-        value: pair (first bar, bar after the last).
-        name: of the option, for the error.
-        n_bars: of the song.
-
-    Returns:
-        The pair as integers.
-
-    Raises:
-        PromptError: no pair, or not within the song (`prompt.bars`).
-    """
-    try:
-        first, last = (int(v) for v in value)
-    except (TypeError, ValueError):
-        raise PromptError(
-            f"{name} must be a pair (first bar, bar after the last), got {value!r}", "prompt.bars"
-        ) from None
-    if not 0 <= first < last <= n_bars:
-        raise PromptError(
-            f"{name} must satisfy 0 <= first < last <= {n_bars} (the song's bars), got ({first}, {last})",
-            "prompt.bars",
-        )
-    return first, last
-
-
-def whole_number(value, name: str, least: int) -> int:
-    """An integer option of at least `least`.
-
-    Args:
-        value: what was given.
-        name: of the option, for the error.
-        least: the smallest value that is possible.
-
-    Returns:
-        The integer.
-
-    Raises:
-        PromptError: anything else (`prompt.bars`).
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise PromptError(f"{name} must be an integer of at least {least}, got {value!r}", "prompt.bars")
-    return int(value)
-
-
-__all__ = ["MusicPipeline", "bar_range", "whole_number"]
+__all__ = ["MusicPipeline"]

@@ -32,16 +32,18 @@ from .midi_edit import write_bars, write_chords
 from .midi_files import to_midi_score
 from .music_harmony import chord_symbol
 from .music_instruments import instrument_name
-from .music_names import METERS
+from .music_names import MAX_COUNTED_BARS, METERS
 from .music_score import ChordTable
-from .pipeline_midi import MusicPipeline, bar_range, whole_number
+from .pipeline_midi import MusicPipeline
+from .prompt_passage import DEFAULT_BARS
+from .prompt_words import bar_range, is_file, whole_number
 from .token_codec import parse_segment
+from .token_headers import CONTROLS
 
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
 WINDOW_BARS = 8  # generated at a time
 CHORD_BARS = 2  # read at a time to estimate chords (`benchmarks/chord_estimation.py --choose`)
-DEFAULT_BARS = 8
 SAMPLING_DEFAULTS = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 _SAMPLING_LIMITS = {
     "temperature": (lambda x: x > 0, "positive (do_sample=False takes the likeliest)"),
@@ -167,12 +169,12 @@ class MidiPipeline(MusicPipeline):
                 row.build(self.tokenizer, self.context)
             if not window:  # after the first prompts: a request that cannot be served shows no progress
                 bar = self._progress(rows, progress)
-            tell = None
+            report = None
             if callback is not None or bar is not None:
-                tell = self._teller(rows, active, copies, callback, bar)
+                report = self._reporter(rows, active, copies, callback, bar)
             # beams without sampling find their different sequences themselves, once
             spread = copies if window == 0 and not chosen["do_sample"] and copies > 1 else 1
-            answers = self._generate(active, window, chosen, dict(others), tell, beams, spread, decoder)
+            answers = self._generate(active, window, chosen, dict(others), report, beams, spread, decoder)
             for row, answer in zip(active, answers):
                 row.accept(self.tokenizer, answer)
             if bar is not None:
@@ -191,8 +193,8 @@ class MidiPipeline(MusicPipeline):
             return None
         return logging.tqdm(total=total, unit="bar", desc=self.task)
 
-    def _teller(self, rows, active, copies, callback, bar):
-        def tell(finished):
+    def _reporter(self, rows, active, copies, callback, bar):
+        def report(finished):
             row = active[finished.row]
             if bar is not None and finished.track == len(row.built.plan.instruments or (0,)) - 1:
                 bar.update(1)
@@ -200,10 +202,10 @@ class MidiPipeline(MusicPipeline):
                 index = next(i for i, other in enumerate(rows) if other is row)
                 callback(self._event(row, index, copies, finished))
 
-        return tell
+        return report
 
     def _event(self, row, index, copies, finished) -> dict:
-        """What a callback is told of a finished bar."""
+        """What a callback gets of a finished bar."""
         vocabulary = self.tokenizer.vocabulary
         notes = parse_segment(vocabulary, np.asarray(finished.ids)).generated
         columns = () if notes is None else (notes.onset, notes.pitch, notes.duration, notes.velocity)
@@ -217,7 +219,7 @@ class MidiPipeline(MusicPipeline):
             "token_ids": np.asarray(finished.ids).tolist(),
         }
 
-    def _generate(self, rows, window, chosen, others, tell, beams, spread, decoder) -> list[list[int]]:
+    def _generate(self, rows, window, chosen, others, report, beams, spread, decoder) -> list[list[int]]:
         """One `generate` call over all rows (the model's, or a fast decoder's) -> the answer of each."""
         tokenizer, model = self.tokenizer, self.model
         asked = rows[::spread]
@@ -242,7 +244,7 @@ class MidiPipeline(MusicPipeline):
         )
         processors = [FiniteLogits(), grammar, *(others.pop("logits_processor", None) or ())]
         streamer = others.pop("streamer", None)
-        listener = BarListener(tokenizer, tell, streamer) if (tell or streamer) and beams == 1 else None
+        listener = BarListener(tokenizer, report, streamer) if (report or streamer) and beams == 1 else None
         if chosen["do_sample"] and beams == 1:
             processors += [*sampling_filters(chosen), SeededChoice([row.seed for row in asked], window, length)]
         elif chosen["do_sample"]:  # sampled beams are drawn by `generate` itself, from the global generator
@@ -302,13 +304,6 @@ def _is_empty(inputs) -> bool:
     return isinstance(inputs, (list, tuple)) and not inputs
 
 
-def _is_file(value) -> bool:
-    """Whether music was given as a file, not as bars, tracks or music on the grid."""
-    if isinstance(value, str):  # else the name of an instrument
-        return value.lower().endswith((".mid", ".midi", ".kar", ".smf"))
-    return hasattr(value, "tracks") or hasattr(value, "__fspath__") or isinstance(value, (bytes, bytearray))
-
-
 class MidiGenerationPipeline(MidiPipeline):
     """Continue, rewrite or accompany a MIDI file, or write music from nothing.
 
@@ -323,14 +318,24 @@ class MidiGenerationPipeline(MidiPipeline):
 
     Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, None, or a list of them.
-        bars: how many bars to generate, 8 by default. start: the first of them; by default the bar after the song's
-            last, or 0 where `tracks` are given. An earlier one goes on from there: without `tracks` what the song has
-            from `start` on is dropped. infill: (first, last) instead of both: rewrite these bars, keep all others.
-        instruments, key, meter, tempo, genre, density, chords, velocity, pitch_range, scale: see `MetricPrompt`. By
-            default the instruments are the song's tracks that sound around the new bars (piano from nothing).
+        bars: how many bars to generate, 8 by default.
+        start: the first of them; by default the bar after the song's last, or 0 where `tracks` are given. From an
+            earlier one the song is continued there: without `tracks` what it has from `start` on is dropped.
+        infill: (first, last) instead of both: rewrite these bars, keep all others.
+        instruments: what to generate; by default the song's tracks that sound around the new bars (piano from
+            nothing).
         tracks: tracks that are given and sound together with the new ones. Rewriting some instruments, all others are.
-        past, future: bars heard before the new ones (8, more where no note begins in those) and, rewriting, after them
-            (4).
+        past: bars given before the new ones (8, more where no note begins in those).
+        future: bars given after the new ones where bars are rewritten (4).
+        key: see `MetricPrompt`, as for all fields down to `scale`.
+        meter: one, or a list with one a bar.
+        tempo: quarters a minute.
+        genre: one or several.
+        density: 1 (sparse) to 10 (dense), one for all or one an instrument.
+        chords: symbols, one a bar, or placed ones, or an annotation file.
+        velocity: whether velocities are written.
+        pitch_range: (lowest, highest) pitch.
+        scale: pitch classes that may sound.
         window: bars generated at a time, at most 16 (8). Fewer are taken where the context asks for it.
         seed: the same seed gives the same bytes; sequence i gets `seed + i`, or the i-th of a list of seeds. By
             default drawn from torch's global generator.
@@ -342,7 +347,7 @@ class MidiGenerationPipeline(MidiPipeline):
             with rounded weights. Sampling, greedy search, batches and callbacks as ever; beams, assistant models and
             other arguments of `generate` are refused.
         new_bars_only: `score` and `midi` hold only the new bars and the generated tracks, from time 0.
-        Further arguments go to `generate` (temperature, top_p, top_k, do_sample, num_beams, streamer, ...).
+        kwargs: arguments of `generate` (temperature, top_p, top_k, do_sample, num_beams, streamer, ...).
 
     Returns:
         A list of `num_return_sequences` dicts (a list of such lists for a list of inputs): `score`
@@ -351,14 +356,18 @@ class MidiGenerationPipeline(MidiPipeline):
         generated bars, `report`.
 
     Raises:
-        MidiError, VocabularyError, PromptError: unusable input or request (`ValueError`s with a `code`).
+        MidiError: an unusable input (all of these are `ValueError`s with a `code`).
+        VocabularyError: a name that the token table does not have.
+        PromptError: an impossible request.
+        GenerationError: an argument of `generate` that cannot be served.
     """
 
     _sampling_defaults = SAMPLING_DEFAULTS
     _options = (
         (
             *("bars", "start", "infill", "instruments", "tracks", "past", "future", "chords", "meter", "window"),
-            *("key", "tempo", "genre", "density", "velocity", "pitch_range", "scale"),
+            *(c.name for c in CONTROLS if c.name not in ("bars", "instruments", "meter")),
+            *("velocity", "pitch_range", "scale"),
         ),
         MidiPipeline._running,
         ("new_bars_only",),
@@ -381,7 +390,7 @@ class MidiGenerationPipeline(MidiPipeline):
     ):
         original, song = (None, None) if inputs is None else self.open_song(inputs)
         past, future, tracks = (self._material(value) for value in (past, future, tracks))
-        window = min(whole_number(window, "window", 1), 16)
+        window = min(whole_number(window, "window", 1), MAX_COUNTED_BARS)
         if isinstance(instruments, (str, int)):
             instruments = [instruments]
         if bars is not None:
@@ -394,9 +403,9 @@ class MidiGenerationPipeline(MidiPipeline):
             start, instruments = 0, ["piano"] if instruments is None else instruments
         else:
             if infill is not None:
-                first, last = bar_range(infill, "infill", song.n_bars)
+                first, last = bar_range(infill, song.n_bars, "infill")
                 if start is not None or bars not in (None, last - first):
-                    raise PromptError("infill says which bars: leave out start and bars", "prompt.bars")
+                    raise PromptError("infill names the bars: leave out start and bars", "prompt.bars")
                 start, bars, future = first, last - first, FUTURE_BARS if future is None else future
                 if tracks is None and instruments is None:
                     targets = self._targets(song, first, last)
@@ -431,9 +440,9 @@ class MidiGenerationPipeline(MidiPipeline):
 
     def _material(self, value):
         """Music given as a file, parsed here and not again for every window; anything else stays as it is."""
-        if isinstance(value, tuple) and len(value) == 2 and _is_file(value[0]):
+        if isinstance(value, tuple) and len(value) == 2 and is_file(value[0]):
             return self.open_song(value[0])[1], value[1]
-        return self.open_song(value)[1] if _is_file(value) else value
+        return self.open_song(value)[1] if is_file(value) else value
 
     @staticmethod
     def _annotated_chords(path, song, original, start) -> ChordTable:
@@ -473,39 +482,49 @@ class MidiGenerationPipeline(MidiPipeline):
 class ChordEstimationPipeline(MidiPipeline):
     """The chords of a MIDI file.
 
-    Args (of a call):
+    Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
-        bars: (first, last) range of bars; by default all. tracks: tracks to listen to; by default all.
-        window: bars read at a time (2). do_sample: False by default (the likeliest chords). seed, progress, callback,
-        num_return_sequences, fast and further arguments: as in `MidiGenerationPipeline`.
+        bars: (first, last) range of bars; by default all.
+        tracks: tracks to read; by default all.
+        window: bars read at a time (2).
+        key: of the song; by default the file's, else an estimate.
+        past: bars given before those that are read; by default none.
+        do_sample: False by default (the likeliest chords).
+        Further arguments (seed, progress, callback, num_return_sequences, fast, those of `generate`): as in
+            `MidiGenerationPipeline`.
 
     Returns:
         A list of `num_return_sequences` dicts: `chords` (dicts of `bar`, `beat` (quarters from 0, as the meter's
         denominator counts them), `symbol`), `score` (the file with chord markers), `midi`, `token_ids`, `bars`,
         `report`.
+
+    Raises:
+        MidiError: an unusable input (all of these are `ValueError`s with a `code`).
+        PromptError: an impossible request.
+        GenerationError: an argument of `generate` that cannot be served.
     """
 
     _sampling_defaults = {"do_sample": False}
     _options = (("bars", "tracks", "window", "key", "past"), MidiPipeline._running, ())
 
     def _parameters(self, given: dict) -> tuple[dict, dict]:
-        # a model's generation config says how to make music; an estimate is the likeliest answer by default
+        # a model's generation config is for making music; an estimate is the likeliest answer by default
         return super()._parameters({"do_sample": False, **given})
 
     def preprocess(self, inputs, bars=None, tracks=True, window=CHORD_BARS, key=None, past=None):
         original, song = self.open_song(inputs)
-        start, stop = (0, song.n_bars) if bars is None else bar_range(bars, "bars", song.n_bars)
+        start, stop = (0, song.n_bars) if bars is None else bar_range(bars, song.n_bars, "bars")
         request = SongRequest(
             original=to_midi_score(song) if original is None else original,
             song=song,
             start=start,
             bars=stop - start,
-            window=min(whole_number(window, "window", 1), 16),
+            window=min(whole_number(window, "window", 1), MAX_COUNTED_BARS),
             past=past,
             future=None,
             tracks=tracks,
             task="chords",
-            # velocities say nothing of chords, and most windows that models are trained on have none
+            # chords do not depend on velocities, and most windows that models are trained on have none
             fields={"velocity": False} if key is None else {"velocity": False, "key": key},
         )
         return {"request": request}

@@ -3,7 +3,7 @@
 Design decisions
 - What was given is returned as it was (resampled), and only the new part is made from frames; both are joined by a
   short cross-fade, as the phases do not meet.
-- Only as many seconds of the end are heard as fit the context beside the answer.
+- Only as many seconds of the end are given to the model as fit its context beside the answer.
 - Sounds of a batch are padded as frames, on the left, where a mask hides the padding.
 
 Knows: the feature extractor's methods, `generate`. Must not know: layers, Fourier transforms.
@@ -24,12 +24,21 @@ FADE_SECONDS = 0.05
 class AudioContinuationPipeline(MusicPipeline):
     """`pipe("in.wav", seconds=5)` -> `{"audio": [samples], "sampling_rate", "new_audio", "spectrogram"}`.
 
-    Args of a call:
+    Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, bytes, array, `{"array", "sampling_rate"}`, or a list of these.
+        sampling_rate: of an array, in Hz.
         seconds: new seconds at most (default 4).
-        stop_threshold, noise: see `VMortmForSpectrogramGeneration.generate`.
+        stop_threshold: probability of an end at which the sound ends, see `VMortmForSpectrogramGeneration.generate`.
+        noise: standard deviation of what is added to each new frame, see there.
         seed: of noise and first phases; the same seed gives the same samples.
         iterations: of the phase estimate.
+
+    Returns:
+        A dict (a list of them for a list of inputs): `audio` [samples] float32, given and new; `new_audio`;
+        `sampling_rate` in Hz; `spectrogram` [frames, mel bins]; `given_frames`, how many of these were given.
+
+    Raises:
+        AudioError: unusable sound, or more seconds than the context holds (a `ValueError` with a `code`).
     """
 
     _load_tokenizer = False
@@ -63,10 +72,10 @@ class AudioContinuationPipeline(MusicPipeline):
                 f"{seconds} seconds exceed the context: ask for at most {most / extractor.sampling_rate:.1f}",
                 "audio.too_long",
             )
-        heard = [sound["features"][-room * config.patch_size :] for sound in sounds]
+        given = [sound["features"][-room * config.patch_size :] for sound in sounds]
         options = dict(max_new_frames=new, stop_threshold=stop_threshold, noise=noise)
         # noise is drawn for a batch at once: one sound at a time, so that a seed's noise does not depend on the others
-        groups = [[frames] for frames in heard] if noise else [heard]
+        groups = [[frames] for frames in given] if noise else [given]
         made = []
         for group in groups:
             generator = torch.Generator(device=self.device).manual_seed(seed or 0) if noise else None

@@ -115,7 +115,14 @@ MetricPrompt.__init__ = _init
 
 @dataclass
 class PromptReport:
-    """What was left out of a prompt: bars of past and future that did not fit, blocks in which nothing sounds."""
+    """What was left out of a prompt.
+
+    Attributes:
+        dropped_past_bars: oldest bars of the past that did not fit.
+        dropped_future_bars: farthest bars of the future that did not fit.
+        empty_blocks: names of the blocks in which nothing sounds.
+        notes: further sentences.
+    """
 
     dropped_past_bars: int = 0
     dropped_future_bars: int = 0
@@ -158,7 +165,7 @@ class PromptIds:
 
         Args:
             generated: their music.
-            inside: they go into the song; False: what the song has after them is dropped; None: as the request says.
+            inside: they go into the song; False: what the song has after them is dropped; None: as in the passage.
         """
         passage = self.passage
         if passage.song is None:
@@ -171,7 +178,12 @@ class PromptIds:
 
 
 class TrainingExample(NamedTuple):
-    """`ids [n]` int32 (`<EOS> .. <TE>`) and `answer_start`, the index of the first token after the marker."""
+    """One example to train on.
+
+    Attributes:
+        ids: `[n]` int32, `<EOS>` to `<TE>`.
+        answer_start: index of the first token after the marker of the generated field; loss belongs on what follows.
+    """
 
     ids: np.ndarray
     answer_start: int

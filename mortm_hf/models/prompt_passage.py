@@ -9,7 +9,7 @@ Design decisions
 - Past and future hold the generated tracks and the constant ones; constant tracks and chords hold the generated bars.
 - Musicians name instruments, models generate tracks: the n-th entry of a program is the song's n-th track of it.
 - The header describes the generated field. META has none; CGEN's holds nothing taken from the answer. What a training
-  header says of the answer (density, and the key where no material is given) is what a musician would ask for.
+  header states of the answer (density, and the key where no material is given) is what a musician would ask for.
 
 Knows: `MetricScore`, words of a request, controls. Must not know: token ids, models, sampling.
 """
@@ -27,8 +27,8 @@ from .music_grid import BarTable, continued_bars, is_pair
 from .music_harmony import NO_CHORD, chord_table, merge_repeats
 from .music_instruments import parse_instrument
 from .music_names import DRUMS, METERS
-from .music_score import ChordTable, MetricScore
-from .prompt_words import Words, bar_range, bars_of_meter, is_chord_table, is_score, read_words
+from .music_score import ChordTable, MetricScore, is_chord_table, is_score
+from .prompt_words import Words, bar_range, bars_of_meter, read_words
 from .token_codec import uses_velocity
 from .token_controls import Described
 from .token_headers import Header, describe, without
@@ -269,7 +269,7 @@ def _generated_tracks(words: Words, place: _Place, const: tuple[int, ...]) -> li
         return [(i, t, int(song.programs[t])) for i, t in enumerate(tracks)]
     source = _own(words.past) if _own(words.past) is not None else _own(words.future)
     programs = [] if source is None else source.programs[source.sounding_tracks()].tolist()
-    if not programs and "instruments" in words.omit:  # nobody said: a piano
+    if not programs and "instruments" in words.omit:  # nothing names an instrument: a piano
         programs = [parse_instrument("piano", words.dialect)]
     return [(i, -1, int(v)) for i, v in enumerate(programs)]
 

@@ -11,6 +11,7 @@ which block (`prompt_passage`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -20,11 +21,11 @@ import numpy as np
 
 from .errors_mortm import PromptError
 from .midi_chords import is_chord_file, read_chord_file
-from .midi_files import load_score, read_midi
-from .music_grid import BarTable, is_pair, parse_meter
+from .midi_files import is_symusic, load_score, read_midi
+from .music_grid import BarTable, is_bar_table, is_pair, parse_meter
 from .music_harmony import parse_chord, split_key
 from .music_instruments import category_of, instrument_name, match_programs, parse_instrument
-from .music_score import ChordTable, MetricScore
+from .music_score import ChordTable, MetricScore, is_chord_table, is_score
 from .token_headers import Header
 from .token_vocabulary import CONTROLS, TokenKind
 
@@ -32,7 +33,7 @@ from .token_vocabulary import CONTROLS, TokenKind
 TASKS = {"melody": TokenKind.MGEN, "chords": TokenKind.CGEN, "meta": TokenKind.META}
 UPSTREAM_MAX_DURATION = 288
 _SCALES = {False: (0, 2, 4, 5, 7, 9, 11), True: (0, 2, 3, 5, 7, 8, 10)}
-# Controls that say what is generated, not how: they have readers of their own below.
+# Controls that state what is generated, not how: they have readers of their own below.
 _STRUCTURE = ("instruments", "bars", "meter")
 
 
@@ -91,7 +92,9 @@ def read_words(prompt, dialect: str) -> Words:
         dialect: "metric" or "mortm".
 
     Raises:
-        PromptError, VocabularyError, MidiError: a word or some music that cannot be read.
+        PromptError: a word that cannot be read.
+        VocabularyError: a name that the token table does not have.
+        MidiError: music that cannot be read.
     """
     kind = read_task(prompt.task)
     song = None if prompt.song is None else read_music(prompt.song, dialect)
@@ -163,16 +166,16 @@ def read_task(task: str) -> TokenKind:
 # Music
 
 
+def is_file(value) -> bool:
+    """Whether a value is a MIDI file: a path (a string only by its ending), MIDI bytes or a `symusic.Score`."""
+    if isinstance(value, str):
+        return value.lower().endswith((".mid", ".midi", ".kar", ".smf"))
+    return is_symusic(value) or isinstance(value, (os.PathLike, bytes, bytearray))
+
+
 def is_music(value) -> bool:
     """Whether a value stands for music: a path, MIDI bytes, a `symusic.Score` or a `MetricScore`."""
-    return is_score(value) or hasattr(value, "tracks") or hasattr(value, "__fspath__") or isinstance(
-        value, (str, bytes, bytearray)
-    )  # fmt: skip
-
-
-def is_score(value) -> bool:
-    """Whether a value is a `MetricScore`, of this copy of the code or of another one beside a checkpoint."""
-    return hasattr(value, "programs") and hasattr(value, "bars")
+    return isinstance(value, str) or is_score(value) or is_file(value)
 
 
 def read_music(value, dialect: str) -> MetricScore:
@@ -183,7 +186,8 @@ def read_music(value, dialect: str) -> MetricScore:
         dialect: "metric" or "mortm".
 
     Raises:
-        MidiError: it cannot be read. PromptError: the `mortm` dialect cannot write it.
+        MidiError: it cannot be read.
+        PromptError: the `mortm` dialect cannot write it.
     """
     score = value if is_score(value) else read_midi(value)
     return score if dialect == "metric" else _upstream_score(score)
@@ -232,7 +236,7 @@ def _without_song(name: str, value) -> PromptError:
 
 
 def _given_bars(value, name: str, song: MetricScore | None, dialect: str):
-    """What a request says of past or future."""
+    """The past or future of a request, as `Words` holds it."""
     music = _own_music(value, name, dialect)
     if music is not None:
         return music
@@ -248,8 +252,8 @@ def _given_bars(value, name: str, song: MetricScore | None, dialect: str):
 
 
 def _given_tracks(value, song: MetricScore | None, dialect: str):
-    """What a request says of constant tracks."""
-    if not isinstance(value, str) or value.lower().endswith((".mid", ".midi", ".kar", ".smf")):
+    """The constant tracks of a request, as `Words` holds them."""
+    if not isinstance(value, str) or is_file(value):  # any other string names an instrument
         music = _own_music(value, "tracks", dialect)
         if music is not None:
             return music
@@ -290,7 +294,7 @@ def _listed(value) -> list:
 # Numbers and ranges
 
 
-def whole_number(value, name: str, least: int, remedy: str) -> int:
+def whole_number(value, name: str, least: int, remedy: str = "") -> int:
     """An integer argument.
 
     Args:
@@ -302,10 +306,9 @@ def whole_number(value, name: str, least: int, remedy: str) -> int:
     Raises:
         PromptError: it is no integer or too small (`prompt.bars`).
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise PromptError(f"{name} must be a whole number, got {value!r}: {remedy}", "prompt.bars")
-    if value < least:
-        raise PromptError(f"{name} must be at least {least}, got {value}: {remedy}", "prompt.bars")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        wanted = f"{name} must be a whole number of at least {least}, got {value!r}"
+        raise PromptError(f"{wanted}: {remedy}" if remedy else wanted, "prompt.bars")
     return int(value)
 
 
@@ -328,7 +331,8 @@ def bar_range(value, n_bars: int, name: str) -> tuple[int, int]:
         ) from None
     if not 0 <= first < stop <= n_bars:
         raise PromptError(
-            f"{name} must satisfy 0 <= start < stop <= {n_bars} (the song's bars), got {first}:{stop}", "prompt.bars"
+            f"{name} must satisfy 0 <= first < last <= {n_bars} (the song's bars), got ({first}, {stop})",
+            "prompt.bars",
         )
     return first, stop
 
@@ -347,7 +351,7 @@ def read_meters(meter) -> int | tuple[int, ...] | BarTable:
     """
     if isinstance(meter, str) or is_pair(meter):
         return parse_meter(meter)
-    if hasattr(meter, "start") and hasattr(meter, "meter"):
+    if is_bar_table(meter):
         return meter
     if not isinstance(meter, Sequence):
         parse_meter(meter)
@@ -382,7 +386,8 @@ def read_scale(scale) -> tuple[int, ...] | None:
         scale: pitch classes, a key name (its major or natural minor scale), or None.
 
     Raises:
-        PromptError: no pitch classes. VocabularyError: an unknown key.
+        PromptError: no pitch classes.
+        VocabularyError: an unknown key.
     """
     if scale is None:
         return None
@@ -418,11 +423,6 @@ def read_pitch_range(limits) -> tuple[int, int] | None:
 # Chords
 
 
-def is_chord_table(value) -> bool:
-    """Whether a value is a `ChordTable`, of this copy of the code or of another one beside a checkpoint."""
-    return hasattr(value, "onset") and hasattr(value, "root")
-
-
 def read_chords(chords) -> list[str] | list[tuple[str, int, Fraction]] | ChordTable | None:
     """The chords of a request.
 
@@ -434,7 +434,8 @@ def read_chords(chords) -> list[str] | list[tuple[str, int, Fraction]] | ChordTa
         Symbols, or (symbol, bar, beat) entries, or the table; None where there are none.
 
     Raises:
-        PromptError: symbols and entries are mixed, or an entry cannot be read. VocabularyError: `vocabulary.chord`.
+        PromptError: symbols and entries are mixed, or an entry cannot be read.
+        VocabularyError: `vocabulary.chord`.
     """
     if chords is None or chords is False or is_chord_table(chords):
         return None if chords is False else chords
@@ -472,11 +473,13 @@ def _chord_entry(entry) -> tuple[str, int, Fraction]:
 
 
 def words_of_header(header: Header) -> dict[str, Any]:
-    """The words of a request that a header stands for, by name of the control; those that say what is generated
-    (instruments, bars, meter) are left out.
+    """The words of a request that a header stands for.
 
     Args:
         header: what was stated.
+
+    Returns:
+        Words by name of the control, without those that state what is generated (instruments, bars, meter).
     """
     words = {}
     for control in CONTROLS:

@@ -32,14 +32,12 @@ import numpy as np
 from .errors_mortm import PromptError
 from .music_grid import BarTable
 from .music_names import DRUMS, MAX_DURATION
-from .token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
+from .token_vocabulary import CONTROLS, GENERATED_KINDS, MetricVocabulary, TokenKind
 
 
 K = TokenKind
 N_KINDS = max(TokenKind) + 1
 DIALECTS = ("metric", "mortm")
-BLOCK_KINDS = (K.PAST, K.FUTURE, K.CONST_M, K.CONST_C)
-GENERATED_KINDS = (K.MGEN, K.CGEN, K.META)
 
 # Phases: the last thing written. The prefix of a bar comes first: these are the columns of the prefix tables.
 BAR, METER, LENGTH, TEMPO = range(4)
@@ -64,7 +62,8 @@ class GenerationPlan:
         instruments: INSTRUMENT values in track order (MGEN), drums last.
         tempo: `[n_bars]` forced tempo bins (-1: none), or None: free.
         velocity: True: every note carries one, False: none does, None: the first note decides.
-        pitch_range: lowest and highest pitch of melodic tracks; scale: their pitch classes. Drums are never limited.
+        pitch_range: lowest and highest pitch of melodic tracks, or None. Drums are never limited.
+        scale: pitch classes of melodic tracks, 0 to 11, or None.
     """
 
     kind: TokenKind
@@ -199,8 +198,13 @@ class VocabularyTables:
     """Look-ups that depend only on vocabulary and dialect (shared by all plans).
 
     Args:
-        vocab: the vocabulary. dialect: "metric" or "mortm". size: width of the masks (a model's `vocab_size`; ids past
-            the vocabulary are never legal).
+        vocab: the vocabulary.
+        dialect: "metric" or "mortm".
+        size: width of the masks (a model's `vocab_size`; ids past the vocabulary are never legal); the vocabulary's by
+            default.
+
+    Raises:
+        PromptError: an unknown dialect (`prompt.dialect`).
     """
 
     def __init__(self, vocab: MetricVocabulary, dialect: str = "metric", size: int | None = None):
@@ -254,29 +258,54 @@ def _named_value(vocab: MetricVocabulary, token: str) -> int:
 
 
 class GrammarState(NamedTuple):
-    """State of a batch of rows: `[B]` int64 arrays, and `ends` `[B, 128]`. Never changed in place."""
+    """State of a batch of rows: int64 arrays, `[B]` where no shape is given. Never changed in place.
 
-    phase: np.ndarray  # what was written last
-    track: np.ndarray  # index of the current track, -1 before the first
-    onset: np.ndarray  # onset of the current note in its bar, -1 before the first
-    pitch: np.ndarray  # its pitch, -1 while none at this onset (chord rows: the root; headers: the last instrument)
-    total: np.ndarray  # ticks of its duration written so far
-    room: np.ndarray  # largest duration token that may follow
-    need: np.ndarray  # its smallest legal total
-    sounding: np.ndarray  # 1: the current track has a note
-    velocity: np.ndarray  # -1 undecided, 0 none, 1 every note
-    tempo: np.ndarray  # tempo bin in force, -1 none
-    bar: np.ndarray  # index of the current bar, -1 before the first
-    ends: np.ndarray  # last offset of every pitch in this track, ticks from its start (huge: a pitch not to be used)
-    bars: np.ndarray  # [B, n] constants of the current bar, see `_START`
-    tracks: np.ndarray  # [B, n] constants of the current track, see `_NEXT`
+    Attributes:
+        phase: what was written last.
+        track: index of the current track, -1 before the first.
+        onset: onset of the current note in its bar, -1 before the first.
+        pitch: its pitch, -1 while none at this onset (chord rows: the root; headers: the last instrument).
+        total: ticks of its duration written so far.
+        room: largest duration token that may follow.
+        need: its smallest legal total.
+        sounding: 1: the current track has a note.
+        velocity: -1 undecided, 0 none, 1 every note.
+        tempo: tempo bin in force, -1 none.
+        bar: index of the current bar, -1 before the first.
+        ends: `[B, 128]` last offset of every pitch in this track, ticks from its start (huge: a pitch not to be used).
+        bars: `[B, n]` constants of the current bar, see `_START`.
+        tracks: `[B, n]` constants of the current track, see `_NEXT`.
+    """
+
+    phase: np.ndarray
+    track: np.ndarray
+    onset: np.ndarray
+    pitch: np.ndarray
+    total: np.ndarray
+    room: np.ndarray
+    need: np.ndarray
+    sounding: np.ndarray
+    velocity: np.ndarray
+    tempo: np.ndarray
+    bar: np.ndarray
+    ends: np.ndarray
+    bars: np.ndarray
+    tracks: np.ndarray
 
     def select(self, index: np.ndarray) -> GrammarState:
         """The state of the rows `index` (beams reorder rows)."""
         return GrammarState(*(a[index] for a in self))
 
     def where(self, rows: np.ndarray, other: GrammarState) -> GrammarState:
-        """`self` on the rows where the bool mask is set, `other` elsewhere."""
+        """Rows of two states.
+
+        Args:
+            rows: `[B]` bool.
+            other: a state of as many rows.
+
+        Returns:
+            `self` where `rows` is set, `other` elsewhere.
+        """
         return GrammarState(*(np.where(rows if a.ndim == 1 else rows[:, None], a, b) for a, b in zip(self, other)))
 
 
@@ -342,8 +371,10 @@ class Grammar:
         """State in each row's first track (or chords) before the `<SME>` of a bar, as if all before it were legal.
 
         Args:
-            bar: `[B]` index of the bar. sounding: `[B]` whether the track has sounded. tempo: `[B]` bin in force, -1
-                none. ends: `[B, 128]` last offset of every pitch, ticks from the track's start.
+            bar: `[B]` index of the bar.
+            sounding: `[B]` whether the track has sounded.
+            tempo: `[B]` bin in force, -1 none.
+            ends: `[B, 128]` last offset of every pitch, ticks from the track's start.
         """
         s = self.start()
         return s._replace(
@@ -447,7 +478,12 @@ class Grammar:
         )
 
     def step(self, state: GrammarState, token: np.ndarray) -> GrammarState:
-        """The state after one more token a row (`[B]`). A kind that cannot follow gives the phase DEAD."""
+        """The state after one more token.
+
+        Args:
+            state: of `start` or `step`.
+            token: `[B]` id of each row's token; a kind that cannot follow gives the phase DEAD.
+        """
         t, s = self.tables, state
         kind, value = t.kind[token], t.value[token]
         phase = t.follow[s.phase * N_KINDS + kind]
@@ -577,11 +613,14 @@ class Grammar:
         return low.take(t.bound, 1), upper, fits, stated
 
     def allowed(self, state: GrammarState, remaining: np.ndarray | int | None = None) -> np.ndarray:
-        """`[B, V]` bool, the tokens that may come next.
+        """The tokens that may come next.
 
         Args:
-            state: of `start` and `step`.
+            state: of `start` or `step`.
             remaining: tokens that may still be written (int or `[B]`), at least `closing_cost`; None: no limit.
+
+        Returns:
+            `[B, V]` bool.
         """
         t = self.tables
         lower, upper, fits, stated = self._bounds(state, remaining)
@@ -593,7 +632,15 @@ class Grammar:
         return mask
 
     def legal(self, state: GrammarState, token: np.ndarray) -> np.ndarray:
-        """`[B]` bool, whether one token a row may come next: `allowed(state)[row, token]`, at the cost of a step."""
+        """Whether a token may come next: `allowed(state)[row, token]`, at the cost of a step.
+
+        Args:
+            state: of `start` or `step`.
+            token: `[B]` id of each row's token.
+
+        Returns:
+            `[B]` bool.
+        """
         t = self.tables
         lower, upper, fits, stated = self._bounds(state, None)
         kind, value = t.mask_kind[token], t.mask_value[token]

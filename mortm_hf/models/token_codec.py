@@ -20,7 +20,15 @@ from .music_grid import COMMON_TIME, BarTable
 from .music_names import MAX_BAR_TICKS, MAX_DURATION, METER_TICKS
 from .music_score import ChordTable, MetricScore
 from .token_headers import Header
-from .token_vocabulary import CONTROL_KINDS, CONTROLS, LONG_DURATIONS, MetricVocabulary, TokenKind
+from .token_vocabulary import (
+    BLOCK_KINDS,
+    CONTROL_KINDS,
+    CONTROLS,
+    GENERATED_KINDS,
+    LONG_DURATIONS,
+    MetricVocabulary,
+    TokenKind,
+)
 
 
 DEFAULT_VELOCITY = 90
@@ -101,9 +109,11 @@ def _bar_prefix(vocabulary, bars: BarTable, tempo: np.ndarray | None) -> tuple[n
 def encode_tracks(
     vocabulary, score: MetricScore, velocity: bool = False, tracks=None, state: bool = True
 ) -> np.ndarray:
-    """`(<INST_x> bar* <ESEQ>)*` over all bars of `score` (cut it with `score.window` first).
+    """`(<INST_x> bar* <ESEQ>)*` over all bars of some music.
 
     Args:
+        vocabulary: the token table.
+        score: the music; cut it with `score.window` first.
         velocity: write a `v_` with every note.
         tracks: which tracks, in this order; by default all. Tracks without notes are left out.
         state: the first track states meter and tempo (every block's does).
@@ -168,7 +178,15 @@ def encode_tracks(
 
 
 def encode_chords(vocabulary, score: MetricScore) -> np.ndarray:
-    """`chordbar* <ESEQ>` over all bars of `score`; bars in which no chord starts hold `<BLANK>`."""
+    """`chordbar* <ESEQ>` over all bars of some music; bars in which no chord starts hold `<BLANK>`.
+
+    Args:
+        vocabulary: the token table.
+        score: the music; its notes are not looked at.
+
+    Returns:
+        int32 ids.
+    """
     n_bars = score.n_bars
     chords = score.chords
     onset = np.empty(0, np.int64) if chords is None else chords.onset
@@ -208,8 +226,15 @@ def uses_velocity(score: MetricScore) -> bool:
 
 @dataclass
 class Segment:
-    """A parsed segment: its header, the prompt's blocks (by `TokenKind`), the generated field, and META's header.
-    Every block is a `MetricScore` of its own, from tick 0; chord blocks have `chords` and no notes."""
+    """A parsed segment. Blocks are `MetricScore`s, each from its own tick 0; chord blocks have `chords` and no notes.
+
+    Attributes:
+        header: of the prompt, or None.
+        blocks: blocks of the prompt, by `TokenKind` of their markers.
+        generated_kind: `TokenKind` of the generated field's marker, or None.
+        generated: music of the generated field, or None.
+        meta: header that a META field holds, or None.
+    """
 
     header: Header | None = None
     blocks: dict[int, MetricScore] = field(default_factory=dict)
@@ -218,17 +243,8 @@ class Segment:
     meta: Header | None = None
 
 
-_BLOCKS = (
-    TokenKind.PAST,
-    TokenKind.FUTURE,
-    TokenKind.CONST_M,
-    TokenKind.CONST_C,
-    TokenKind.MGEN,
-    TokenKind.CGEN,
-    TokenKind.META,
-)
 _CONTROL_OF = {int(kind): control for control, kind in zip(CONTROLS, CONTROL_KINDS.values())}
-_IS_BLOCK = np.isin(np.arange(max(TokenKind) + 1), _BLOCKS)
+_IS_BLOCK = np.isin(np.arange(max(TokenKind) + 1), (*BLOCK_KINDS, *GENERATED_KINDS))
 # plain integers: comparing an array with an enum member costs a conversion each time
 _PAD, _BAR, _INSTRUMENT, _METER, _TEMPO = (
     int(k) for k in (TokenKind.PAD, TokenKind.BAR, TokenKind.INSTRUMENT, TokenKind.METER, TokenKind.TEMPO)
@@ -239,7 +255,12 @@ _ONSET, _PITCH, _DURATION, _VELOCITY, _ROOT = (
 
 
 def parse_segment(vocabulary: MetricVocabulary, ids) -> Segment:
-    """Ids -> `Segment`; lenient: malformed notes are dropped. Ids without a marker are a generated field."""
+    """Ids -> `Segment`; lenient: malformed notes are dropped.
+
+    Args:
+        vocabulary: the token table.
+        ids: `[n]` ids; without a marker they are a generated field.
+    """
     ids = np.asarray(ids).reshape(-1)
     if len(ids) and (ids.min() < 0 or ids.max() >= len(vocabulary)):
         ids = ids[(ids >= 0) & (ids < len(vocabulary))]

@@ -142,7 +142,8 @@ class Control:
             tuple with a value or None for each.
 
         Raises:
-            VocabularyError, PromptError: a word that names no value.
+            VocabularyError: a name without a token.
+            PromptError: a number out of range.
         """
         several = isinstance(word, (list, tuple, np.ndarray))
         if self.level == "track" and several:
@@ -153,7 +154,14 @@ class Control:
         return self.parse(word)
 
     def for_each(self, value, count: int) -> tuple[int | None, ...]:
-        """What `read` gave for a control of tracks, with a value or None for each of `count` instruments.
+        """The value of a control of tracks for each instrument.
+
+        Args:
+            value: of `read`.
+            count: number of instruments.
+
+        Returns:
+            `count` values; None where nothing is stated.
 
         Raises:
             PromptError: there are not as many values as instruments.
@@ -237,7 +245,8 @@ def track_pairs(asked: Sequence, instruments: Sequence[int], answer: MetricScore
     Args:
         asked: a value for each instrument; None: not asked.
         instruments: INSTRUMENT values that were asked for.
-        answer: the music. found: the measured value of each of its tracks.
+        answer: the music.
+        found: the measured value of each of its tracks.
 
     Returns:
         `(asked, found)` pairs; tracks that are missing are left out.

@@ -74,6 +74,9 @@ _KINDS_OF_CONTROLS = {control.kind: len(_LANGUAGE) + place for place, control in
 TokenKind = IntEnum("TokenKind", {**_LANGUAGE, **_KINDS_OF_CONTROLS}, module=__name__)
 TokenKind.__doc__ = "What a token is: a part of the language, or a control (`token_controls`)."
 CONTROL_KINDS = {control.name: TokenKind[control.kind] for control in CONTROLS}
+# markers of the blocks of a prompt, and of the generated field behind them, in their order
+BLOCK_KINDS = (TokenKind.PAST, TokenKind.FUTURE, TokenKind.CONST_M, TokenKind.CONST_C)
+GENERATED_KINDS = (TokenKind.MGEN, TokenKind.CGEN, TokenKind.META)
 
 
 _FIXED = {
@@ -202,7 +205,15 @@ class MetricVocabulary:
             raise VocabularyError(f"no token {token!r} in this vocabulary of {len(self.ids)} tokens") from None
 
     def id(self, kind: TokenKind, value: int | None = None) -> int:
-        """Id of one (kind, value), or of a kind without values; raises `VocabularyError` when the table lacks it."""
+        """Id of a token.
+
+        Args:
+            kind: of the token.
+            value: its value; None for a kind without values.
+
+        Raises:
+            VocabularyError: the table has no such token (`vocabulary.token`).
+        """
         if value is None:
             found = self._single.get(kind, -1)
         else:
@@ -215,7 +226,12 @@ class MetricVocabulary:
         return found
 
     def has(self, kind: TokenKind, value: int | None = None) -> bool:
-        """Whether the table holds this (kind, value)."""
+        """Whether the table has a token.
+
+        Args:
+            kind: of the token.
+            value: its value; None for a kind without values.
+        """
         if value is None:
             return kind in self._single
         return 0 <= value < len(self._lookup[kind]) and self._lookup[kind][value] >= 0
@@ -226,6 +242,7 @@ class MetricVocabulary:
 
 
 __all__ = [
+    "BLOCK_KINDS",
     "CATEGORY_PIANO",
     "CATEGORY_SAX",
     "CHORD_BASSES",
@@ -236,6 +253,7 @@ __all__ = [
     "DRUMS",
     "EXTRA_CHORD_QUALITIES",
     "EXTRA_CHORD_ROOTS",
+    "GENERATED_KINDS",
     "GENRES",
     "KEY_NAMES",
     "LONG_DURATIONS",
