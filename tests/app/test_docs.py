@@ -8,9 +8,12 @@ Example: python -m pytest tests/app/test_docs.py -k generation
 
 import argparse
 import importlib.util
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +33,7 @@ PAGES = {
 }
 LANGUAGES = {"", "bash", "python", "yaml"}
 # what a bash block may begin a line with besides `mortm`: `make` and `python` are checked, the others are not ours
-PROGRAMS = {"make", "python", "pip", "git", "cd", "torchrun", "mortm"}
+PROGRAMS = {"make", "python", ".venv/bin/python", "pip", "git", "cd", "torchrun", "mortm"}
 # Commands that are parsed but not run, by their first words (the longest that fit), and why.
 NOT_RUN = {
     "mortm train": "trains for minutes to hours: tests/training",
@@ -44,12 +47,19 @@ NOT_RUN = {
 RUN = ("mortm train own --fields",)  # although `NOT_RUN` holds the words before
 # Python blocks that are compiled but not run, by a line that they hold, and why.
 NOT_RUN_PYTHON = {"push_folder(": "needs the Hub: tests/hub/test_push_and_pull.py"}
+# Pages whose blocks change what the package knows: each section runs in an interpreter of its own.
+ALONE = ("CONTRIBUTING.md",)
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language in a text."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [block for kind, block in found if kind == language]
 
 
 def blocks(page: str, language: str) -> list[str]:
     """The fenced blocks of one language on a page."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGES[page], flags=re.DOTALL | re.MULTILINE)
-    return [text for kind, text in found if kind == language]
+    return fenced(PAGES[page], language)
 
 
 def command_words(page: str, program: str) -> list[list[str]]:
@@ -61,7 +71,7 @@ def command_words(page: str, program: str) -> list[list[str]]:
 def inline(page: str, program: str) -> list[list[str]]:
     """The words of the commands in the running text and in tables that begin with `program`."""
     text = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
-    found = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+    found = re.findall(r"`([^`]+)`", text)
     return [words for words in map(str.split, found) if words[:1] == [program] and len(words) > 1]
 
 
@@ -84,6 +94,7 @@ def desk(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("MORTM_SMALL", "STARTER"):
         monkeypatch.setattr(mortm_hf, name, str(tiny_model))
+        monkeypatch.setitem(mortm_hf.bundled.CONSTANTS, name, str(tiny_model))
     return tmp_path
 
 
@@ -152,7 +163,11 @@ def test_programs_and_targets(page):
         target = words[1]
         generic = target.startswith("bench-") and (ROOT / "benchmarks" / f"{target[6:]}.py").exists()
         assert generic or re.search(rf"^{re.escape(target)}:", makefile, flags=re.MULTILINE), target
-    for words in (*command_words(page, "python"), *inline(page, "python")):
+    ours = command_words(page, "python") + command_words(page, ".venv/bin/python") + inline(page, "python")
+    for words in ours:
+        if words[1:3] == ["-m", "pytest"]:
+            assert (ROOT / words[3]).exists(), words[3]
+            continue
         if words[1] == "-m":
             spec = importlib.util.find_spec(words[2])
             assert spec is not None, words[2]
@@ -167,7 +182,23 @@ def test_programs_and_targets(page):
 # Python and YAML
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def sections(page: str) -> dict[str, str]:
+    """The Python blocks of each section of a page, by its heading."""
+    parts = re.split(r"^## (.*)$", PAGES[page], flags=re.MULTILINE)
+    code = {head: "\n".join(fenced(text, "python")) for head, text in zip(parts[1::2], parts[2::2])}
+    return {head: text for head, text in code.items() if text}
+
+
+@pytest.mark.parametrize(("page", "section"), [(page, section) for page in ALONE for section in sections(page)])
+def test_python_blocks_run_alone(tmp_path, page, section, song):
+    lay_out(tmp_path, ["song.mid"], song)
+    (tmp_path / "section.py").write_text(sections(page)[section], encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "section.py"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python") and page not in ALONE])
 def test_python_blocks_run(desk, page, song):
     lay_out(desk, ["song.mid", "midi", "model.pth", "config.json"], song)
     names: dict = {}
@@ -202,6 +233,38 @@ def test_links_and_paths(page):
     )
     for path in named:
         assert (ROOT / path).exists(), path
+
+
+def test_the_map_is_that_of_the_tree():
+    """Every line of the map names what is there; every folder and every file at the top of the package has a line."""
+    (tree,) = [block for block in blocks("CONTRIBUTING.md", "") if block.startswith("README.md ")]
+    folders, named = {-2: ROOT}, set()
+    for line in tree.splitlines():
+        depth, name = len(line) - len(line.lstrip()), line.split()[0]
+        path = folders[depth - 2] / name
+        assert path.exists() and path.is_dir() == name.endswith("/"), line
+        folders[depth] = path
+        named.add(path)
+    package = [path for path in (ROOT / "mortm_hf").iterdir() if path.name not in ("__pycache__", "py.typed")]
+    assert {path for path in package if not path.name.startswith(("_v", "__m"))} <= named
+    chapters = re.findall(r"`(\w+_)`", PAGES["CONTRIBUTING.md"].partition("### The chapters")[2].partition("###")[0])
+    files = [path.name for path in (ROOT / "mortm_hf/models").glob("*.py") if path not in named]
+    alone = ("__init__.py", "inputs_bertm.py", "reward_bertm.py", "attention_mortm.py")
+    assert [name for name in files if not name.startswith((*chapters, *alone))] == []
+
+
+def test_anchors():
+    """Links within a page lead to one of its headings."""
+    for page, text in PAGES.items():
+        headings = {
+            re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.M)
+        }
+        assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings, page
+
+
+def test_every_recipe_is_named():
+    recipes = {path.stem for path in (ROOT / "mortm_hf/training/recipes").glob("*.yaml")}
+    assert recipes <= set(re.findall(r"`(\w+)`", PAGES["docs/training.md"]))
 
 
 def test_the_index_has_every_page():
