@@ -44,7 +44,7 @@ def readings():
 
 def choose(model, tokenizer, songs, identity, cache, batch, progress) -> tuple[list[dict], object]:
     """Every reading on validation songs, and the best by the mean over corpora of root and root + quality."""
-    from mortm_hf.evaluation.chord_estimation import compare, estimate_chords, notes_only, summary
+    from mortm_hf.evaluation.chord_estimation import compare, model_chords, notes_only, summary
 
     rows = []
     inputs = [notes_only(s.score) for s in songs]
@@ -53,7 +53,7 @@ def choose(model, tokenizer, songs, identity, cache, batch, progress) -> tuple[l
         began = time.process_time()
         options = {"batch": batch, "cache_folder": cache, "identity": identity}
         options["progress"] = str(reading) if progress else None
-        found = estimate_chords(model, tokenizer, inputs, reading, **options)
+        found = model_chords(model, tokenizer, inputs, reading, **options)
         seconds = time.process_time() - began
         scores = [compare(s.score.chords, g, s.score.bars.end) for s, g in zip(songs, found)]
         row = {"reading": str(reading), "seconds": round(seconds, 1)}

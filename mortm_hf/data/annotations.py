@@ -28,7 +28,7 @@ FOLDER_CHORDS = "chord_midi.txt"
 _SHARPS = re.compile(r"^(-?\d+)\s*(major|minor)$")
 
 
-def parse_key(text: str) -> tuple[int, bool] | None:
+def key_of_label(text: str) -> tuple[int, bool] | None:
     """(pitch class of the tonic, minor) of a key as the manifest spells it; `None` if it names no mode or is empty.
 
     Church modes of ABC fields (`Ador`, `Gmix`) have no key token and give `None`.
@@ -61,7 +61,7 @@ def transpose_key(name: str | None, semitones: int) -> str | None:
         name: token name of the key; `None` and "Unknown" stay what they are.
         semitones: upward.
     """
-    parsed = parse_key(name) if name and name != "Unknown" else None
+    parsed = key_of_label(name) if name and name != "Unknown" else None
     return name if parsed is None else key_name(parsed[0] + semitones, parsed[1])
 
 

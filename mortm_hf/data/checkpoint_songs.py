@@ -68,4 +68,6 @@ def read_members(folder: str | Path) -> dict[str, str] | None:
         stated = json.loads(path.read_text(encoding="utf-8"))
         return {mark: name for name in reversed(USED) for mark in stated[name]}
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is damaged: without it nobody knows what was trained on", "data.format") from None
+        raise DataError(
+            f"{path} is damaged: without it the songs that were trained on are unknown", "data.format"
+        ) from None

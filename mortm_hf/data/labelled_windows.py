@@ -38,7 +38,7 @@ from .whole_files import replace_file
 
 LEAST_SONGS = 20
 SETS = ("folk", "drums", "genre", "quality")
-FORMS = ("field", "full", "mixed", "condensed")  # in which windows of the quality set are heard
+FORMS = ("field", "full", "mixed", "condensed")  # of the windows of the quality set
 FOLK_STYLES = ("reel", "jig", "hornpipe", "waltz", "morris")  # kinds with at least 20 train songs, mixed ones left out
 DRUM_STYLES = ("rock", "jazz", "latin", "funk")  # styles that the test split holds more than once
 GENRE_CLASSES = ("pop", "folk", "chorale", "lied", "songbook", "game")

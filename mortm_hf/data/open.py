@@ -10,8 +10,8 @@ What there is to name, and how it is recognised, stands in `sources` (`kind_of`)
 | object, table | prepared in the cache | tables are skipped | as `read_songs` | labels; training draws the rest |
 
 Design decisions
-- Chords: a pack has its annotations only; music that is prepared or read gets estimated chords where nobody wrote any
-  down. Only annotated chords are measured against.
+- Chords: a pack has its annotations only; music that is prepared or read gets estimated chords where it has none.
+  Only annotated chords are measured against.
 - Songs that a checkpoint was trained on or selected by (`checkpoint_songs`) are never in what is called test, whatever
   they are called and wherever they lie: songs are known by their notes.
 - One's own songs have no split that is drawn here, only those that their labels give; whoever trains draws the rest.
@@ -116,7 +116,7 @@ def read_songs(
 
     Args:
         inputs: MIDI files, folders, archives and packs, or one prepared data set.
-        chords: "estimate" where nobody wrote them down, or "annotated": only those that somebody did.
+        chords: "estimate" where neither an annotation nor the file gives them, or "annotated": only those.
 
     Returns:
         The songs, named as they were given and in the splits of their labels ("" where these name none); and

@@ -77,7 +77,7 @@ class RollWindows(Dataset):
             score = store[index].score
             slot = assign(score, slots)
             sounding = {slot[track] for track in score.sounding_tracks().tolist()} - {-1}
-            if len(sounding) > 1:  # somebody to answer, and somebody who does
+            if len(sounding) > 1:  # a part to answer, and one that answers
                 self.scores.append(score)
                 self.slots.append(slot)
                 weights.append(score.bars.end)

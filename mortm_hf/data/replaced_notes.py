@@ -6,8 +6,8 @@ Design decisions
 - Where the new pitches come from is handed in: a step or a leap of at most a fifth, or (`ReplacedPackDataset` with
   `propose`) what a generator would have written there, so that the notes to be found are those of a machine.
 - A pitch stays between its neighbours in the chord that it belongs to, and no two neighbours move, so that the order
-  of a chord's notes tells nothing. How many notes are wrong is drawn for every document. Drums are left alone.
-- Notes are exchanged in tracks as a generator writes them; then the windows are condensed, as a critic hears them. Of
+  of a chord's notes gives nothing away. How many notes are wrong is drawn for every document. Drums are left alone.
+- Notes are exchanged in tracks as a generator writes them; then the windows are condensed, as a critic reads them. Of
   notes that fall together, one that was there before counts.
 - All randomness comes from (seed, epoch, index), as in `masking`.
 
@@ -175,13 +175,13 @@ class ReplacedPackDataset(Dataset):
         rng = generator(self.packs.seed, epoch, number, 0x5E1D)
         logits = None if self.propose is None else self.propose(pack).reshape(-1, len(self.vocabulary))
         ids, starts = pack["input_ids"].numpy().reshape(-1), pack["cu_seq_lens_q"].numpy()[:-1]
-        spoiled, labels = replace_pitches(self.vocabulary, ids, starts, self.recipe, rng, logits)
+        replaced, labels = replace_pitches(self.vocabulary, ids, starts, self.recipe, rng, logits)
         rows, length = pack["input_ids"].shape
         written, marks = [], []
         for r in range(rows):
             here = starts[(starts >= r * length) & (starts < (r + 1) * length)]
             part = slice(r * length, (r + 1) * length)
-            documents = condensed_documents(self.vocabulary, spoiled[part], labels[part], here - r * length)
+            documents = condensed_documents(self.vocabulary, replaced[part], labels[part], here - r * length)
             written.append([Document(row, target >= 0, 0, "bare", 0) for row, target in documents])
             marks += [target[target >= 0] for _, target in documents]
         pack = pack_rows(written, length, self.packs.pad)

@@ -20,7 +20,7 @@ from ..models.midi_chords import parse_chord_text
 from ..models.midi_files import load_score, quantize
 from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from .annotations import CHORD_CLOCK, key_name, parse_key
+from .annotations import CHORD_CLOCK, key_name, key_of_label
 from .genres import genre_of
 from .manifest import SongFile
 from .schema import Song, check_size
@@ -41,7 +41,7 @@ def read_song(row: SongFile, midi, chords: str | None = None) -> Song:
     """
     source = load_score(midi)
     score = quantize(source)
-    key = parse_key(row.key)
+    key = key_of_label(row.key)
     changes: dict = {}
     key_source = "file" if score.key is not None else None
     chord_source = "file" if score.chords is not None else None

@@ -2,7 +2,7 @@
 
 | kind (`kind_of`) | recognised by | MIDI is read (`open_sources`) from |
 |---|---|---|
-| midi | a file `.mid`, `.midi`, `.kar` | the file, with the labels and chord files beside it |
+| midi | a file `.mid`, `.midi`, `.kar` | the file, with the chord file beside it |
 | archive | a file `.zip`, `.tar`, `.tar.xz`, `.tar.gz`, `.tgz`, `.tar.bz2` | every MIDI file in it |
 | table | a file `.parquet`, `.arrow`, `.jsonl`, `.json` | its column of MIDI bytes |
 | pack | a folder with a `manifest.csv` | the files that the manifest lists, in archives or beside it |

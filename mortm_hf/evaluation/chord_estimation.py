@@ -247,7 +247,7 @@ def _prompts(tokenizer, song, start: int, stop: int, key, reading: ChordReading,
     yield (start, stop), Ask(built.ids, built.plan, room)
 
 
-def estimate_chords(
+def model_chords(
     model,
     tokenizer,
     songs: Sequence[MetricScore],

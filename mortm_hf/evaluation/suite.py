@@ -28,7 +28,7 @@ from ..models.music_score import MetricScore
 from ..models.token_grammar import infer_plan
 from .bits_per_note import model_bits, summarise
 from .chord_baselines import Majority, Templates
-from .chord_estimation import METRICS, ChordReading, compare, estimate_chords, notes_only, paired, summary
+from .chord_estimation import METRICS, ChordReading, compare, model_chords, notes_only, paired, summary
 from .control import chance_report, control_report, make_requests, read_answer
 from .copying import copied_from
 from .distances import FEATURES, distribution_distances, diversity, histograms
@@ -296,7 +296,7 @@ class Evaluation:
         for tracks in ("all", "melody") if settings.melody else ("all",):
             inputs = [notes_only(s.score, tracks) for s in songs]
             guesses = {
-                "model": estimate_chords(
+                "model": model_chords(
                     self.model,
                     self.tokenizer,
                     inputs,

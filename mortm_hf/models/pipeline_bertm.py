@@ -170,10 +170,10 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
     ```
 
     Args (of a call, or of the pipeline as defaults of its calls):
-        inputs: as in `MidiClassificationPipeline`.
-        bars: as there.
-        tracks: as there.
-        window: as there.
+        inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
+        bars: (first, bar after the last) to read; by default all.
+        tracks: indices of the tracks to read; by default all.
+        window: bars read at a time; by default those the model was trained on.
         layer: whose states; -1 is the last, 0 the embeddings.
 
     Returns:

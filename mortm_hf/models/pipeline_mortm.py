@@ -38,6 +38,7 @@ from .pipeline_midi import MusicPipeline
 from .prompt_passage import DEFAULT_BARS
 from .prompt_words import bar_range, is_file, whole_number
 from .token_codec import parse_segment
+from .token_headers import CONTROLS
 
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
@@ -367,7 +368,8 @@ class MidiGenerationPipeline(MidiPipeline):
     _options = (
         (
             *("bars", "start", "infill", "instruments", "tracks", "past", "future", "chords", "meter", "window"),
-            *("key", "tempo", "genre", "density", "velocity", "pitch_range", "scale"),
+            *(c.name for c in CONTROLS if c.name not in ("bars", "instruments", "meter")),
+            *("velocity", "pitch_range", "scale"),
         ),
         MidiPipeline._running,
         ("new_bars_only",),

@@ -98,7 +98,9 @@ class RunArguments(TrainingArguments):
     decay_share: float = field(default=0.0, metadata={"help": "decay_steps as a part of the run"})
     eval_windows: str = field(
         default="",
-        metadata={"help": "csv of validation windows (beside the recipe, or a path), all: every one; empty: none"},
+        metadata={
+            "help": "windows to validate on: all, or (pretrain) a csv, beside the recipe or a path; empty: none"
+        },
     )
     eval_tokens: int = field(default=2_000_000, metadata={"help": "tokens between validations; 0: only at the end"})
     eval_limit: int = field(default=300, metadata={"help": "validation windows in all; 0: every one of the csv"})

@@ -1,4 +1,4 @@
-"""Telling an encoder what can be counted in a window, so that it need not find out from labels.
+"""A second loss for an encoder: what can be counted in a window, so that it need not find out from labels.
 
 Design decisions
 - A few thousand labels do not teach an encoder to count intervals, though a forest over such counts tells machine from
@@ -6,7 +6,7 @@ Design decisions
   (`evaluation.features`), which is exact for every window, transposed and cut ones included.
 - Features are measured in deviations over the training windows, at most `FAR` of them; one that never varies asks
   nothing.
-- A count can only be learnt of what the notes' own states tell. So every note is asked for its intervals too: to the
+- A count can only be learnt from what the notes' own states hold. So every note is asked for its intervals too: to the
   note below it at its onset, and, where it is the highest, from the highest one before.
 
 Knows: the bag of features, notes in ids. Must not know: labels, trainers.
@@ -50,7 +50,8 @@ class HintTable:
     """Windows -> features in deviations.
 
     Args:
-        vocabulary: the token table. rows: ids of windows, from which mean and deviation are taken.
+        vocabulary: the token table.
+        rows: ids of windows, from which mean and deviation are taken.
     """
 
     def __init__(self, vocabulary: MetricVocabulary, rows: Sequence[np.ndarray]):
@@ -71,7 +72,12 @@ class HintTable:
 
 
 class HintLayer(torch.nn.Module):
-    """Reads features off a pooled state, and intervals off the notes' states: linear layers."""
+    """Reads features off a pooled state, and intervals off the notes' states: linear layers.
+
+    Args:
+        hidden_size: of the encoder.
+        features: of a window.
+    """
 
     def __init__(self, hidden_size: int, features: int):
         super().__init__()
@@ -88,8 +94,12 @@ class HintLayer(torch.nn.Module):
         return pool.register_forward_hook(keep)
 
     def loss(self, features: torch.Tensor, intervals: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of `features` [rows, features], in deviations, and cross-entropy of `intervals`
-        [rows, length, 2] (`note_intervals`), in nats: their sum, the two intervals as halves."""
+        """Mean squared error of the features plus cross-entropy (in nats) of the intervals, the two as halves.
+
+        Args:
+            features: `[rows, features]`, in deviations.
+            intervals: `[rows, length, 2]` (`note_intervals`).
+        """
         (states, pooled), self.kept = self.kept, None
         loss = torch.nn.functional.mse_loss(self.read(pooled.float()), features)
         logits = self.notes(states.float()).split((HARMONIC, MELODIC), dim=-1)

@@ -6,7 +6,7 @@ Design decisions
 - Nothing is ever taken out of it. What a killed run wrote after its last checkpoint is superseded when it is resumed:
   `read_log` leaves those lines out, and a last line cut in half by the kill as well.
 - Checkpoints are saved by the clock, at a step that has a log line, so that a resumed run writes the same lines as an
-  unbroken one. A run stops at a time of day, after some minutes, or when it is told to, always with a checkpoint,
+  unbroken one. A run stops at a time of day, after some minutes, or when it is asked to, always with a checkpoint,
   because laptops and shared machines do.
 - On a terminal there is one progress bar; elsewhere one plain line a minute.
 
@@ -90,9 +90,11 @@ class RunLog(TrainerCallback):
     Args:
         folder: of the run.
         tokens_of: step -> tokens seen when that step is done.
-        stop_at: "HH:MM" local time or empty; max_minutes, save_minutes: 0 turns them off.
-        router_every: steps between measurements of the experts' shares (0: none).
-        alarm: told of each measurement; by default one with its own defaults.
+        stop_at: "HH:MM" local time or empty.
+        max_minutes: until the run stops; 0: never.
+        save_minutes: between checkpoints; 0: none.
+        router_every: steps between measurements of the experts' shares; 0: none.
+        alarm: fed with each measurement; by default one with its own defaults.
     """
 
     def __init__(
@@ -242,7 +244,9 @@ class Progress(TrainerCallback):
     """A progress bar on a terminal, one line a minute elsewhere; the first process only.
 
     Args:
-        log: of the same run. seconds: between lines where there is no terminal.
+        log: of the same run.
+        seconds: between lines where there is no terminal.
+        file: to write to; by default stderr.
     """
 
     def __init__(self, log: RunLog, seconds: float = 60.0, file=None):

@@ -41,8 +41,14 @@ LOSS = "eval_loss"
 ALL_WINDOWS = "all"  # instead of a csv: every window of the validation songs
 
 
-def thin(windows: Sequence[Window], corpus_of: dict[str, str], limit: int) -> list[Window]:
-    """About `limit` windows in all (0: every one), the same number of each corpus, evenly spaced over its list."""
+def evenly_spaced(windows: Sequence[Window], corpus_of: dict[str, str], limit: int) -> list[Window]:
+    """The same number of windows of each corpus, evenly spaced over its list.
+
+    Args:
+        windows: to choose from.
+        corpus_of: `{path: corpus}`.
+        limit: windows in all, about; 0: every one.
+    """
     if not limit or len(windows) <= limit:
         return list(windows)
     groups: dict[str, list[Window]] = {}
@@ -62,7 +68,11 @@ def validation_windows(
     """The encoded validation windows of a recipe.
 
     Args:
+        vocabulary: the token table.
+        store: the validation songs.
         csv: file of windows (8 given and 8 new bars), or `ALL_WINDOWS` (shorter ones where most songs are short).
+        max_length: tokens of the model's context.
+        limit: windows in all, about; 0: every one.
 
     Raises:
         TrainingError: a window names a song that the store has not, or none can be used.
@@ -76,7 +86,7 @@ def validation_windows(
             f"{csv} names {len(missing)} windows of songs that the validation data does not hold, {missing[0]} first: "
             f"name the csv made for this data, or take all of its windows (--eval_windows {ALL_WINDOWS})"
         )
-    chosen = thin(windows, corpus_of, limit)
+    chosen = evenly_spaced(windows, corpus_of, limit)
     encoded, left_out = encode_windows(vocabulary, store, chosen, max_length, bars, bars)
     if not encoded:
         reason = left_out[0][1] if left_out else f"no song has {2 * bars} bars"
@@ -117,8 +127,9 @@ class BitsPerNote:
         """`{"eval_bits_per_note": mean over corpora, "eval_bits_per_note_<corpus>": ..., "eval_seconds": ...}`.
 
         Args:
-            rank, ranks: this process scores its share of the windows and all sum up (every process calls this). A
-                model whose weights are spread over the processes takes `ranks=1` in each: all score everything.
+            model: the model, or what wraps it.
+            rank: of this process, which scores its share of the windows; all sum up (every process calls this).
+            ranks: processes; 1 in each where the weights are spread over them: all score everything.
         """
         started = time.perf_counter()
         inner = getattr(model, "module", model)

@@ -12,9 +12,9 @@ from mortm_hf.evaluation.chord_estimation import (
     ChordReading,
     compare,
     elect,
-    estimate_chords,
     harte,
     labelled,
+    model_chords,
     notes_only,
     paired,
     summary,
@@ -141,7 +141,7 @@ def test_windows_and_transpositions_come_back_to_their_place(songs, semitones):
     windows = [(0, 8), (8, 16), (16, songs[0].n_bars)]
     oracle = Oracle(tokenizer, songs, windows, semitones)
     reading = ChordReading(8, 8, key="none", semitones=semitones)
-    found = estimate_chords(oracle, tokenizer, [notes_only(s) for s in songs], reading)
+    found = model_chords(oracle, tokenizer, [notes_only(s) for s in songs], reading)
     assert oracle.asked == len(songs) * len(windows) * len(semitones)
     for song, table in zip(songs, found):
         right, total = compare(song.chords, table, song.bars.end)["root + quality"]
@@ -153,7 +153,7 @@ def test_overlapping_windows(songs):
     last = songs[0].n_bars
     windows = sorted({*((a, a + 8) for a in range(0, last - 7, 4)), (last - 8, last)})
     oracle = Oracle(tokenizer, songs[:1], windows, (0,))
-    found = estimate_chords(oracle, tokenizer, [notes_only(songs[0])], ChordReading(8, 4, key="none"))
+    found = model_chords(oracle, tokenizer, [notes_only(songs[0])], ChordReading(8, 4, key="none"))
     assert oracle.asked == len(windows)
     right, total = compare(songs[0].chords, found[0], songs[0].bars.end)["root"]
     assert right == total

@@ -1,4 +1,4 @@
-"""What can be heard in token ids without a model: notes, bars, and rules about them.
+"""What can be read off token ids without a model: notes, bars, and rules about them.
 
 Design decisions
 - Rules read ids, not scores: a reward is asked for every sampled sequence of every update, so the notes of the whole

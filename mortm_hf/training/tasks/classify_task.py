@@ -64,7 +64,7 @@ class LabelRecipe:
     )
     bars: list[int] = field(
         default_factory=list,
-        metadata={"help": "condensed form: hear so many consecutive bars of a window, from and to; none: all"},
+        metadata={"help": "condensed form: take so many consecutive bars of a window, from and to; none: all"},
     )
     least_tracks: int = field(default=1, metadata={"help": "quality: leave out windows of fewer tracks"})
     hints: float = field(

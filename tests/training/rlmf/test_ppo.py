@@ -61,14 +61,14 @@ def test_the_first_ratio_is_one_and_a_run_saves_a_pair_that_goes_on(tmp_path, po
 
 
 def test_a_run_reads_its_songs_and_lists_its_prompts(tmp_path, policy_folder, tokenizer, monkeypatch):
-    from mortm_hf.training.rlmf import run
+    from mortm_hf.training.rlmf import feedback_run
     from tests.training.rlmf.test_prompts import song, store
 
     found = [song(tokenizer, f"song {i}", notes_a_bar=1 + i % 3) for i in range(8)] + [
         song(tokenizer, "short", bars=3)
     ]
     asked = []
-    monkeypatch.setattr(run, "read_songs", lambda recipe, folder: (asked.append(folder), store(*found))[1])
+    monkeypatch.setattr(feedback_run, "read_songs", lambda recipe, folder: (asked.append(folder), store(*found))[1])
     words = ("--data", str(tmp_path), "--total_episodes", "8", "--sample_every", "0")
     train(recipe_of(tmp_path, policy_folder, *words), tmp_path / "run")
     assert asked == [tmp_path / "run"]
@@ -225,6 +225,23 @@ def test_other_releases_of_trl_are_refused_before_anything_is_read(tmp_path, pol
     with pytest.raises(RlmfError, match=r"needs TRL 1\.12\.0"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_signal_ends_a_run_with_a_checkpoint(algorithm, tmp_path, policy_folder, prompts):
+    import signal
+
+    from transformers import TrainerCallback
+
+    class Terminated(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    words = ("--algorithm", algorithm, "--total_episodes", "64")
+    train(recipe_of(tmp_path, policy_folder, *words), tmp_path / "run", prompts=prompts, callbacks=[Terminated()])
+    assert (tmp_path / "run" / "checkpoint-1" / "model.safetensors").is_file()
+    assert not list((tmp_path / "run").glob("final*")) and signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.slow
