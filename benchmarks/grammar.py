@@ -33,8 +33,9 @@ from mortm_hf.models.generation_mortm import MetricGrammarLogitsProcessor  # noq
 from mortm_hf.models.music_grid import BarTable  # noqa: E402
 from mortm_hf.models.music_names import DRUMS, METERS  # noqa: E402
 from mortm_hf.models.prompt_building import build_prompt  # noqa: E402
-from mortm_hf.models.token_automaton import GenerationPlan, Grammar, VocabularyTables  # noqa: E402
+from mortm_hf.models.token_automaton import Grammar, VocabularyTables  # noqa: E402
 from mortm_hf.models.token_grammar import find_errors  # noqa: E402
+from mortm_hf.models.token_plan import GenerationPlan  # noqa: E402
 from mortm_hf.models.token_vocabulary import TokenKind  # noqa: E402
 from tests.grammar_validator import Invalid, validate  # noqa: E402
 

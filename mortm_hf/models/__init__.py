@@ -25,6 +25,7 @@ Tokens: the language
 - `token_headers`: a header, measured from music or thinned for training.
 - `token_vocabulary`: the token table, kinds and values.
 - `token_codec`: music to ids and back.
+- `token_plan`: what a generated field must be, and the state of writing it.
 - `token_automaton`: the state machine of what may come next, and at what cost.
 - `token_grammar`: the rules, and checks of whole sequences.
 - `upstream_vocabulary`: token tables of upstream's releases.

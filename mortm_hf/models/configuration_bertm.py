@@ -20,11 +20,11 @@ class BertmConfig(MortmConfig):
         classifier_pooling: how a piece becomes one vector: "attention" (softmax of a learned score of each token) or
             "mean", over its real tokens.
         classifier_hidden_size: width of the hidden layer between that vector and the labels; half of `hidden_size`
-            by default. `classifier_activation` follows it, `classifier_dropout` acts before it (in training only).
+                by default. `classifier_activation` follows it, `classifier_dropout` acts before it (in training only).
         window_bars: how many bars at a time a head was trained on; pipelines and rewards cut songs accordingly.
         window_form: what of them: their "tracks", or these "merged" into one pitched track, or their "drums" only,
             or "condensed" into one track of each.
-        negative_label: name of the opposite of the label of a model with one logit.
+            negative_label: name of the opposite of the label of a model with one logit.
         lm_head_bias: a bias per token in the output layer of the masked language model.
         is_causal: always False.
     """

@@ -59,18 +59,18 @@ class MortmConfig(PreTrainedConfig):
 
     Args:
         vocab_size: number of tokens; 1162 is the default token table.
-        hidden_size: width of the states.
+            hidden_size: width of the states.
         num_hidden_layers: number of layers.
         num_attention_heads: heads of queries.
         num_key_value_heads: heads of keys and values; as many by default.
         head_dim: width of a head; its share of `hidden_size` by default.
         hidden_act: activation in feed-forward layers and experts.
         intermediate_size: width of dense feed-forward layers.
-        moe_intermediate_size: width of one expert.
+            moe_intermediate_size: width of one expert.
         shared_expert_intermediate_size: width of the expert every token passes through, 0 for none.
         num_local_experts: experts of a sparse layer.
         num_experts_per_tok: how many of them see one token.
-        mlp_layer_types: "dense" or "sparse" for each layer; all sparse by default.
+            mlp_layer_types: "dense" or "sparse" for each layer; all sparse by default.
         gated_mlp: dense layers are `down(act(gate(x)) * up(x))` if true (SwiGLU with `hidden_act="silu"`), else
             `down(act(up(x)))`. Experts are always gated.
         scoring_func: "softmax" over all experts, or "sigmoid" of each.

@@ -27,8 +27,9 @@ from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from .errors_mortm import PromptError
-from .token_automaton import GenerationPlan, Grammar, GrammarState, VocabularyTables
+from .token_automaton import Grammar, VocabularyTables
 from .token_grammar import infer_plan
+from .token_plan import GenerationPlan, GrammarState
 from .token_vocabulary import GENERATED_KINDS, TokenKind
 
 

@@ -26,7 +26,7 @@ class AudioContinuationPipeline(MusicPipeline):
 
     Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, bytes, array, `{"array", "sampling_rate"}`, or a list of these.
-        sampling_rate: of an array, in Hz.
+            sampling_rate: of an array, in Hz.
         seconds: new seconds at most (default 4).
         stop_threshold: probability of an end at which the sound ends, see `VMortmForSpectrogramGeneration.generate`.
         noise: standard deviation of what is added to each new frame, see there.

@@ -25,9 +25,9 @@ from .music_harmony import NO_CHORD, QUALITY_NAMES, QUALITY_TONES, nearest_quali
 from .music_score import ChordTable, MetricScore, append_bars, merge_infill
 from .prompt_passage import DEFAULT_BARS, Passage, asked_passage, song_passage
 from .prompt_words import TASKS, read_task, words_of_header
-from .token_automaton import GenerationPlan
 from .token_codec import encode_chords, encode_header, encode_tracks, parse_segment
 from .token_headers import HEADER_FIELDS, Header, thinned
+from .token_plan import GenerationPlan
 from .token_vocabulary import CONTROL_KINDS, CONTROLS, MetricVocabulary, TokenKind
 
 

@@ -23,15 +23,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from .errors_mortm import PromptError
-from .music_grid import BarTable
 from .music_names import DRUMS, MAX_DURATION
+from .token_plan import GenerationPlan, GrammarState
 from .token_vocabulary import CONTROLS, GENERATED_KINDS, MetricVocabulary, TokenKind
 
 
@@ -50,29 +48,6 @@ N_PHASES = H_END + 1
 _OPEN = 1 << 30  # "any value"
 _FREE = 1 << 20  # "no budget"
 _NEVER = 1 << 24  # price of what cannot follow
-
-
-@dataclass(frozen=True)
-class GenerationPlan:
-    """What a generated field must be.
-
-    Attributes:
-        kind: `TokenKind.MGEN`, `CGEN` or `META`.
-        bars: the generated bars; lengths and meters are forced. Unused for META.
-        instruments: INSTRUMENT values in track order (MGEN), drums last.
-        tempo: `[n_bars]` forced tempo bins (-1: none), or None: free.
-        velocity: True: every note carries one, False: none does, None: the first note decides.
-        pitch_range: lowest and highest pitch of melodic tracks, or None. Drums are never limited.
-        scale: pitch classes of melodic tracks, 0 to 11, or None.
-    """
-
-    kind: TokenKind
-    bars: BarTable | None = None
-    instruments: tuple[int, ...] = ()
-    tempo: np.ndarray | None = None
-    velocity: bool | None = None
-    pitch_range: tuple[int, int] | None = None
-    scale: tuple[int, ...] | None = None
 
 
 def _phase_tables(dialect: str) -> tuple[np.ndarray, np.ndarray]:
@@ -255,58 +230,6 @@ class VocabularyTables:
 
 def _named_value(vocab: MetricVocabulary, token: str) -> int:
     return int(vocab.value[vocab.ids[token]]) if token in vocab else -1
-
-
-class GrammarState(NamedTuple):
-    """State of a batch of rows: int64 arrays, `[B]` where no shape is given. Never changed in place.
-
-    Attributes:
-        phase: what was written last.
-        track: index of the current track, -1 before the first.
-        onset: onset of the current note in its bar, -1 before the first.
-        pitch: its pitch, -1 while none at this onset (chord rows: the root; headers: the last instrument).
-        total: ticks of its duration written so far.
-        room: largest duration token that may follow.
-        need: its smallest legal total.
-        sounding: 1: the current track has a note.
-        velocity: -1 undecided, 0 none, 1 every note.
-        tempo: tempo bin in force, -1 none.
-        bar: index of the current bar, -1 before the first.
-        ends: `[B, 128]` last offset of every pitch in this track, ticks from its start (huge: a pitch not to be used).
-        bars: `[B, n]` constants of the current bar, see `_START`.
-        tracks: `[B, n]` constants of the current track, see `_NEXT`.
-    """
-
-    phase: np.ndarray
-    track: np.ndarray
-    onset: np.ndarray
-    pitch: np.ndarray
-    total: np.ndarray
-    room: np.ndarray
-    need: np.ndarray
-    sounding: np.ndarray
-    velocity: np.ndarray
-    tempo: np.ndarray
-    bar: np.ndarray
-    ends: np.ndarray
-    bars: np.ndarray
-    tracks: np.ndarray
-
-    def select(self, index: np.ndarray) -> GrammarState:
-        """The state of the rows `index` (beams reorder rows)."""
-        return GrammarState(*(a[index] for a in self))
-
-    def where(self, rows: np.ndarray, other: GrammarState) -> GrammarState:
-        """Rows of two states.
-
-        Args:
-            rows: `[B]` bool.
-            other: a state of as many rows.
-
-        Returns:
-            `self` where `rows` is set, `other` elsewhere.
-        """
-        return GrammarState(*(np.where(rows if a.ndim == 1 else rows[:, None], a, b) for a, b in zip(self, other)))
 
 
 # Columns of the bar constants. SITUATION (5 columns: the four prefix phases, any other): what the bar adds to the

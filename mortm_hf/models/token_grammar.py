@@ -46,7 +46,8 @@ import numpy as np
 from .errors_mortm import GrammarError
 from .music_grid import COMMON_TIME, BarTable
 from .music_names import CATEGORY_PIANO, DRUMS, MAX_BAR_TICKS, METER_TICKS
-from .token_automaton import CLOSED, DIALECTS, H_END, GenerationPlan, Grammar, GrammarState, VocabularyTables
+from .token_automaton import CLOSED, DIALECTS, H_END, Grammar, VocabularyTables
+from .token_plan import GenerationPlan, GrammarState
 from .token_vocabulary import BLOCK_KINDS, GENERATED_KINDS, MetricVocabulary, TokenKind
 
 

@@ -18,8 +18,9 @@ from mortm_hf.models.generation_mortm import BarStreamer, MetricGrammarLogitsPro
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.music_grid import COMMON_TIME, BarTable
 from mortm_hf.models.music_names import DRUMS, METERS
-from mortm_hf.models.token_automaton import GenerationPlan, Grammar, VocabularyTables
+from mortm_hf.models.token_automaton import Grammar, VocabularyTables
 from mortm_hf.models.token_grammar import find_errors
+from mortm_hf.models.token_plan import GenerationPlan
 from mortm_hf.models.token_vocabulary import TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.grammar_validator import validate

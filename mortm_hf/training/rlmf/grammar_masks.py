@@ -19,8 +19,9 @@ import torch
 
 from ...models.errors_mortm import RlmfError
 from ...models.generation_mortm import MetricGrammarLogitsProcessor
-from ...models.token_automaton import GenerationPlan, Grammar, VocabularyTables
+from ...models.token_automaton import Grammar, VocabularyTables
 from ...models.token_grammar import allowed, infer_plan
+from ...models.token_plan import GenerationPlan
 from ...models.token_vocabulary import GENERATED_KINDS
 
 
