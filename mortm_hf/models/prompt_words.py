@@ -331,8 +331,7 @@ def bar_range(value, n_bars: int, name: str) -> tuple[int, int]:
         ) from None
     if not 0 <= first < stop <= n_bars:
         raise PromptError(
-            f"{name} must satisfy 0 <= first < last <= {n_bars} (the song's bars), got ({first}, {stop})",
-            "prompt.bars",
+            f"{name} must satisfy 0 <= start < stop <= {n_bars} (the song's bars), got {first}:{stop}", "prompt.bars"
         )
     return first, stop
 
