@@ -19,6 +19,7 @@ import torch
 from model import peak_bytes
 
 from mortm_hf import MortmConfig, MortmModel
+from mortm_hf.models.token_vocabulary import TABLE_SIZE
 
 
 def build(positions: str, implementation: str, layers: int) -> MortmModel:
@@ -58,7 +59,7 @@ def main():
     source = methods["alibi sdpa"][0]
     rows = []
     for length in args.lengths:
-        ids = torch.randint(5, 1162, (1, length))
+        ids = torch.randint(5, TABLE_SIZE, (1, length))
         seconds, memory = {name: [] for name in methods}, {}
         for turn in range(args.rounds + 1):
             for name, (model, matrix) in methods.items():

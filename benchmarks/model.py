@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from mortm_hf import MortmConfig, MortmForCausalLM
+from mortm_hf.models.token_vocabulary import TABLE_SIZE
 
 
 def peak_bytes(function, device: str) -> int:
@@ -105,7 +106,7 @@ def main():
         size = {name: sum(p.numel() for p in t.model.parameters()) for name, t in trainees.items()}
         seconds = {name: [] for name in trainees}
         for index in range(args.rounds + 1):
-            ids = torch.randint(5, 1162, (args.batch, args.length), device=args.device)
+            ids = torch.randint(5, TABLE_SIZE, (args.batch, args.length), device=args.device)
             order = list(trainees) if index % 2 else list(trainees)[::-1]
             for name in order:
                 taken = trainees[name].step(ids)

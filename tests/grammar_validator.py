@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from mortm_hf.models.token_headers import CONTROLS
+
 
 LISTED = {(n, d): 96 * n // d for d, top in ((2, 4), (4, 8), (8, 16), (16, 16)) for n in range(1, top + 1)}
 LENGTHS = sorted(set(LISTED.values()))
@@ -150,6 +152,7 @@ class _Parser:
             out["instruments"].append(self.peek())
             self.at += 1
             out["densities"].append(self.number(r"<NOTE_DENSE_(\d+)>"))
+            self.added(track=True)
         out["bars"] = self.number(r"<GEN_MEASURE_COUNT_(\d+)>")
         while re.fullmatch(r"<GENRE_\w+>", self.peek()):
             out["genres"].append(self.peek())
@@ -160,8 +163,18 @@ class _Parser:
         if re.fullmatch(r"k_\S+", self.peek()):
             out["key"] = self.peek()
             self.at += 1
+        self.added(track=False)
         self.take("<TAG_END>")
         return out
+
+    def added(self, track: bool) -> None:
+        """Controls that were added to the seven written out here: each at most once, in the order of their rows."""
+        for control in CONTROLS[7:]:
+            if (control.level == "track") == track and (self.metric or control.upstream):
+                while self.peek() in control.tokens():
+                    self.at += 1
+                    if not control.repeats:
+                        break
 
     def meter(self) -> tuple[int, int] | None:
         found = re.fullmatch(r"<TS_(\d+)/(\d+)>", self.peek())

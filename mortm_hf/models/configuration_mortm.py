@@ -27,6 +27,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from .errors_mortm import ConfigurationError
 from .families import FAMILIES, auto_map, custom_pipelines, model_card
+from .token_vocabulary import TABLE_SIZE
 
 
 _SIZES = (
@@ -58,7 +59,7 @@ class MortmConfig(PreTrainedConfig):
     r"""Configuration of [`MortmModel`] and its heads.
 
     Args:
-        vocab_size: number of tokens; 1162 is the default token table.
+        vocab_size: number of tokens; by default that of the built-in token table.
             hidden_size: width of the states.
         num_hidden_layers: number of layers.
         num_attention_heads: heads of queries.
@@ -143,7 +144,7 @@ class MortmConfig(PreTrainedConfig):
         "norm": (["hidden_states"], ["hidden_states"]),
     }
 
-    vocab_size: int = 1162
+    vocab_size: int = TABLE_SIZE
     hidden_size: int = 256
     intermediate_size: int = 1024
     num_hidden_layers: int = 4

@@ -155,6 +155,9 @@ def default_tokens() -> list[str]:
     return tokens + [token for control in CONTROLS for token in control.tokens() if token not in known]
 
 
+TABLE_SIZE = len(default_tokens())
+
+
 class MetricVocabulary:
     """Kinds and values of every id, and the id of every (kind, value).
 

@@ -20,6 +20,7 @@ from mortm_hf.conversion.anatomy import Options, examine, reconcile
 from mortm_hf.conversion.architecture import layer_options
 from mortm_hf.conversion.mapping import layout_of, to_ours, to_upstream
 from mortm_hf.conversion.parity import check_case, check_folder, table
+from mortm_hf.models.token_vocabulary import TABLE_SIZE
 from mortm_hf.models.upstream_vocabulary import upstream_vocabulary
 
 
@@ -317,7 +318,9 @@ def test_model_of_our_own_goes_to_upstream(case, tmp_path):
 
 def test_what_upstream_cannot_compute_stays_here(tmp_path):
     """Grouped heads, another norm epsilon: refused by name. Tied weights and no output bias: written out."""
-    sizes = dict(hidden_size=32, num_hidden_layers=1, moe_intermediate_size=8, num_local_experts=2, vocab_size=1162)
+    sizes = dict(
+        hidden_size=32, num_hidden_layers=1, moe_intermediate_size=8, num_local_experts=2, vocab_size=TABLE_SIZE
+    )
     ours = dict(shared_expert_intermediate_size=32, router_balancing="none", rope_parameters={"rope_theta": 10000.0})
     MortmTokenizer().save_pretrained(tmp_path / "ours")
     model = MortmForCausalLM(mortm_hf.MortmConfig(**sizes | ours, norm_eps=1e-6, num_key_value_heads=2))
@@ -333,7 +336,7 @@ def test_what_upstream_cannot_compute_stays_here(tmp_path):
     convert_checkpoint(
         tmp_path / "back" / "model.pth", tmp_path / "again", vocab=tmp_path / "back" / "vocab_list.json"
     )
-    ids = torch.randint(1, 1162, (1, 20))
+    ids = torch.randint(1, TABLE_SIZE, (1, 20))
     with torch.no_grad():
         found, want = MortmForCausalLM.from_pretrained(tmp_path / "again")(ids).logits, model(ids).logits
     assert (found - want).abs().max() < 0.02 * want.abs().max()  # attention went through bf16
@@ -360,8 +363,8 @@ def test_extended_checkpoint_says_the_same(folder, tmp_path):
         MODELS / "mortm_alibi_silu_rmsnorm_6heads" / "model.pth", tmp_path / "long", extend_vocab=True
     )
     old, new = (MortmForCausalLM.from_pretrained(p) for p in (path, tmp_path / "long"))
-    assert new.config.vocab_size == len(MortmTokenizer()) == 1162
-    assert report.extended == {"kept": 629, "moved": 0, "copied": 11, "new": 1162 - 629 - 11}
+    assert new.config.vocab_size == len(MortmTokenizer()) == TABLE_SIZE
+    assert report.extended == {"kept": 629, "moved": 0, "copied": 11, "new": TABLE_SIZE - 629 - 11}
     ids = torch.randint(1, 629, (1, 30))
     with torch.no_grad():
         assert torch.allclose(new(ids).logits[..., :629], old(ids).logits, atol=1e-5)
@@ -374,8 +377,8 @@ def test_extended_checkpoint_says_the_same(folder, tmp_path):
     assert tokenizer.dialect == "mortm" and "fine-tuning" in (tmp_path / "long" / "README.md").read_text()
     back = export_upstream(tmp_path / "long", tmp_path / "back")
     options = json.loads((tmp_path / "back" / "config.json").read_text())
-    assert options["vocab_size"] == 1162 and "vocab_size" in " ".join(back.notes)
-    assert len(json.loads((tmp_path / "back" / "vocab_list.json").read_text())) == 1162
+    assert options["vocab_size"] == TABLE_SIZE and "vocab_size" in " ".join(back.notes)
+    assert len(json.loads((tmp_path / "back" / "vocab_list.json").read_text())) == TABLE_SIZE
 
 
 def test_extension_moves_rows_by_name(tmp_path):
@@ -426,14 +429,14 @@ def test_converted_folder_can_be_extended_later(folder, tmp_path):
     source = MODELS / "mortm_alibi_silu_rmsnorm_6heads" / "model.pth"
     convert_checkpoint(source, tmp_path / "at_once", extend_vocab=True)
     counts = extend_vocabulary(path, tmp_path / "later")
-    assert counts == {"kept": 629, "moved": 0, "copied": 11, "new": 1162 - 629 - 11}
+    assert counts == {"kept": 629, "moved": 0, "copied": 11, "new": TABLE_SIZE - 629 - 11}
     at_once, later = (MortmForCausalLM.from_pretrained(tmp_path / n).state_dict() for n in ("at_once", "later"))
     assert same(later, at_once)
     for name in ("generation_config.json", "vocab.json", "tokenizer_config.json", "upstream_aside.safetensors"):
         assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "at_once" / name).read_bytes(), name
     assert "fine-tuning" in (tmp_path / "later" / "README.md").read_text()
     export_upstream(tmp_path / "later", tmp_path / "back")
-    assert load(tmp_path / "back" / "model.pth")["Wout.bias"].shape == (1162,)
+    assert load(tmp_path / "back" / "model.pth")["Wout.bias"].shape == (TABLE_SIZE,)
     with pytest.raises(ConversionError, match="already") as error:
         extend_vocabulary(tmp_path / "later", tmp_path / "again")
     assert error.value.code == "conversion.folder" and not (tmp_path / "again").exists()
@@ -445,7 +448,7 @@ def test_critic_is_extended_with_its_policy(tmp_path):
     convert_checkpoint(HEADS / "actorcritic_rope_moe_rmsnorm" / "model.pth", tmp_path / "both")
     extend_vocabulary(tmp_path / "both", tmp_path / "long")
     value = AutoModelForSequenceClassification.from_pretrained(tmp_path / "long", subfolder="value")
-    assert value.config.vocab_size == 1162 and value.config.num_labels == 1
+    assert value.config.vocab_size == TABLE_SIZE and value.config.num_labels == 1
     export_upstream(tmp_path / "long", tmp_path / "back")
 
 

@@ -24,6 +24,7 @@ from mortm_hf.models.modeling_mortm import (
     choose_experts,
     load_balancing_loss,
 )
+from mortm_hf.models.token_vocabulary import TABLE_SIZE
 
 
 UPSTREAM = Path(__file__).parents[1] / "fixtures" / "upstream_models"
@@ -480,7 +481,12 @@ def test_impossible_configurations_are_refused(options, words):
 
 def test_default_configuration_is_the_starter():
     config = MortmConfig()
-    assert (config.vocab_size, config.pad_token_id, config.bos_token_id, config.eos_token_id) == (1162, 0, 1, 627)
+    assert (config.vocab_size, config.pad_token_id, config.bos_token_id, config.eos_token_id) == (
+        TABLE_SIZE,
+        0,
+        1,
+        627,
+    )
     with torch.device("meta"):
         model = MortmForCausalLM(config)
     assert sum(p.numel() for p in model.parameters()) == 8_434_432

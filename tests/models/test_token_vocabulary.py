@@ -9,6 +9,7 @@ import pytest
 from mortm_hf.models.errors_mortm import VocabularyError
 from mortm_hf.models.music_names import DRUMS, METER_TICKS, METERS, TEMPO_CENTRES
 from mortm_hf.models.token_vocabulary import (
+    TABLE_SIZE,
     VOCABULARY_VERSION,
     MetricVocabulary,
     TokenKind,
@@ -28,7 +29,7 @@ def test_every_id_is_pinned():
 
 def test_size_and_special_places():
     vocabulary = MetricVocabulary.default()
-    assert len(vocabulary) == 1162
+    assert len(vocabulary) == TABLE_SIZE
     assert [vocabulary[t] for t in ("<PAD>", "<EOS>", "<TE>", "<SME>", "<LENGTH>")] == [0, 1, 627, 49, 693]
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 import mortm_hf  # noqa: F401  (registers the tokenizer)
+from mortm_hf.models.token_vocabulary import TABLE_SIZE
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 
 
@@ -23,7 +24,7 @@ def tokenizer():
 def test_special_tokens(tokenizer):
     assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token) == ("<PAD>", "<EOS>", "<TE>")
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 627)
-    assert tokenizer.padding_side == "left" and len(tokenizer) == tokenizer.vocab_size == 1162
+    assert tokenizer.padding_side == "left" and len(tokenizer) == tokenizer.vocab_size == TABLE_SIZE
     assert set(tokenizer.all_special_tokens) == {"<PAD>", "<EOS>", "<TE>", "<UNK>", "<MASK>"}
 
 

@@ -61,7 +61,7 @@ def main() -> None:
 
     tokenizer, found = MortmTokenizer(), {}
     vocabulary, kind = tokenizer.vocabulary, CONTROL_KINDS["height"]
-    found["new_tokens"] = vocabulary.tokens[1162:]
+    found["new_tokens"] = vocabulary.tokens[-3:]
 
     # a request and back
     ids = tokenizer.encode_prompt(tokenizer.prompt(instruments=["flute", "bass"], bars=2, height=["high", "low"]))

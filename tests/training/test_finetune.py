@@ -17,6 +17,7 @@ from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
+from mortm_hf.models.token_vocabulary import TABLE_SIZE
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.adapters import add_lora, is_adapted, merged
 from mortm_hf.training.finetune import card, finetune, load_tokenizer
@@ -178,7 +179,7 @@ def test_an_upstream_checkpoint_learns_the_metric_dialect(tmp_path):
     )
     assert report.after["bits_per_note"] < report.before["bits_per_note"] - 1 and "dialect" in report.notes[0]
     tokenizer = MortmTokenizer.from_pretrained(tmp_path / "mine")
-    assert tokenizer.dialect == "metric" and len(tokenizer) == 1162
+    assert tokenizer.dialect == "metric" and len(tokenizer) == TABLE_SIZE
 
 
 def test_a_context_too_short_for_music_is_refused(folder, tmp_path):

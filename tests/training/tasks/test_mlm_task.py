@@ -11,6 +11,7 @@ from mortm_hf.data.masking import MaskedPackDataset, MaskingRecipe
 from mortm_hf.data.packing import PackDataset
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
+from mortm_hf.models.token_vocabulary import TABLE_SIZE
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training import attention
 from mortm_hf.training.recipe import parse_recipe
@@ -87,7 +88,7 @@ def test_resumed_run_equals_an_unbroken_one(recipe, tmp_path, monkeypatch):
 
     final = tmp_path / "parts" / "final"
     model = BertmForMaskedLM.from_pretrained(final)
-    assert MortmTokenizer.from_pretrained(final).vocab_size == model.config.vocab_size == 1162
+    assert MortmTokenizer.from_pretrained(final).vocab_size == model.config.vocab_size == TABLE_SIZE
     with pytest.raises(ValueError, match=r"another recipe .*masking"):
         recipe.write_text(TINY.replace("note: 2", "note: 3"))
         run(recipe, tmp_path / "parts")
