@@ -8,6 +8,7 @@ Example: python -m pytest tests/app/test_docs.py -k generation
 
 import argparse
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -251,6 +252,17 @@ def test_the_map_is_that_of_the_tree():
     files = [path.name for path in (ROOT / "mortm_hf/models").glob("*.py") if path not in named]
     alone = ("__init__.py", "inputs_bertm.py", "reward_bertm.py", "attention_mortm.py")
     assert [name for name in files if not name.startswith((*chapters, *alone))] == []
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_imports_of_notebooks(notebook):
+    """The slow tests run the notebooks; what they import from the package is there."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    lines = re.findall(r"^from mortm_hf\S* import .*$", source, flags=re.MULTILINE)
+    assert lines or "import mortm_hf" in source
+    for line in lines:
+        exec(line, {})
 
 
 def test_anchors():
