@@ -25,10 +25,10 @@ from .music_harmony import NO_CHORD, QUALITY_NAMES, QUALITY_TONES, nearest_quali
 from .music_score import ChordTable, MetricScore, append_bars, merge_infill
 from .prompt_passage import DEFAULT_BARS, Passage, asked_passage, song_passage
 from .prompt_words import TASKS, read_task, words_of_header
-from .token_codec import encode_chords, encode_header, encode_tracks, parse_segment
+from .token_codec import encode_chords, encode_header, encode_tracks, known_header, parse_segment
 from .token_headers import HEADER_FIELDS, Header, thinned
 from .token_plan import GenerationPlan
-from .token_vocabulary import CONTROL_KINDS, CONTROLS, MetricVocabulary, TokenKind
+from .token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
 
 
 # a path, MIDI bytes, a score of symusic, or quantised music
@@ -260,7 +260,7 @@ def write_prompt(
     velocity = passage.velocity
     head = [np.array([vocabulary.id(TokenKind.BOS)], dtype=np.int32)]
     if passage.header is not None:
-        head.append(encode_header(vocabulary, _known(vocabulary, passage.header, dialect)))
+        head.append(encode_header(vocabulary, known_header(vocabulary, passage.header, passage.asked, dialect)))
     const = _music_block(vocabulary, TokenKind.CONST_M, passage.const, velocity, dialect)
     tail = [] if const is None else [const]
     if passage.chords is not None:
@@ -286,26 +286,6 @@ def write_prompt(
     empty = tuple(name for name, score, block, lost in given if score is not None and block is None and not lost)
     ids = np.concatenate([*head, *(b for b in (past, future) if b is not None), *tail])
     return ids, PromptReport(lost_past, lost_future, empty)
-
-
-def _known(vocabulary: MetricVocabulary, header: Header, dialect: str) -> Header:
-    """Upstream's tables lack some controls (meter, tempo, bar counts in `pro`): those are left out."""
-    if dialect == "metric":
-        return header
-    known = Header()
-    for control in CONTROLS:
-        value, kind = header.get(control.name), CONTROL_KINDS[control.name]
-        if control.name == "instruments":
-            known[control.name] = header.instruments
-        elif value is None or not control.upstream:
-            continue
-        elif control.level == "track":
-            known[control.name] = tuple(v if v is not None and vocabulary.has(kind, v) else None for v in value)
-        elif control.repeats:
-            known[control.name] = tuple(v for v in value if vocabulary.has(kind, v))
-        elif vocabulary.has(kind, value):
-            known[control.name] = value
-    return known
 
 
 def _known_chords(vocabulary: MetricVocabulary, score: MetricScore) -> MetricScore:
@@ -462,8 +442,10 @@ def training_example(
     header = thinned(passage.header, drop, omit, rng)
     if kind == TokenKind.MGEN:
         answer = encode_tracks(vocabulary, music, velocity)
+    elif kind == TokenKind.CGEN:
+        answer = encode_chords(vocabulary, music)
     else:
-        answer = encode_chords(vocabulary, music) if kind == TokenKind.CGEN else encode_header(vocabulary, header)
+        answer = encode_header(vocabulary, known_header(vocabulary, header))
     room = None if max_length is None else max_length - len(answer) - 1
     if room is not None and room <= 0:
         raise PromptError(f"the answer alone takes {len(answer)} of {max_length} tokens", "prompt.too_long")

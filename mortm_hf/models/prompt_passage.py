@@ -53,6 +53,7 @@ class Passage:
         const: tracks that sound together with the generated ones, or None.
         chords: the generated bars with the chords that are given (no notes), or None.
         velocity: whether notes carry velocities.
+        asked: names of the controls that the request states.
         pitch_range: lowest and highest pitch of generated notes, or None.
         scale: their pitch classes, or None.
         song: the music that the request speaks of, or None.
@@ -71,6 +72,7 @@ class Passage:
     const: MetricScore | None = None
     chords: MetricScore | None = None
     velocity: bool = False
+    asked: frozenset[str] = frozenset()
     pitch_range: tuple[int, int] | None = None
     scale: tuple[int, ...] | None = None
     song: MetricScore | None = field(default=None, compare=False)
@@ -145,6 +147,7 @@ def asked_passage(prompt, dialect: str) -> Passage:
         const=blocks.const,
         chords=_given_chords(words, place, bars),
         velocity=velocity,
+        asked=frozenset(words.controls),
         pitch_range=words.pitch_range,
         scale=words.scale,
         song=words.song,

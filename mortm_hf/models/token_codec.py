@@ -11,6 +11,7 @@ Knows: `MetricScore` and the token table. Must not know: MIDI files, torch, toke
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -60,6 +61,34 @@ def encode_header(vocabulary: MetricVocabulary, header: Header) -> np.ndarray:
             ids += [vocabulary.id(CONTROL_KINDS[control.name], value) for value in values]
     ids.append(vocabulary.id(TokenKind.TAG_END))
     return np.array(ids, dtype=np.int32)
+
+
+def known_header(
+    vocabulary: MetricVocabulary, header: Header, asked: Collection[str] = (), dialect: str = "metric"
+) -> Header:
+    """The part of a header that a table can write: a checkpoint keeps the table it was trained with, which lacks
+    controls that came later, and upstream's lack meter, tempo and some bar counts.
+
+    Args:
+        vocabulary: the token table.
+        header: what is known.
+        asked: names of controls that somebody asked for: they stay, so that `encode_header` refuses them by name.
+        dialect: "metric" or "mortm" (which leaves out what upstream never states).
+    """
+    known = Header()
+    for control in CONTROLS:
+        value, kind = header.get(control.name), CONTROL_KINDS[control.name]
+        if value is None or (dialect == "mortm" and not control.upstream):
+            continue
+        if control.name == "instruments" or (dialect == "metric" and control.name in asked):
+            known[control.name] = value
+        elif control.level == "track":
+            known[control.name] = tuple(v if v is not None and vocabulary.has(kind, v) else None for v in value)
+        elif control.repeats:
+            known[control.name] = tuple(v for v in value if vocabulary.has(kind, v))
+        elif vocabulary.has(kind, value):
+            known[control.name] = value
+    return known
 
 
 def velocity_bin(velocity: np.ndarray) -> np.ndarray:

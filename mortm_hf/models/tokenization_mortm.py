@@ -29,7 +29,7 @@ from .music_score import MetricScore, is_score
 from .prompt_building import MetricPrompt, build_prompt, parse_prompt
 from .prompt_words import bar_range
 from .token_automaton import DIALECTS
-from .token_codec import encode_header, encode_tracks, parse_segment, uses_velocity
+from .token_codec import encode_header, encode_tracks, known_header, parse_segment, uses_velocity
 from .token_controls import Described
 from .token_grammar import check
 from .token_headers import describe
@@ -257,7 +257,7 @@ class MortmTokenizer(PreTrainedTokenizer):
         return np.concatenate(
             [
                 [vocabulary.id(TokenKind.BOS)],
-                encode_header(vocabulary, header),
+                encode_header(vocabulary, known_header(vocabulary, header, stated)),
                 [vocabulary.id(TokenKind.MGEN)],
                 encode_tracks(vocabulary, score, velocity),
                 [vocabulary.id(TokenKind.END)],

@@ -113,11 +113,13 @@ def test_targets_are_the_answer(documents):
 
 def test_the_stream_of_a_recipe_never_changes():
     """A run that is resumed years later must go on with the examples it would have seen: the stream of a store, a
-    recipe and a seed is pinned. A change here breaks every unfinished run."""
+    recipe and a seed is pinned. A change here breaks every unfinished run. A run keeps the token table it began with,
+    which lacks the controls that came later."""
+    vocabulary = MetricVocabulary({token: index for token, index in VOCABULARY.ids.items() if index < 1162})
     tasks = {"continue": 55.0, "infill": 20.0, "accompany": 7.5, "over_chords": 7.5, "chords": 10.0}
     recipe = DataRecipe(tasks=tasks, corpora=RECIPE.corpora, row_length=1024, rows=1)
     dataset = PackDataset(
-        ExampleSource(store(), VOCABULARY, recipe, seed=3, packs=30), 8, lambda i: (2, 1024), 0, 3, 2
+        ExampleSource(store(), vocabulary, recipe, seed=3, packs=30), 8, lambda i: (2, 1024), 0, 3, 2
     )
     digest = hashlib.sha256()
     for i in range(16):

@@ -14,6 +14,7 @@ from mortm_hf.models.music_score import MetricScore
 from mortm_hf.models.prompt_building import MetricPrompt, build_prompt, parse_prompt, training_example
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_grammar import find_errors
+from mortm_hf.models.token_headers import FROM_ANSWER, HEADER_FIELDS
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 
 
@@ -136,7 +137,7 @@ def test_the_filled_fields_decide_the_blocks(name):
     assert layout(built.ids) == expected
     assert str(built.report) == ""
     # the same request as a training example: one code path, then the answer
-    example = training_example(VOCABULARY, song, prompt, omit=("density",))
+    example = training_example(VOCABULARY, song, prompt, omit=FROM_ANSWER)
     assert (example.ids[: example.answer_start] == built.ids).all()
     assert text(example.ids)[-1] == "<TE>" and find_errors(VOCABULARY, [example.ids]) == [None]
     if case.get("task", "melody") == "melody":
@@ -157,8 +158,8 @@ def test_a_prompt_knows_nothing_of_the_answer(name):
         other = replace(other, chords=chord_table([0, 600], ["F#m7", "Bb"]))
     again = build_prompt(VOCABULARY, replace(prompt, song=other))
     assert (again.ids == build_prompt(VOCABULARY, prompt).ids).all()
-    kept = training_example(VOCABULARY, SONG, prompt, omit=("density",))
-    changed = training_example(VOCABULARY, other, prompt, omit=("density",))
+    kept = training_example(VOCABULARY, SONG, prompt, omit=FROM_ANSWER)
+    changed = training_example(VOCABULARY, other, prompt, omit=FROM_ANSWER)
     if name not in ("from nothing", "10 melody over chords"):  # there the key is a wish about the answer
         assert (kept.ids[: kept.answer_start] == changed.ids[: changed.answer_start]).all()
     if inside.any() or case.get("task") == "chords":
@@ -183,7 +184,7 @@ def test_the_header_says_what_was_asked_in_its_order():
     ]
     assert built.plan.instruments == (40, 32, DRUMS) and built.passage.targets == (-1, -1, -1)
     assert built.plan.bars.length.tolist() == [72] * 4
-    bare = build_prompt(VOCABULARY, replace(prompt, omit=("density", "bars", "genre", "meter", "tempo", "key")))
+    bare = build_prompt(VOCABULARY, replace(prompt, omit=HEADER_FIELDS[1:]))
     assert text(bare.ids) == "<EOS> <SYSTEM> <INST_40> <INST_32> <INST_DRUMS> <TAG_END> <MGEN>".split()
     free = build_prompt(VOCABULARY, MetricPrompt(instruments=["piano"]))
     assert free.plan.bars.n_bars == 8 and free.plan.tempo is None and free.plan.velocity is False
