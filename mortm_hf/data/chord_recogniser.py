@@ -29,19 +29,17 @@ from ..models.music_harmony import (
     NO_CHORD,
     QUALITY_NAMES,
     QUALITY_TONES,
-    ROOT_NAMES,
     estimate_keys,
     merge_repeats,
     pitch_class_histogram,
 )
 from ..models.music_names import DRUMS, METERS
 from ..models.music_score import ChordTable, MetricScore
+from .annotations import PITCH_ROOT, PITCHES, ROOT_PITCH
 
 
 PROFILES = Path(__file__).with_name("chord_profiles.json")
-_SPELLED = "C Db D Eb E F F# G Ab A Bb B".split()
-ROOT_OF_PITCH = np.array([ROOT_NAMES.index(n) for n in _SPELLED], dtype=np.int16)
-BASS_OF_PITCH = np.array([BASS_NAMES.index(f"/{n}") for n in _SPELLED], dtype=np.int16)
+BASS_OF_PITCH = np.array([BASS_NAMES.index(f"/{n}") for n in PITCHES], dtype=np.int16)
 _COMPOUND = np.array([d >= 8 and n > 3 and n % 3 == 0 for n, d in METERS])
 SILENT_BEATS = 4  # a rest this long ends a chord
 CELLS = 3_000_000  # beats x chords that are searched at once
@@ -249,7 +247,7 @@ def _table(song: _SongSound, path: np.ndarray, profiles: Profiles) -> ChordTable
     slash = sure & inside & (bass_pitch != root) & ~none
     table = ChordTable(
         song.beats.start[first],
-        np.where(none, NO_CHORD[0], ROOT_OF_PITCH[root]).astype(np.int16),
+        np.where(none, NO_CHORD[0], PITCH_ROOT[root]).astype(np.int16),
         np.where(none, NO_CHORD[1], quality).astype(np.int16),
         np.where(slash, BASS_OF_PITCH[bass_pitch], NO_CHORD[2]).astype(np.int16),
     )
@@ -312,12 +310,11 @@ def count_profiles(
     n = len(QUALITY_NAMES)
     tones, bass = np.zeros((n, 12)), np.zeros((n, 12))
     degree, change, strong = np.zeros((2, 12, n)), np.zeros(3), np.zeros(3)
-    pitch_of_root = np.array([-1 if name == "N" else _pitch(name) for name in ROOT_NAMES])
     for score, share in zip(songs, shares if shares is not None else np.ones(len(songs))):
         sound = _SongSound.of(score)
         beats, table = sound.beats, score.chords
         at = np.searchsorted(table.onset, beats.start + beats.length // 2, side="right") - 1
-        root = np.where(at >= 0, pitch_of_root[table.root[np.maximum(at, 0)]], -1)
+        root = np.where(at >= 0, ROOT_PITCH[table.root[np.maximum(at, 0)]], -1)
         quality = np.where(root >= 0, table.quality[np.maximum(at, 0)], 0)
         total = sound.profile.sum(axis=1)
         rows = np.flatnonzero((root >= 0) & (total > 0))
@@ -349,8 +346,3 @@ def count_profiles(
         change=np.log(share / (1 - share)),
         weights=tuple(weights),
     )
-
-
-def _pitch(name: str) -> int:
-    letter = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}[name[0]]
-    return (letter + name.count("#") - name[1:].count("b")) % 12

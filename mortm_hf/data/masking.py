@@ -310,6 +310,3 @@ class MusicMaskingCollator:
         padded = torch.full_like(batch["input_ids"], IGNORE)
         padded[batch["attention_mask"].bool()] = torch.from_numpy(labels)
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": padded}
-
-
-__all__ = ["WAYS", "MaskedPackDataset", "MaskingRecipe", "MusicMaskingCollator", "choose_tokens", "mask_tokens"]

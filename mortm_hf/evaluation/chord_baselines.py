@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..data.annotations import PITCH_ROOT, ROOT_PITCH
 from ..models.music_harmony import (
     ESTIMATED_KEYS,
     NO_CHORD,
@@ -33,7 +34,7 @@ from ..models.music_harmony import (
 )
 from ..models.music_names import DRUMS
 from ..models.music_score import ChordTable, MetricScore
-from .chord_estimation import METRICS, PITCH_ROOT, ROOT_PITCH, compare
+from .chord_estimation import METRICS, compare
 
 
 TEMPLATE_QUALITIES = ("None", "m", "7", "maj7", "m7", "dim", "m7b5", "dim7", "aug", "sus4", "sus2", "6", "m6")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..data.annotations import PITCH_ROOT, ROOT_PITCH
 from ..data.examples import transpose, transposition_range
 from ..models.music_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, estimate_key, merge_repeats
 from ..models.music_score import ChordTable, MetricScore
@@ -43,9 +44,6 @@ HARTE = {
     "mmaj7": "minmaj7",
     "7sus4": "sus4(b7)",
 }
-_LETTER = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-ROOT_PITCH = np.array([-1 if n == "N" else (_LETTER[n[0]] + n.count("#") - n[1:].count("b")) % 12 for n in ROOT_NAMES])
-PITCH_ROOT = np.array([ROOT_NAMES.index(n) for n in "C Db D Eb E F F# G Ab A Bb B".split()])
 
 
 def harte(root: int, quality: int) -> str:

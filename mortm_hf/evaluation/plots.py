@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.annotations import PITCHES
 from .control import FIGURES
 
 
 COLOURS = {"samples": "#2a6fdb", "samples_free": "#8fb5f0", "chance": "#c9c9c9", "human": "#e07b39"}
 NAMES = {"samples": "model", "samples_free": "model, no grammar", "chance": "chance", "human": "human"}
-PITCHES = "C Db D Eb E F F# G Ab A Bb B".split()
 
 
 def draw_all(result: dict, stage: Callable[[str], Path]) -> list[str]:
