@@ -57,7 +57,7 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     from mortm_hf import MORTM_SMALL, STARTER
-    from mortm_hf.data import build_store
+    from mortm_hf.data.open import build_store
     from mortm_hf.evaluation.bits_baselines import run_baselines
     from mortm_hf.evaluation.bits_per_note import model_bits, summarise
     from mortm_hf.evaluation.fixed_windows import encode_windows, fixed_windows, read_windows

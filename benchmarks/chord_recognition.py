@@ -30,8 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from mortm_hf.data import CorpusFilter, Selection, build_store
 from mortm_hf.data.chord_recogniser import PROFILES, count_profiles, default_profiles, estimate_chords
+from mortm_hf.data.manifest import CorpusFilter, Selection
+from mortm_hf.data.open import build_store
 from mortm_hf.evaluation.chord_baselines import Majority, Templates
 from mortm_hf.evaluation.chord_estimation import METRICS, compare, notes_only, summary
 
