@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, zip_longest
 
 import numpy as np
 
 from ..data.examples import transpose, transposition_range
+from ..data.labelled_windows import by_turns
 from ..data.score_store import ScoreStore
 from ..models.music_harmony import NO_CHORD, chord_tones
 from ..models.music_names import DRUMS, GENRES, METERS
@@ -102,12 +102,10 @@ def make_requests(
     def requests(members: list[Window]) -> Iterator[Request]:
         for index in np.random.default_rng([seed, len(members)]).permutation(len(members)).tolist():
             song, rng = songs[members[index].path], np.random.default_rng([seed, index])
-            request = _request(tokenizer, song, members[index], rng, context)
-            if request is not None:
+            if (request := _request(tokenizer, song, members[index], rng, context)) is not None:
                 yield request
 
-    rounds = zip_longest(*map(requests, groups.values()))
-    return list(islice((request for of_each in rounds for request in of_each if request is not None), count))
+    return by_turns(map(requests, groups.values()), count)
 
 
 def _request(tokenizer, song, window: Window, rng: np.random.Generator, context: int) -> Request | None:
