@@ -248,21 +248,13 @@ def examine_layers(tensors, kind: str, hidden: int, rows: int, version: str | No
         raise ConversionError(f"the decoder's layers are numbered {numbers}: layers are missing", "conversion.keys")
     first = "decoder.layers.0"
     lora = tuple(key.removesuffix(".lora_A") for key in tensors if key.endswith(".lora_A"))
-    bare = {key for key in tensors if key.startswith(f"{first}.")}
-    moe = any(f"{first}.ffn.{part}" in key for key in bare for part in ("experts.", "gate."))
-    if moe:
-        experts = len({key.split(".")[5] for key in bare if key.startswith(f"{first}.ffn.experts.")})
-        width = shape_of(tensors, f"{first}.ffn.experts.0.w1.weight", 2)[0]
-        shared = shape_of(tensors, f"{first}.ffn.shared_experts.w1.weight", 2)[0]
-        feed_forward, mlp_bias = "moe", f"{first}.ffn.experts.0.w1.bias" in tensors
-    else:
-        experts = shared = 0
-        feed_forward = "silu" if f"{first}.ffn.w1.weight" in tensors else "relu"
-        name = "w1" if feed_forward == "silu" else "linear1"
-        width = shape_of(tensors, f"{first}.ffn.{name}.weight", 2)[0]
-        mlp_bias = f"{first}.ffn.{name}.bias" in tensors
-    norm2 = f"{first}.norm2.weight" in tensors
-    gate = "gate.gate_proj" if f"{first}.ffn.gate.gate_proj.weight" in tensors else "gate"
+    ffn = f"{first}.ffn"
+    moe = any(key.startswith((f"{ffn}.experts.", f"{ffn}.gate.")) for key in tensors)
+    feed_forward = "moe" if moe else "silu" if f"{ffn}.w1.weight" in tensors else "relu"
+    up = f"{ffn}." + {"moe": "experts.0.w1", "silu": "w1", "relu": "linear1"}[feed_forward]
+    width = shape_of(tensors, f"{up}.weight", 2)[0]
+    shared = shape_of(tensors, f"{ffn}.shared_experts.w1.weight", 2)[0] if moe else 0
+    gate = "gate.gate_proj" if f"{ffn}.gate.gate_proj.weight" in tensors else "gate"
     facts = Anatomy(
         kind=kind,
         versions=(),
@@ -272,19 +264,19 @@ def examine_layers(tensors, kind: str, hidden: int, rows: int, version: str | No
         feed_forward=feed_forward,
         norm=_norm(tensors, first),
         width=width,
-        experts=experts,
+        experts=len({key.split(".")[5] for key in tensors if key.startswith(f"{ffn}.experts.")}),
         shared=shared,
         gate=gate if moe else "",
         attention_bias=f"{first}.self_attention.qkv_block.qkv_weight.bias" in tensors,
         output_bias=f"{first}.self_attention.qkv_block.W_o.bias" in tensors,
-        mlp_bias=mlp_bias,
-        norm2=norm2,
-        routing_bias=f"{first}.ffn.gate.routing_bias" in tensors,
+        mlp_bias=f"{up}.bias" in tensors,
+        norm2=f"{first}.norm2.weight" in tensors,
+        routing_bias=f"{ffn}.gate.routing_bias" in tensors,
         rank=shape_of(tensors, f"{lora[0]}.lora_A", 2)[0] if lora else 0,
         lora=lora,
     )
     candidates = _versions(facts)
-    if f"{first}.ffn.gate.bias" in tensors:
+    if f"{ffn}.gate.bias" in tensors:
         raise ConversionError("the router has a bias (ffn.gate.bias), which is not supported", "conversion.version")
     if version is not None:
         known = [v for v in VERSIONS if v == version or v.startswith(version + ".")]

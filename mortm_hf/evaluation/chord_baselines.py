@@ -243,17 +243,12 @@ class Templates:
 
 def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(root pitch class, quality, `[n, 12]` unit template, number of tones) of every chord that is matched."""
-    root, quality, shape = [], [], []
-    for name in TEMPLATE_QUALITIES:
-        for pitch in range(12):
-            root.append(pitch)
-            quality.append(QUALITY_NAMES.index(name))
-            tones = np.zeros(12)
-            tones[[(pitch + t) % 12 for t in QUALITY_TONES[name]]] = 1.0
-            shape.append(tones)
-    table = np.array(shape)
+    chords = [(pitch, QUALITY_NAMES.index(name)) for name in TEMPLATE_QUALITIES for pitch in range(12)]
+    tones = [[(pitch + t) % 12 for t in QUALITY_TONES[QUALITY_NAMES[quality]]] for pitch, quality in chords]
+    table = np.array([np.isin(np.arange(12), some) for some in tones], dtype=np.float64)
     size = table.sum(axis=1)
-    return np.array(root), np.array(quality), table / np.sqrt(size)[:, None], size
+    root, quality = np.array(chords).T
+    return root, quality, table / np.sqrt(size)[:, None], size
 
 
 def _viterbi(fit: np.ndarray, price: np.ndarray) -> np.ndarray:

@@ -15,13 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """`[n, labels]` logits or log-probabilities -> log-probabilities."""
-    scores = np.asarray(scores, dtype=np.float64)
-    top = scores.max(axis=1, keepdims=True)
-    return scores - top - np.log(np.exp(scores - top).sum(axis=1, keepdims=True))
-
-
 @dataclass(frozen=True)
 class SongScores:
     """Predictions by song.
@@ -56,12 +49,14 @@ def song_scores(scores, labels, songs, clusters) -> SongScores:
     Raises:
         ValueError: windows of one song carry different labels.
     """
+    from scipy.special import log_softmax
+
     names, first, index = np.unique(np.asarray(songs), return_index=True, return_inverse=True)
     labels, clusters = np.asarray(labels), np.asarray(clusters)
     if (labels[first][index] != labels).any():
         raise ValueError("windows of one song carry different labels: predictions cannot be joined by song")
     joined = np.zeros((len(names), np.shape(scores)[1]))
-    np.add.at(joined, index, log_softmax(scores))
+    np.add.at(joined, index, log_softmax(np.asarray(scores, dtype=np.float64), axis=1))
     return SongScores(names, labels[first], clusters[first], joined / np.bincount(index)[:, None])
 
 

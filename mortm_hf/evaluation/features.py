@@ -22,6 +22,7 @@ from ..models.token_codec import parse_segment
 from ..models.token_vocabulary import MetricVocabulary
 
 
+NOTE_COLUMNS = ("track", "onset", "pitch", "duration")
 _TIME_EDGES = np.array([*range(1, 25), 30, 36, 42, 48, 60, 72, 96, 144, 192])
 
 
@@ -63,14 +64,12 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
     count = np.array([s.n_notes for s in scores])
     row = np.repeat(np.arange(n), count)
 
-    def stack(name: str) -> np.ndarray:
-        parts = [getattr(s, name) for s in scores]
+    def joined(parts) -> np.ndarray:
         return np.concatenate([*parts, np.zeros(0, np.int64)]).astype(np.int64)
 
-    track, onset, pitch, duration = (stack(c) for c in ("track", "onset", "pitch", "duration"))
-    bar = np.concatenate([*(s.bar_of_notes() for s in scores), np.zeros(0, np.int64)]).astype(np.int64)
-    lines = np.concatenate([*(s.bars.start[:-1][s.bar_of_notes()] for s in scores), np.zeros(0, np.int64)])
-    inside = onset - lines.astype(np.int64)
+    track, onset, pitch, duration = (joined(getattr(s, c) for s in scores) for c in NOTE_COLUMNS)
+    bar = joined(s.bar_of_notes() for s in scores)
+    inside = onset - joined(s.bars.start[s.bar_of_notes()] for s in scores)
 
     def shares(rows, values, size: int) -> np.ndarray:
         table = np.bincount(rows * size + values, minlength=n * size).reshape(n, size)
@@ -99,7 +98,7 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
     quarters = np.maximum([s.bars.end / 24 for s in scores], 1)
     onsets = np.bincount(u_row, minlength=n)
     bar_rows = np.repeat(np.arange(n), bars)
-    meters = np.concatenate([*(s.bars.meter for s in scores), np.zeros(0, np.int64)]).astype(np.int64)
+    meters = joined(s.bars.meter for s in scores)
     groups = {
         "pitch": shares(row, pitch, 128),
         "pitch class": np.concatenate([classes, from_commonest], axis=1),
