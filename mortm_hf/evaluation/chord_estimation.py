@@ -103,30 +103,26 @@ def compare(reference: ChordTable | None, estimate: ChordTable | None, end: int)
     return scores
 
 
-def summary(scores: Sequence[dict], clusters: Sequence[str], seed: int = 0) -> dict[str, dict]:
+def summary(scores: Sequence[dict], clusters: Sequence[str]) -> dict[str, dict]:
     """Scores of an estimator over songs.
 
     Args:
         scores: of `compare`, one a song.
         clusters: of the songs.
-        seed: of the bootstrap.
 
     Returns:
         `{metric: {"value", "low", "high", "n"}}`.
     """
-    return {
-        name: ratio([s[name][0] for s in scores], [s[name][1] for s in scores], clusters, seed) for name in METRICS
-    }
+    return {name: ratio([s[name][0] for s in scores], [s[name][1] for s in scores], clusters) for name in METRICS}
 
 
-def paired(scores: Sequence[dict], others: Sequence[dict], clusters: Sequence[str], seed: int = 0) -> dict[str, dict]:
+def paired(scores: Sequence[dict], others: Sequence[dict], clusters: Sequence[str]) -> dict[str, dict]:
     """Differences of two estimators on the same songs (first minus second).
 
     Args:
         scores: of the first, one a song.
         others: of the second.
         clusters: of the songs.
-        seed: of the bootstrap.
     """
     return {
         name: ratio([a[name][0] - b[name][0] for a, b in zip(scores, others)], [a[name][1] for a in scores], clusters)
