@@ -50,8 +50,8 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     import mortm_hf
-    from mortm_hf.data import build_store
     from mortm_hf.data.mel_frames import build_sound
+    from mortm_hf.data.open import build_store
     from mortm_hf.evaluation.intervals import mean
     from mortm_hf.models.feature_extraction_vmortm import VMortmFeatureExtractor
     from mortm_hf.models.modeling_vmortm import VMortmForSpectrogramGeneration

@@ -119,8 +119,8 @@ def main(words: list[str] | None = None) -> int:
     from tqdm import tqdm
 
     import mortm_hf
-    from mortm_hf.data import build_store
     from mortm_hf.data.masking import MaskingRecipe, choose_tokens
+    from mortm_hf.data.open import build_store
     from mortm_hf.data.packing import generator
     from mortm_hf.evaluation.fixed_windows import GENERATED, GIVEN, read_windows
     from mortm_hf.evaluation.intervals import ratio_by_group

@@ -44,7 +44,8 @@ def machine_logits(folder: str, data, bars: int | None = None) -> np.ndarray:
 
 def bag_logits(data, seed: int, bars: int | None = None) -> tuple[np.ndarray, str]:
     """`[n test]` logit of "machine" of the bag of features, and the model chosen on validation."""
-    from mortm_hf.evaluation.features import bag_of_features, fit_baseline, scores_of
+    from benchmarks.feature_baseline import fit_baseline
+    from mortm_hf.evaluation.features import bag_of_features, scores_of
     from mortm_hf.models.inputs_bertm import clip_durations
 
     def features_of(part):
@@ -74,8 +75,9 @@ def main(words: list[str] | None = None) -> int:
 
     import torch
 
+    from benchmarks.classifier_figures import auc_interval, calibration, plot_calibration
     from mortm_hf.data import labelled_windows as labels
-    from mortm_hf.evaluation.classification import auc_interval, calibration, plot_calibration, sigmoid
+    from mortm_hf.evaluation.classification import sigmoid
     from mortm_hf.evaluation.quality import HUMAN
 
     torch.set_num_threads(options.threads)

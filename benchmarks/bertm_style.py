@@ -50,7 +50,8 @@ def model_scores(folder: str, data) -> np.ndarray:
 
 def baseline_scores(train, validation, test, seed: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Scores of the test windows by baseline, and what was chosen on validation."""
-    from mortm_hf.evaluation.features import bag_of_features, fit_baseline, scores_of
+    from benchmarks.feature_baseline import fit_baseline
+    from mortm_hf.evaluation.features import bag_of_features, scores_of
 
     features = [
         bag_of_features(scores_of(d.vocabulary, [e.ids for e in d.examples])) for d in (train, validation, test)
@@ -87,14 +88,9 @@ def by_corpus(test, joined) -> list[str]:
 
 def report_set(name: str, options, result: dict) -> None:
     """Fit, score and print one set."""
+    from benchmarks.classifier_figures import macro_f1_interval, plot_confusion
     from mortm_hf.data import labelled_windows as labels
-    from mortm_hf.evaluation.classification import (
-        confusion,
-        f1_of,
-        macro_f1_interval,
-        plot_confusion,
-        song_scores,
-    )
+    from mortm_hf.evaluation.classification import confusion, f1_of, song_scores
     from mortm_hf.training.labelled_batches import without
 
     data = labels.load(name, data=options.data, cache=options.cache or None)
@@ -166,9 +162,11 @@ def report_set(name: str, options, result: dict) -> None:
 
 def report_folds(options, result: dict, folds: int = 5) -> None:
     """Reel or hornpipe in 4/4, by cross-validation over clusters with the bag of features."""
+    from benchmarks.classifier_figures import macro_f1_interval
+    from benchmarks.feature_baseline import fit_baseline
     from mortm_hf.data import labelled_windows as labels
-    from mortm_hf.evaluation.classification import confusion, f1_of, macro_f1_interval, song_scores
-    from mortm_hf.evaluation.features import Features, bag_of_features, fit_baseline, scores_of
+    from mortm_hf.evaluation.classification import confusion, f1_of, song_scores
+    from mortm_hf.evaluation.features import Features, bag_of_features, scores_of
 
     data = labels.load("folk", data=options.data, cache=options.cache or None)
     scores = scores_of(data.vocabulary, [e.ids for e in data.examples])

@@ -56,13 +56,13 @@ def main(words: list[str] | None = None) -> int:
 
     import torch
 
+    from benchmarks.bits_baselines import run_baselines
+    from benchmarks.sampled_variety import human_variety, sample_variety
     from mortm_hf import MORTM_SMALL, STARTER
-    from mortm_hf.data import build_store
-    from mortm_hf.evaluation.bits_baselines import run_baselines
+    from mortm_hf.data.open import build_store
     from mortm_hf.evaluation.bits_per_note import model_bits, summarise
     from mortm_hf.evaluation.fixed_windows import encode_windows, fixed_windows, read_windows
     from mortm_hf.evaluation.suite import first_of_each
-    from mortm_hf.evaluation.variety import human_variety, sample_variety
     from mortm_hf.models.modeling_mortm import MortmForCausalLM
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
     from mortm_hf.training.tasks import read_data

@@ -21,6 +21,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +29,17 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 from tqdm import tqdm
 
-from mortm_hf.data import CorpusFilter, Selection, build_store
-from mortm_hf.data.chord_recogniser import PROFILES, count_profiles, default_profiles, estimate_chords
+from mortm_hf.data.annotations import ROOT_PITCH
+from mortm_hf.data.chord_recogniser import PROFILES, Profiles, SongSound, default_profiles, estimate_chords
+from mortm_hf.data.manifest import CorpusFilter, Selection
+from mortm_hf.data.open import build_store
 from mortm_hf.evaluation.chord_baselines import Majority, Templates
 from mortm_hf.evaluation.chord_estimation import METRICS, compare, notes_only, summary
+from mortm_hf.models.music_harmony import QUALITY_NAMES
+from mortm_hf.models.music_score import MetricScore
 
 
 CORPORA = {"pop909": CorpusFilter(("aligned",)), "openewld": CorpusFilter()}
@@ -66,6 +72,58 @@ def value(songs: dict, profiles) -> float:
         scores = scores_of(members, estimate_chords([s.score for s in members], profiles))
         total += sum(sum(s[m][0] for s in scores) / sum(s[m][1] for s in scores) for m in ("root", "root + quality"))
     return total / (2 * len(songs))
+
+
+def count_profiles(
+    songs: Sequence[MetricScore], weights=(12.0, 0.75, 1.5, 0.5), shares: Sequence[float] | None = None, least=0.002
+) -> Profiles:
+    """Profiles counted on annotated songs.
+
+    Args:
+        songs: scores with chords.
+        weights: as `Profiles.weights`.
+        shares: weight of each song; by default all alike.
+        least: qualities with a smaller share of the time than this are not distinguished.
+    """
+    n = len(QUALITY_NAMES)
+    tones, bass = np.zeros((n, 12)), np.zeros((n, 12))
+    degree, change, strong = np.zeros((2, 12, n)), np.zeros(3), np.zeros(3)
+    for score, share in zip(songs, shares if shares is not None else np.ones(len(songs))):
+        sound = SongSound.of(score)
+        beats, table = sound.beats, score.chords
+        at = np.searchsorted(table.onset, beats.start + beats.length // 2, side="right") - 1
+        root = np.where(at >= 0, ROOT_PITCH[table.root[np.maximum(at, 0)]], -1)
+        quality = np.where(root >= 0, table.quality[np.maximum(at, 0)], 0)
+        total = sound.profile.sum(axis=1)
+        rows = np.flatnonzero((root >= 0) & (total > 0))
+        turn = (np.arange(12) + root[rows, None]) % 12
+        ticks = share * beats.length[rows]
+        above = np.take_along_axis(sound.profile[rows], turn, axis=1) / total[rows, None]
+        np.add.at(tones, quality[rows], above * ticks[:, None])
+        low = sound.lowest[rows]
+        np.add.at(bass, (quality[rows], (low - root[rows]) % 12), ticks * (low >= 0))
+        if sound.key >= 0:
+            step = (root[rows] - sound.key) % 12
+            np.add.at(degree[sound.key // 12], (step, quality[rows]), ticks)
+        moved = np.append(False, at[1:] != at[:-1])
+        np.add.at(change, beats.strength, share * moved)
+        np.add.at(strong, beats.strength, share)
+    kept = np.flatnonzero(tones.sum(axis=1) > least * tones.sum())
+
+    def logarithm(table: np.ndarray, axes, floor: float) -> np.ndarray:
+        part = table / np.maximum(table.sum(axis=axes, keepdims=True), 1e-9)
+        part = (1 - floor) * part + floor / np.prod([table.shape[a] for a in axes])
+        return np.log(part)
+
+    share = np.clip(change / np.maximum(strong, 1e-9), 1e-3, 0.999)
+    return Profiles(
+        qualities=kept,
+        tones=logarithm(tones[kept], (1,), 0.05),
+        bass=logarithm(bass[kept], (1,), 0.05),
+        degree=logarithm(degree[:, :, kept], (1, 2), 0.05),
+        change=np.log(share / (1 - share)),
+        weights=tuple(weights),
+    )
 
 
 def fit(options) -> None:

@@ -60,7 +60,7 @@ CODED = [
 
 def stores_of(data: str, recipe, cache: str) -> dict:
     """The three splits of the recipe's corpora."""
-    from mortm_hf.data import build_store
+    from mortm_hf.data.open import build_store
 
     return {split: build_store(data, recipe.selection(), split, cache or None) for split in ("train", "test")}
 

@@ -37,11 +37,13 @@ import datasets
 import numpy as np
 import symusic
 
-from mortm_hf.data import ExampleRecipe, ExampleSource, PackDataset, load_songs, read_archive, read_manifest
 from mortm_hf.data.build import BuildOptions, build_from
+from mortm_hf.data.examples import ExampleRecipe, ExampleSource
 from mortm_hf.data.fixed_examples import FixedPacks, materialize
+from mortm_hf.data.manifest import read_archive, read_manifest
 from mortm_hf.data.midi_sources import DatasetSource
-from mortm_hf.data.packing import IGNORE
+from mortm_hf.data.packing import IGNORE, PackDataset
+from mortm_hf.data.score_store import load_songs
 from mortm_hf.models.music_names import DRUMS, METERS, tempo_bin
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind, default_tokens
 

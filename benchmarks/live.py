@@ -208,7 +208,7 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     import mortm_hf
-    from mortm_hf.data import build_store
+    from mortm_hf.data.open import build_store
     from mortm_hf.evaluation.intervals import bootstrap, ratio
     from mortm_hf.models.modeling_mortm_live import MortmLiveForCausalGeneration
     from mortm_hf.models.processing_mortm_live import MortmLiveProcessor

@@ -163,7 +163,7 @@ class RemiSource(ExampleSource):
         super().__init__(store, vocabulary, recipe, seed=seed, packs=packs)
 
     def render(self, plan, rng, limit: int) -> Document | None:
-        score = transpose(self.songs[plan.song].window(plan.start, plan.stop), plan.semitones)
+        score = transpose(self.store[plan.song].score.window(plan.start, plan.stop), plan.semitones)
         score = score.take_tracks(np.array(plan.tracks))
         first = 0
         while first <= plan.first - plan.start:  # the estimate of the plan is for our own tokens
@@ -171,7 +171,7 @@ class RemiSource(ExampleSource):
             if ids is None:
                 return None
             if len(ids) <= limit:
-                notes = int(self.counts[plan.song].notes(plan.first, plan.last)[list(plan.tracks)].sum())
+                notes = int(self.counts(plan.song).notes(plan.first, plan.last)[list(plan.tracks)].sum())
                 return Document(ids, np.ones(len(ids), dtype=bool), plan.song, plan.task, notes)
             first += max(1, int(np.ceil((1 - limit / len(ids)) * (score.n_bars - first))))
         return None

@@ -3,7 +3,7 @@
     python benchmarks/reward_probe.py --cache FOLDER [--model "seed 0=FOLDER" ...] [--picture FILE] [--json FILE]
 
 The reward is the probability of "human". Human test windows of `FOLDER/quality.npz` are changed along one axis at a
-time (`mortm_hf.evaluation.reward_probes`) and scored again: fewer bars, fewer or more notes, the first bars in a loop,
+time (`window_changes`) and scored again: fewer bars, fewer or more notes, the first bars in a loop,
 every track on one pitch, one held note a bar. The table gives the mean reward of each change, its difference to the
 same windows as written (95 % over clusters), and rank correlations of reward with tokens, notes and repeated bars
 among human windows and among samples of the starter. Without `--model` the bag of features is probed; several models
@@ -34,7 +34,8 @@ def reward_of(options, data):
 
         folders = [m.partition("=")[2] for m in options.model]
         return lambda windows: np.mean([1 - sigmoid(machine_logits(f, windows)) for f in folders], axis=0)
-    from mortm_hf.evaluation.features import bag_of_features, fit_baseline, scores_of
+    from benchmarks.feature_baseline import fit_baseline
+    from mortm_hf.evaluation.features import bag_of_features, scores_of
 
     def features(part):
         return bag_of_features(scores_of(data.vocabulary, [e.ids for e in part.examples]))
@@ -48,8 +49,8 @@ def reward_of(options, data):
 
 def changes(scores, seed: int) -> dict[str, dict[str, list]]:
     """{axis: {name: changed windows}} of human windows; an empty one stands for itself as written."""
+    from benchmarks import window_changes as probes
     from mortm_hf.data.corruptions import CORRUPTIONS, corrupt
-    from mortm_hf.evaluation import reward_probes as probes
 
     def each(change):
         return [change(i, s) for i, s in enumerate(scores)]
@@ -78,7 +79,7 @@ def changes(scores, seed: int) -> dict[str, dict[str, list]]:
 
 def paired(value: np.ndarray, base: np.ndarray, clusters: np.ndarray, seed: int):
     """Mean difference with its interval over clusters."""
-    from mortm_hf.evaluation.classification import Interval
+    from benchmarks.classifier_figures import Interval
     from mortm_hf.evaluation.intervals import bootstrap
 
     difference = value - base

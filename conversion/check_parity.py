@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # works in a clone that is not installed
 
-from mortm_hf.conversion import ConversionError
 from mortm_hf.conversion.parity import check_folder, table, write_rows
+from mortm_hf.models.errors_mortm import ConversionError
 
 
 def main() -> int:

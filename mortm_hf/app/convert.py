@@ -87,7 +87,7 @@ def run_convert(args: argparse.Namespace) -> None:
     Raises:
         ConversionError: the checkpoint cannot be converted as asked.
     """
-    from ..conversion import convert_checkpoint
+    from ..conversion.from_upstream import convert_checkpoint
 
     with Outputs([args.input] if args.input else []) as out:
         staged = out.stage(args.json) if args.json else None
@@ -128,7 +128,7 @@ def run_convert(args: argparse.Namespace) -> None:
 
 def _extend(args: argparse.Namespace) -> None:
     """A folder as input: only its token table can be changed."""
-    from ..conversion import extend_vocabulary
+    from ..conversion.token_tables import extend_vocabulary
 
     if not args.extend_vocab:
         raise ConversionError(
@@ -145,7 +145,7 @@ def run_export(args: argparse.Namespace) -> None:
     Raises:
         ConversionError: the folder cannot go back.
     """
-    from ..conversion import export_upstream
+    from ..conversion.to_upstream import export_upstream
 
     report = export_upstream(args.input, args.output, like=args.like, overwrite=args.overwrite)
     print(f"{args.output}: {report.tensors} tensors of {report.kind}")

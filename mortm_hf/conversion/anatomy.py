@@ -13,7 +13,7 @@ Knows: upstream's keys, shapes and options (SPEC 4 and 5). Must not know: our pa
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 
 import torch
 
@@ -34,18 +34,7 @@ KINDS = {
 }
 PERCEPTION = ("vmortm", "live", "live_vae")
 
-DEFAULTS = {
-    "vocab_size": 128,
-    "d_layer": 12,
-    "position_length": 512,
-    "num_experts": 12,
-    "topk_experts": 2,
-    "num_groups": 1,
-    "topk_groups": 1,
-    "lora_r": 8,
-    "lora_alpha": 16,
-}
-REQUIRED = ("num_heads", "d_model", "dim_feedforward", "dropout")
+LORA_OPTIONS = ("use_lora", "use_attn_lora", "use_gate_lora", "use_ffn_lora")
 NORMS = ("tanh", "layernorm", "rmsnorm")
 
 
@@ -82,24 +71,24 @@ class Options:
     d_model: int
     dim_feedforward: int
     dropout: float
-    vocab_size: int
-    d_layer: int
-    position_length: int
-    num_experts: int
-    topk_experts: int
-    num_groups: int
-    topk_groups: int
-    lora_r: int
-    lora_alpha: float
-    use_moe_decoder: bool
-    use_silu: bool
-    use_rope: bool
-    use_cross_attention: bool
-    use_bias: bool
-    norm_type: str
-    score_type: str
-    use_gate_bias: bool
-    asks_lora: bool
+    vocab_size: int = 128
+    d_layer: int = 12
+    position_length: int = 512
+    num_experts: int = 12
+    topk_experts: int = 2
+    num_groups: int = 1
+    topk_groups: int = 1
+    lora_r: int = 8
+    lora_alpha: float = 16
+    use_moe_decoder: bool = True
+    use_silu: bool = False
+    use_rope: bool = False
+    use_cross_attention: bool = False
+    use_bias: bool = True
+    norm_type: str = "tanh"
+    score_type: str = "softmax"
+    use_gate_bias: bool = True
+    asks_lora: bool = False
 
     @classmethod
     def read(cls, raw: dict, name: str = "config.json") -> Options:
@@ -112,42 +101,35 @@ class Options:
         Raises:
             ConversionError: `conversion.config`: a required option is missing or has the wrong type.
         """
-        missing = [key for key in REQUIRED if raw.get(key) is None]
+        missing = [row.name for row in fields(cls) if row.default is MISSING and raw.get(row.name) is None]
         if missing:
             raise ConversionError(
                 f"{name} lacks {', '.join(missing)}: give upstream's JSON options of this checkpoint with --config",
                 "conversion.config",
             )
         found = {}
-        for key in (*REQUIRED, *DEFAULTS):
-            value = raw.get(key) or DEFAULTS.get(key, raw.get(key))
-            real = key in ("dropout", "lora_alpha")
-            if isinstance(value, bool) or not isinstance(value, (int, float) if real else int) or value < 0:
-                raise ConversionError(
-                    f"{name}: {key} must be a {'number' if real else 'whole number'}, got {value!r}",
-                    "conversion.config",
-                )
-            if value == 0 and key != "dropout":
-                raise ConversionError(f"{name}: {key} must not be 0", "conversion.config")
-            found[key] = value
-        norm = raw.get("norm_type") or "tanh"
-        if norm not in NORMS:
-            raise ConversionError(
-                f"{name}: norm_type must be one of {', '.join(NORMS)}, got {norm!r}", "conversion.config"
-            )
-        lora = ("use_lora", "use_attn_lora", "use_gate_lora", "use_ffn_lora")
-        return cls(
-            **found,
-            use_moe_decoder=bool(raw.get("use_moe_decoder", True)),
-            use_silu=bool(raw.get("use_silu", False)),
-            use_rope=bool(raw.get("use_rope", False)),
-            use_cross_attention=bool(raw.get("use_cross_attention", False)),
-            use_bias=bool(raw.get("use_bias", True)),
-            norm_type=norm,
-            score_type=str(raw.get("score_type") or "softmax"),
-            use_gate_bias=bool(raw.get("use_gate_bias", True)),
-            asks_lora=any(raw.get(key) for key in lora),
-        )
+        for row in fields(cls):
+            given = raw.get(row.name, row.default)
+            otherwise = given if row.default is MISSING else row.default
+            if row.type == "bool":
+                found[row.name] = bool(given)
+            elif row.type == "str":
+                found[row.name] = str(given or otherwise)
+            else:
+                found[row.name] = cls._number(given or otherwise, row.name, row.type == "float", name)
+        if found["norm_type"] not in NORMS:
+            message = f"{name}: norm_type must be one of {', '.join(NORMS)}, got {found['norm_type']!r}"
+            raise ConversionError(message, "conversion.config")
+        return cls(**found | {"asks_lora": any(raw.get(key) for key in LORA_OPTIONS)})
+
+    @staticmethod
+    def _number(value, key: str, real: bool, name: str):
+        if isinstance(value, bool) or not isinstance(value, (int, float) if real else int) or value < 0:
+            kind = "number" if real else "whole number"
+            raise ConversionError(f"{name}: {key} must be a {kind}, got {value!r}", "conversion.config")
+        if value == 0 and key != "dropout":
+            raise ConversionError(f"{name}: {key} must not be 0", "conversion.config")
+        return value
 
 
 @dataclass(frozen=True)
@@ -266,21 +248,13 @@ def examine_layers(tensors, kind: str, hidden: int, rows: int, version: str | No
         raise ConversionError(f"the decoder's layers are numbered {numbers}: layers are missing", "conversion.keys")
     first = "decoder.layers.0"
     lora = tuple(key.removesuffix(".lora_A") for key in tensors if key.endswith(".lora_A"))
-    bare = {key for key in tensors if key.startswith(f"{first}.")}
-    moe = any(f"{first}.ffn.{part}" in key for key in bare for part in ("experts.", "gate."))
-    if moe:
-        experts = len({key.split(".")[5] for key in bare if key.startswith(f"{first}.ffn.experts.")})
-        width = shape_of(tensors, f"{first}.ffn.experts.0.w1.weight", 2)[0]
-        shared = shape_of(tensors, f"{first}.ffn.shared_experts.w1.weight", 2)[0]
-        feed_forward, mlp_bias = "moe", f"{first}.ffn.experts.0.w1.bias" in tensors
-    else:
-        experts = shared = 0
-        feed_forward = "silu" if f"{first}.ffn.w1.weight" in tensors else "relu"
-        name = "w1" if feed_forward == "silu" else "linear1"
-        width = shape_of(tensors, f"{first}.ffn.{name}.weight", 2)[0]
-        mlp_bias = f"{first}.ffn.{name}.bias" in tensors
-    norm2 = f"{first}.norm2.weight" in tensors
-    gate = "gate.gate_proj" if f"{first}.ffn.gate.gate_proj.weight" in tensors else "gate"
+    ffn = f"{first}.ffn"
+    moe = any(key.startswith((f"{ffn}.experts.", f"{ffn}.gate.")) for key in tensors)
+    feed_forward = "moe" if moe else "silu" if f"{ffn}.w1.weight" in tensors else "relu"
+    up = f"{ffn}." + {"moe": "experts.0.w1", "silu": "w1", "relu": "linear1"}[feed_forward]
+    width = shape_of(tensors, f"{up}.weight", 2)[0]
+    shared = shape_of(tensors, f"{ffn}.shared_experts.w1.weight", 2)[0] if moe else 0
+    gate = "gate.gate_proj" if f"{ffn}.gate.gate_proj.weight" in tensors else "gate"
     facts = Anatomy(
         kind=kind,
         versions=(),
@@ -290,19 +264,19 @@ def examine_layers(tensors, kind: str, hidden: int, rows: int, version: str | No
         feed_forward=feed_forward,
         norm=_norm(tensors, first),
         width=width,
-        experts=experts,
+        experts=len({key.split(".")[5] for key in tensors if key.startswith(f"{ffn}.experts.")}),
         shared=shared,
         gate=gate if moe else "",
         attention_bias=f"{first}.self_attention.qkv_block.qkv_weight.bias" in tensors,
         output_bias=f"{first}.self_attention.qkv_block.W_o.bias" in tensors,
-        mlp_bias=mlp_bias,
-        norm2=norm2,
-        routing_bias=f"{first}.ffn.gate.routing_bias" in tensors,
+        mlp_bias=f"{up}.bias" in tensors,
+        norm2=f"{first}.norm2.weight" in tensors,
+        routing_bias=f"{ffn}.gate.routing_bias" in tensors,
         rank=shape_of(tensors, f"{lora[0]}.lora_A", 2)[0] if lora else 0,
         lora=lora,
     )
     candidates = _versions(facts)
-    if f"{first}.ffn.gate.bias" in tensors:
+    if f"{ffn}.gate.bias" in tensors:
         raise ConversionError("the router has a bias (ffn.gate.bias), which is not supported", "conversion.version")
     if version is not None:
         known = [v for v in VERSIONS if v == version or v.startswith(version + ".")]

@@ -16,8 +16,8 @@ import hashlib
 import json
 import os
 import pickle
+import secrets
 import shutil
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,19 +55,6 @@ class Checkpoint:
     wrapper: str | None = None
 
 
-def file_hash(path) -> str:
-    """The SHA-256 of a file, in hexadecimal.
-
-    Args:
-        path: the file.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """The state dict in a `.pth` file.
 
@@ -82,7 +69,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """
     path = Path(path)
     try:
-        digest = file_hash(path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise ConversionError(f"cannot read {path}: {error.strerror or error}") from None
     try:
@@ -211,31 +198,24 @@ def new_folder(output: str | os.PathLike, overwrite: bool = False):
         raise ConversionError(f"{output} is not empty: choose another folder or --overwrite it", "conversion.output")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent))
+        staged = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+        staged.mkdir()
     except OSError as error:
         raise ConversionError(f"cannot write {output}: {error.strerror or error}", "conversion.output") from None
     try:
         yield staged
+        old = staged.with_suffix(".old")
         try:
-            os.chmod(staged, 0o777 & ~_umask())
             if output.is_dir():
-                old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-                os.replace(output, old)
-                try:
-                    os.replace(staged, output)
-                except OSError:
-                    os.replace(old, output)
-                    raise
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(staged, output)
+                output.rename(old)
+            try:
+                staged.rename(output)
+            except OSError:
+                if old.is_dir():
+                    old.rename(output)
+                raise
         except OSError as error:
             raise ConversionError(f"cannot write {output}: {error.strerror or error}", "conversion.output") from None
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -18,7 +18,6 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
@@ -31,7 +30,7 @@ from .anatomy import PERCEPTION, Anatomy, Options, detect_kind, examine, reconci
 from .architecture import make_configs
 from .checkpoint_files import ADAPTER, ASIDE, PROVENANCE, Checkpoint, new_folder, read_checkpoint, read_json
 from .conversion_report import ConversionReport, write_card
-from .mapping import Layout, layout_of, to_ours
+from .mapping import Layout, layout_of, load_state, to_ours
 from .perception import convert_perception
 from .token_tables import choose_tokenizer, extend_states
 
@@ -131,7 +130,12 @@ def convert_checkpoint(
     for part, settings in configs.items():
         settings.vocab_size = rows
         kind = MortmForSequenceClassification if part == "value" else ROOT_CLASS[facts.kind]
-        models[part] = load_model(kind, settings, states.pop(part), report)
+        models[part] = kind(settings).eval()
+        own, state = models[part].state_dict(), states.pop(part)
+        left = own.keys() - state.keys()
+        if left and not report.missing:
+            raise ConversionError(f"nothing is known for {sorted(left)[:3]}", "conversion.keys")
+        load_state(models[part], state, own)
     if facts.kind != "bertm":
         models[""].generation_config = generation_config(special, options)
     with new_folder(output, overwrite) as staged:
@@ -144,34 +148,6 @@ def convert_checkpoint(
         save_provenance(staged, checkpoint, facts, layout, raw, report, source_vocab)
         write_card(staged, report, configs[""])
     return report
-
-
-def load_model(kind, config, state: dict[str, torch.Tensor], report: ConversionReport):
-    """A model with exactly these weights.
-
-    Args:
-        kind: the class of the model.
-        config: its configuration.
-        state: tensors by our names.
-        report: what was found; a tensor may only be absent where it lists missing ones.
-
-    Raises:
-        ConversionError: `conversion.keys`: a tensor of the wrong shape.
-    """
-    model = kind(config).eval()
-    own = model.state_dict()
-    wrong = [
-        f"{name}: {list(state[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if wrong:
-        raise ConversionError(f"tensors of the wrong shape: {'; '.join(wrong[:3])}", "conversion.keys")
-    left = set(own) - set(state)
-    if left and not report.missing:
-        raise ConversionError(f"nothing is known for {sorted(left)[:3]}", "conversion.keys")
-    model.load_state_dict(own | state, strict=True)
-    return model
 
 
 def generation_config(special: dict, options: Options) -> GenerationConfig:

@@ -192,6 +192,27 @@ def to_ours(groups: list[Group], tensors: dict[str, torch.Tensor]) -> dict[str, 
     return state
 
 
+def load_state(model, state: dict[str, torch.Tensor], otherwise: dict[str, torch.Tensor]) -> None:
+    """Fill a model.
+
+    Args:
+        model: the model.
+        state: tensors by our names.
+        otherwise: the model's state dict where `state` has nothing.
+
+    Raises:
+        ConversionError: `conversion.keys`: a tensor of the wrong shape, or one that the model has not.
+    """
+    wrong = [
+        f"{name}: {list(tensor.shape)} instead of {list(otherwise[name].shape) if name in otherwise else 'none'}"
+        for name, tensor in state.items()
+        if name not in otherwise or tensor.shape != otherwise[name].shape
+    ]
+    if wrong:
+        raise ConversionError(f"tensors of the wrong shape: {'; '.join(wrong[:3])}", "conversion.keys")
+    model.load_state_dict(otherwise | state, strict=True)
+
+
 def to_upstream(groups: list[Group], state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our state dict -> upstream's tensors, in the type they have here.
 

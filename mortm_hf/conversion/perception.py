@@ -28,7 +28,7 @@ from .anatomy import Anatomy, Options, detect_kind, examine_layers, reconcile, s
 from .architecture import layer_options
 from .checkpoint_files import Checkpoint, new_folder, read_json
 from .conversion_report import ConversionReport, write_card
-from .mapping import Group, decoder_groups, to_ours
+from .mapping import Group, decoder_groups, load_state, to_ours
 
 
 SAMPLING_RATE = 44100  # upstream reads its sound at this rate (SPEC 4.6, D-V2)
@@ -89,7 +89,11 @@ def convert_perception(
         notes=notes,
     )
     report.account(checkpoint.path, tensors, [name for group in groups for name in group.sources], aside, allow)
-    _load(model, to_ours(groups, tensors))
+    # what upstream does not have starts neutral
+    neutral = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    if "next_latent.weight" in neutral:
+        neutral["next_latent.weight"] = torch.eye(*neutral["next_latent.weight"].shape)
+    load_state(model, to_ours(groups, tensors), neutral)
     with new_folder(output, overwrite) as staged:
         model.save_pretrained(staged)
         reader.save_pretrained(staged)
@@ -168,20 +172,3 @@ def _fields(facts: Anatomy, options: Options) -> dict:
 def _as_decoder(tensors) -> dict[str, torch.Tensor]:
     """The decoder of a Live checkpoint under the names that MORTM gives it."""
     return {("decoder." + k.removeprefix("mortm.") if k.startswith("mortm.") else k): v for k, v in tensors.items()}
-
-
-def _load(model, state: dict[str, torch.Tensor]) -> None:
-    """Fills the model; what upstream does not have starts neutral."""
-    own = model.state_dict()
-    wrong = [k for k in state if k not in own or own[k].shape != state[k].shape]
-    if wrong:
-        found = (
-            f"{list(state[wrong[0]].shape)} instead of {list(own[wrong[0]].shape)}" if wrong[0] in own else "unknown"
-        )
-        raise ConversionError(f"tensors of the wrong shape: {wrong[0]}: {found}", "conversion.keys")
-    for name, tensor in own.items():
-        if name not in state:
-            state[name] = torch.zeros_like(tensor)
-            if name == "next_latent.weight":
-                state[name] = torch.eye(*tensor.shape)
-    model.load_state_dict(state, strict=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from ..models.configuration_bertm import BertmConfig
 from ..models.configuration_mortm import MortmConfig
 from ..models.errors_mortm import ConversionError
 from . import lora as lora_tools
-from .anatomy import DEFAULTS, Anatomy
+from .anatomy import LORA_OPTIONS, Anatomy, Options
 from .architecture import origin_of
 from .checkpoint_files import ADAPTER, ASIDE, PROVENANCE, new_folder, read_json, read_weights, write_checkpoint
 from .mapping import dtype_of, layout_of, to_upstream, unread
@@ -49,22 +49,22 @@ class Provenance:
     """What upstream's files look like.
 
     Attributes:
-        facts: what the state dict is.
+        anatomy: what the state dict is.
         options: upstream's JSON options.
-        vocab: token -> id, as upstream lists it.
+        vocab_list: token -> id, as upstream lists it.
         balancing: whether the router's bias is a part of the model.
         lora: "none", "merged" or "kept".
-        dtypes: type of each tensor by name, in upstream's order; empty: the model was made here.
+        tensors: type of each tensor by name, in upstream's order; empty: the model was made here.
         prefix: what every name began with.
         wrapper: the entry of the file that held the state dict, or None.
     """
 
-    facts: Anatomy
+    anatomy: Anatomy
     options: dict
-    vocab: dict
+    vocab_list: dict
     balancing: bool
     lora: str = "none"
-    dtypes: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, str] = field(default_factory=dict)
     prefix: str = ""
     wrapper: str | None = None
 
@@ -81,16 +81,9 @@ def read_provenance(folder: Path) -> Provenance:
     content = read_json(folder / PROVENANCE, "provenance", "conversion.folder")
     try:
         known = content["anatomy"]
-        return Provenance(
-            facts=Anatomy(**known | {"versions": tuple(known["versions"]), "lora": tuple(known["lora"])}),
-            options=dict(content["options"]),
-            vocab=content["vocab_list"],
-            balancing=content["balancing"],
-            lora=content["lora"],
-            dtypes=dict(content["tensors"]),
-            prefix=content["prefix"],
-            wrapper=content["wrapper"],
-        )
+        facts = Anatomy(**known | {"versions": tuple(known["versions"]), "lora": tuple(known["lora"])})
+        found = Provenance(**{row.name: content[row.name] for row in fields(Provenance)} | {"anatomy": facts})
+        return replace(found, options=dict(found.options), tensors=dict(found.tensors))
     except (KeyError, TypeError, ValueError) as error:
         raise ConversionError(f"{folder / PROVENANCE} is damaged: {error}", "conversion.folder") from None
 
@@ -179,9 +172,9 @@ def export_upstream(
     else:
         source, parts = invent_provenance(folder, parts)
         report.notes.append(
-            f"the folder does not come from upstream: written as {source.facts.version_name} would write it"
+            f"the folder does not come from upstream: written as {source.anatomy.version_name} would write it"
         )
-    facts, options, vocab = source.facts, source.options, source.vocab
+    facts, options, vocab = source.anatomy, source.options, source.vocab_list
     layout = layout_of(facts, balancing=source.balancing)
     report.kind, tensors = facts.kind, {}
     for part, groups in layout.parts.items():
@@ -201,29 +194,27 @@ def export_upstream(
             )
         tensors |= made
     if facts.lora and source.lora != "kept":
-        options |= {k: False for k in ("use_lora", "use_attn_lora", "use_gate_lora", "use_ffn_lora") if k in options}
+        options |= {k: False for k in LORA_OPTIONS if k in options}
         report.notes.append("the LoRA deltas are merged: upstream's options are written without LoRA")
     if (origin / ASIDE).is_file():
         tensors |= read_weights(origin, ASIDE.removesuffix(".safetensors"))
-    elif not source.dtypes:
+    elif not source.tensors:
         tensors |= unread(layout.aside, facts)
     rows = tensors["embedding.weight"].shape[0]
-    if (options.get("vocab_size") or DEFAULTS["vocab_size"]) != rows:
+    if (options.get("vocab_size") or Options.vocab_size) != rows:
         options["vocab_size"] = rows
         report.notes.append("the token table has grown: vocab_size and vocab_list.json are the new ones")
         vocab = read_table(folder)
-    dtypes, prefix, wrapper = source.dtypes, source.prefix, source.wrapper
-    if not dtypes:
-        dtypes = {name: dtype_of(name, facts) for name in tensors}
+    dtypes = source.tensors or {name: dtype_of(name, facts) for name in tensors}
     result = {}
     for name in [*(n for n in dtypes if n in tensors), *(n for n in tensors if n not in dtypes)]:
         dtype = getattr(torch, dtypes.get(name, "float32"))
-        result[prefix + name] = tensors[name].to(dtype).contiguous()
-        if not torch.equal(result[prefix + name].to(tensors[name].dtype), tensors[name]):
+        narrow = result[source.prefix + name] = tensors[name].to(dtype).contiguous()
+        if not torch.equal(narrow.to(tensors[name].dtype), tensors[name]):
             report.rounded.append(name)
     report.tensors = len(result)
     with new_folder(output, overwrite) as staged:
-        write_checkpoint(staged / "model.pth", result, wrapper)
+        write_checkpoint(staged / "model.pth", result, source.wrapper)
         for name, content in (("config.json", options), ("vocab_list.json", vocab)):
             (staged / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report

@@ -143,7 +143,7 @@ def extend_states(states: dict[str, dict], table: dict[str, int]) -> tuple[dict[
 
 
 def extend_rows(
-    tensors: dict[str, torch.Tensor], table: dict[str, int], seed: int = 0
+    tensors: dict[str, torch.Tensor], table: dict[str, int]
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Matrices over a source table -> the same over the default table.
 
@@ -153,7 +153,6 @@ def extend_rows(
     Args:
         tensors: name -> [rows, ...] (embedding, output matrix, output bias).
         table: token -> id of the source.
-        seed: of the rows that are drawn.
 
     Returns:
         The new tensors, and counts of rows: "kept" (same id), "moved", "copied", "new".
@@ -176,7 +175,7 @@ def extend_rows(
                 counts["copied"] += 1
                 counts["new"] -= 1
     known = source >= 0
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     result = {}
     for name, matrix in tensors.items():
         old = matrix[torch.tensor(sorted(set(table.values())))]

@@ -16,8 +16,10 @@ import re
 from collections.abc import Container
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from ..models.errors_mortm import VocabularyError
-from ..models.music_harmony import MAJOR_KEYS, MINOR_KEYS, split_key
+from ..models.music_harmony import MAJOR_KEYS, MINOR_KEYS, ROOT_NAMES, split_key
 
 
 # openewld counts chord times in seconds at 100 quarters a minute whatever the tempo of the MIDI file is: with it the
@@ -25,7 +27,19 @@ from ..models.music_harmony import MAJOR_KEYS, MINOR_KEYS, split_key
 CHORD_CLOCK = {"openewld": 100.0}
 CHORD_SUFFIXES = (".aligned.chords.tsv", ".chords.tsv", ".chord_midi.txt", ".chords.txt", ".lab")
 FOLDER_CHORDS = "chord_midi.txt"
+_LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _SHARPS = re.compile(r"^(-?\d+)\s*(major|minor)$")
+
+
+def pitch_class(name: str) -> int:
+    """Pitch class of a root or bass by its name ("C#", "/Bb"); -1 where the name is none of a pitch."""
+    name = name.lstrip("/")
+    return (_LETTERS[name[0]] + name.count("#") - name[1:].count("b")) % 12 if name[0] in _LETTERS else -1
+
+
+ROOT_PITCH = np.array([pitch_class(name) for name in ROOT_NAMES])
+PITCHES = "C Db D Eb E F F# G Ab A Bb B".split()  # how a pitch class is spelled where nothing decides it
+PITCH_ROOT = np.array([ROOT_NAMES.index(name) for name in PITCHES])
 
 
 def key_of_label(text: str) -> tuple[int, bool] | None:

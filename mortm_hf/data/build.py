@@ -396,9 +396,8 @@ def _run_chunks(sources, folder: Path, options: BuildOptions, num_proc: int, tot
     """Read what is not read yet; the number of all chunks."""
     finished = {int(p.stem) for p in folder.glob("[0-9]*.json")}
     count = 0
-    if progress is None:
-        progress = sys.stderr.isatty()
-    with tqdm(total=total, unit="file", desc="preparing", disable=not progress) as bar:
+    shown = sys.stderr.isatty() if progress is None else progress
+    with tqdm(total=total, unit="file", desc="preparing", disable=not shown) as bar:
 
         def todo():
             nonlocal count

@@ -29,19 +29,17 @@ from ..models.music_harmony import (
     NO_CHORD,
     QUALITY_NAMES,
     QUALITY_TONES,
-    ROOT_NAMES,
     estimate_keys,
     merge_repeats,
     pitch_class_histogram,
 )
 from ..models.music_names import DRUMS, METERS
 from ..models.music_score import ChordTable, MetricScore
+from .annotations import PITCH_ROOT, PITCHES
 
 
 PROFILES = Path(__file__).with_name("chord_profiles.json")
-_SPELLED = "C Db D Eb E F F# G Ab A Bb B".split()
-ROOT_OF_PITCH = np.array([ROOT_NAMES.index(n) for n in _SPELLED], dtype=np.int16)
-BASS_OF_PITCH = np.array([BASS_NAMES.index(f"/{n}") for n in _SPELLED], dtype=np.int16)
+BASS_OF_PITCH = np.array([BASS_NAMES.index(f"/{n}") for n in PITCHES], dtype=np.int16)
 _COMPOUND = np.array([d >= 8 and n > 3 and n % 3 == 0 for n, d in METERS])
 SILENT_BEATS = 4  # a rest this long ends a chord
 CELLS = 3_000_000  # beats x chords that are searched at once
@@ -153,7 +151,7 @@ def default_profiles() -> Profiles:
 
 
 @dataclass(frozen=True)
-class _SongSound:
+class SongSound:
     """What the search needs of one song."""
 
     beats: Beats
@@ -162,7 +160,7 @@ class _SongSound:
     key: int
 
     @classmethod
-    def of(cls, score: MetricScore) -> _SongSound:
+    def of(cls, score: MetricScore) -> SongSound:
         beats = beats_of(score)
         profile, lowest = sounding(score, beats)
         return cls(beats, profile, lowest, int(estimate_keys(pitch_class_histogram(score))[0]))
@@ -173,7 +171,7 @@ def _rotations(table: np.ndarray) -> np.ndarray:
     return np.concatenate([np.roll(table, root, axis=1) for root in range(12)])
 
 
-def _fits(songs: Sequence[_SongSound], profiles: Profiles) -> list[np.ndarray]:
+def _fits(songs: Sequence[SongSound], profiles: Profiles) -> list[np.ndarray]:
     """`[n_beats, 12 q]` log-likelihood of every beat under every chord (root-major)."""
     tones, bass = _rotations(profiles.tones), _rotations(profiles.bass)
     sound, low = profiles.weights[:2]
@@ -188,7 +186,7 @@ def _fits(songs: Sequence[_SongSound], profiles: Profiles) -> list[np.ndarray]:
     return fits
 
 
-def _expected(songs: Sequence[_SongSound], profiles: Profiles) -> np.ndarray:
+def _expected(songs: Sequence[SongSound], profiles: Profiles) -> np.ndarray:
     """`[songs, 12 q]` log share of every chord in the key of each song."""
     out = []
     for song in songs:
@@ -200,7 +198,7 @@ def _expected(songs: Sequence[_SongSound], profiles: Profiles) -> np.ndarray:
     return profiles.weights[2] * np.array(out, dtype=np.float32)
 
 
-def _search(songs: Sequence[_SongSound], profiles: Profiles) -> list[np.ndarray]:
+def _search(songs: Sequence[SongSound], profiles: Profiles) -> list[np.ndarray]:
     """The likeliest chord of every beat (index into 12 roots x q), by Viterbi over all songs at once."""
     fits, expected = _fits(songs, profiles), _expected(songs, profiles)
     n, longest, chords = len(songs), max(map(len, fits)), expected.shape[1]
@@ -228,7 +226,7 @@ def _search(songs: Sequence[_SongSound], profiles: Profiles) -> list[np.ndarray]
     return [paths[: len(f), i] for i, f in enumerate(fits)]
 
 
-def _table(song: _SongSound, path: np.ndarray, profiles: Profiles) -> ChordTable | None:
+def _table(song: SongSound, path: np.ndarray, profiles: Profiles) -> ChordTable | None:
     """Chords of beats -> where they change, with basses; long rests are no chord."""
     root, quality = path // len(profiles.qualities), profiles.qualities[path % len(profiles.qualities)]
     silent = song.profile.sum(axis=1) == 0
@@ -249,7 +247,7 @@ def _table(song: _SongSound, path: np.ndarray, profiles: Profiles) -> ChordTable
     slash = sure & inside & (bass_pitch != root) & ~none
     table = ChordTable(
         song.beats.start[first],
-        np.where(none, NO_CHORD[0], ROOT_OF_PITCH[root]).astype(np.int16),
+        np.where(none, NO_CHORD[0], PITCH_ROOT[root]).astype(np.int16),
         np.where(none, NO_CHORD[1], quality).astype(np.int16),
         np.where(slash, BASS_OF_PITCH[bass_pitch], NO_CHORD[2]).astype(np.int16),
     )
@@ -281,7 +279,7 @@ def estimate_chords(scores: Sequence[MetricScore], profiles: Profiles | None = N
     """
     profiles = profiles or default_profiles()
     tables: list[ChordTable | None] = [None] * len(scores)
-    songs = {i: _SongSound.of(score) for i, score in enumerate(scores) if score.n_notes and score.n_bars}
+    songs = {i: SongSound.of(score) for i, score in enumerate(scores) if score.n_notes and score.n_bars}
     order = sorted((i for i, song in songs.items() if song.profile.any()), key=lambda i: len(songs[i].beats.start))
     chords = 12 * len(profiles.qualities)
     while order:  # longest first: songs of about one length share a batch, so that little of it is padding
@@ -292,65 +290,3 @@ def estimate_chords(scores: Sequence[MetricScore], profiles: Profiles | None = N
         for i, path in zip(batch, paths):
             tables[i] = _table(songs[i], path, profiles)
     return tables
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Counting
-
-
-def count_profiles(
-    songs: Sequence[MetricScore], weights=(12.0, 0.75, 1.5, 0.5), shares: Sequence[float] | None = None, least=0.002
-) -> Profiles:
-    """Profiles counted on annotated songs.
-
-    Args:
-        songs: scores with chords.
-        weights: as `Profiles.weights`.
-        shares: weight of each song; by default all alike.
-        least: qualities with a smaller share of the time than this are not distinguished.
-    """
-    n = len(QUALITY_NAMES)
-    tones, bass = np.zeros((n, 12)), np.zeros((n, 12))
-    degree, change, strong = np.zeros((2, 12, n)), np.zeros(3), np.zeros(3)
-    pitch_of_root = np.array([-1 if name == "N" else _pitch(name) for name in ROOT_NAMES])
-    for score, share in zip(songs, shares if shares is not None else np.ones(len(songs))):
-        sound = _SongSound.of(score)
-        beats, table = sound.beats, score.chords
-        at = np.searchsorted(table.onset, beats.start + beats.length // 2, side="right") - 1
-        root = np.where(at >= 0, pitch_of_root[table.root[np.maximum(at, 0)]], -1)
-        quality = np.where(root >= 0, table.quality[np.maximum(at, 0)], 0)
-        total = sound.profile.sum(axis=1)
-        rows = np.flatnonzero((root >= 0) & (total > 0))
-        turn = (np.arange(12) + root[rows, None]) % 12
-        ticks = share * beats.length[rows]
-        above = np.take_along_axis(sound.profile[rows], turn, axis=1) / total[rows, None]
-        np.add.at(tones, quality[rows], above * ticks[:, None])
-        low = sound.lowest[rows]
-        np.add.at(bass, (quality[rows], (low - root[rows]) % 12), ticks * (low >= 0))
-        if sound.key >= 0:
-            step = (root[rows] - sound.key) % 12
-            np.add.at(degree[sound.key // 12], (step, quality[rows]), ticks)
-        moved = np.append(False, at[1:] != at[:-1])
-        np.add.at(change, beats.strength, share * moved)
-        np.add.at(strong, beats.strength, share)
-    kept = np.flatnonzero(tones.sum(axis=1) > least * tones.sum())
-
-    def logarithm(table: np.ndarray, axes, floor: float) -> np.ndarray:
-        part = table / np.maximum(table.sum(axis=axes, keepdims=True), 1e-9)
-        part = (1 - floor) * part + floor / np.prod([table.shape[a] for a in axes])
-        return np.log(part)
-
-    share = np.clip(change / np.maximum(strong, 1e-9), 1e-3, 0.999)
-    return Profiles(
-        qualities=kept,
-        tones=logarithm(tones[kept], (1,), 0.05),
-        bass=logarithm(bass[kept], (1,), 0.05),
-        degree=logarithm(degree[:, :, kept], (1, 2), 0.05),
-        change=np.log(share / (1 - share)),
-        weights=tuple(weights),
-    )
-
-
-def _pitch(name: str) -> int:
-    letter = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}[name[0]]
-    return (letter + name.count("#") - name[1:].count("b")) % 12

@@ -25,17 +25,14 @@ JITTER_TICKS = 3  # most an onset moves: a 32nd note
 CLASH_STEPS = (-6, -1, 1, 6)  # semitones to keys that share few notes
 
 
-def tidy(
-    score: MetricScore, onset: np.ndarray | None = None, pitch: np.ndarray | None = None, cut: bool = True
-) -> MetricScore:
+def tidy(score: MetricScore, onset: np.ndarray | None = None, pitch: np.ndarray | None = None) -> MetricScore:
     """A score brought back into one legal form: sorted, one note for each (track, onset, pitch), no note longer than
-    to the next of its pitch. Velocity is 90, tempo and names are dropped.
+    to the next of its pitch or the closing bar line. Velocity is 90, tempo and names are dropped.
 
     Args:
         score: quantised music.
         onset: `[n_notes]` other onsets in ticks.
         pitch: `[n_notes]` other pitches.
-        cut: no note lasts past the closing bar line.
     """
     onset = score.onset if onset is None else onset
     pitch = score.pitch if pitch is None else pitch
@@ -46,8 +43,7 @@ def tidy(
     track, pitch, onset, duration = track[first], pitch[first], onset[first], duration[first]
     alike = (track[1:] == track[:-1]) & (pitch[1:] == pitch[:-1])
     duration[:-1] = np.where(alike, np.minimum(duration[:-1], onset[1:] - onset[:-1]), duration[:-1])
-    if cut:
-        duration = np.minimum(duration, score.bars.end - onset)
+    duration = np.minimum(duration, score.bars.end - onset)
     order = np.lexsort((duration, pitch, onset, track))
     return replace(
         score,

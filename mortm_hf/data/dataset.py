@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from bisect import bisect
 from collections import Counter
 from pathlib import Path
 
@@ -215,6 +216,9 @@ the next one.
 """
 
 
+SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M")  # as the Hub spells them
+
+
 def dataset_card(source, repo: str, title: str | None = None) -> str:
     """The text of a data set card: counts, columns, how to load it, licences as the songs state them.
 
@@ -225,30 +229,17 @@ def dataset_card(source, repo: str, title: str | None = None) -> str:
     """
     data = open_dataset(source)
     report = read_report(source)
-    rows, licences, songs = [], {}, 0
+    rows, licences, songs = [], Counter(), 0
     for split, part in data.items():
         view = SongRows(part)
         songs += len(view)
         bars, notes = int(view.lengths("bar_length").sum()), int(view.lengths("note_pitch").sum())
         corpora = sorted(set(view.labels("corpus")))
         rows.append(f"| {split} | {len(view)} | {bars} | {notes} | {', '.join(corpora[:12])} |")
-        for corpus, licence in zip(view.labels("corpus"), view.labels("licence")):
-            licences.setdefault((corpus, licence or "not stated"), 0)
-            licences[corpus, licence or "not stated"] += 1
-    size = next(
-        name
-        for limit, name in (
-            (1e3, "n<1K"),
-            (1e4, "1K<n<10K"),
-            (1e5, "10K<n<100K"),
-            (1e6, "100K<n<1M"),
-            (1e18, "1M<n<10M"),
-        )
-        if songs < limit
-    )
+        licences.update(zip(view.labels("corpus"), (licence or "not stated" for licence in view.labels("licence"))))
     return CARD.format(
         title=title or repo.rpartition("/")[2],
-        size=size,
+        size=SIZES[bisect((1e3, 1e4, 1e5, 1e6), songs)],
         files=report.get("files", songs),
         skipped=len(report.get("skipped", ())),
         rows="\n".join(rows),

@@ -67,9 +67,7 @@ class PieceSource(ExampleSource):
         if rng.random() >= self.bare:
             return super().draw(rng, limit)
         corpus = int(np.searchsorted(self.corpus_chances, rng.random(), side="right"))
-        rows = self.members[corpus]
-        song = int(rows[np.searchsorted(self.chances[corpus], rng.random(), side="right")])
-        return self.bare_window(song, rng, limit)
+        return self.bare_window(self.draw_song(corpus, rng), rng, limit)
 
     def bare_window(self, song: int, rng: np.random.Generator, limit: int) -> Document | None:
         """A bare window of one song.
@@ -82,7 +80,7 @@ class PieceSource(ExampleSource):
         Returns:
             A `Document`, or `None` where none was found.
         """
-        score, counts = self.songs[song], self.counts[song]
+        score, counts = self.store[song].score, self.counts(song)
         bars = min(int(rng.integers(self.bare_bars[0], self.bare_bars[1] + 1)), score.n_bars)
         first = int(rng.integers(0, score.n_bars - bars + 1))
         merged = bool(rng.random() < self.merged)
@@ -102,6 +100,3 @@ class PieceSource(ExampleSource):
         target = np.ones(len(ids), dtype=bool)
         target[:2] = False
         return Document(ids, target, song, "bare", window.n_notes)
-
-
-__all__ = ["PieceSource"]

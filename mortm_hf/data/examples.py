@@ -23,7 +23,7 @@ from ..models.music_names import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES
 from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import training_example
 from ..models.token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
-from .annotations import transpose_key
+from .annotations import pitch_class, transpose_key
 from .packing import Document, fill_row, generator
 from .score_store import ScoreStore
 
@@ -32,7 +32,7 @@ CHORD_TASKS = ("over_chords", "chords")
 # Names of tasks in a recipe. full: past, future, other tracks and chords are all given; meta: the header is the
 # answer; from_nothing: it is all that is given
 TASKS = ("continue", "infill", "accompany", *CHORD_TASKS, "full", "meta", "from_nothing")
-_PITCH_CLASS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
+KEPT_COUNTS = 1 << 16  # songs
 _SHARP_ROOTS = "C C# D Eb E F F# G Ab A Bb B".split()  # one spelling for each pitch class after transposition
 
 
@@ -54,9 +54,6 @@ class ExampleRecipe:
         tasks: share of the documents by task.
         corpora: `{name: {"weight": share of the tokens}}`; empty: every song in proportion to its bars.
     """
-
-    """How examples are drawn: the one definition of these fields, of which a recipe file's section `data` has more
-    (`mortm_hf.training.arguments.DataRecipe`)."""
 
     row_length: int = field(default=2048, metadata={"help": "tokens of a row"})
     rows: int = field(default=1, metadata={"help": "rows of a pack (one pack is one step of one process)"})
@@ -118,21 +115,14 @@ class Draw:
     velocity: bool
 
 
-def _name_shift(names: list[str], semitones: int) -> np.ndarray:
-    """`[len(names)]` index of each root or bass name moved by semitones (names that are no pitch stay)."""
-    bare = [n.lstrip("/") for n in names]
-    slash = any(n.startswith("/") for n in names)
-    out = np.arange(len(names))
-    for i, name in enumerate(bare):
-        if name and name[0] in _PITCH_CLASS and set(name[1:]) <= {"#", "b"}:
-            tone = (_PITCH_CLASS[name[0]] + name.count("#") - name[1:].count("b") + semitones) % 12
-            target = ("/" if slash else "") + _SHARP_ROOTS[tone]
-            out[i] = names.index(target)
-    return out
+def _moved_names(names: list[str], prefix: str = "") -> np.ndarray:
+    """`[12, names]` index of each root or bass name moved by 0 to 11 semitones (names that are no pitch stay)."""
+    pitch = np.array([pitch_class(name) for name in names])
+    spelled = np.array([names.index(prefix + name) for name in _SHARP_ROOTS])
+    return np.where(pitch >= 0, spelled[(pitch + np.arange(12)[:, None]) % 12], np.arange(len(names)))
 
 
-_ROOT_SHIFT = np.stack([_name_shift(list(CHORD_ROOTS), s) for s in range(12)])
-_BASS_SHIFT = np.stack([_name_shift(list(CHORD_BASSES), s) for s in range(12)])
+_ROOT_SHIFT, _BASS_SHIFT = _moved_names(CHORD_ROOTS), _moved_names(CHORD_BASSES, "/")
 
 
 def transpose(score: MetricScore, semitones: int) -> MetricScore:
@@ -193,34 +183,6 @@ class _Counts:
         return float((3.3 + velocity) * notes.sum() + sounding.sum() * (2 + 1.4 * (last - first)) + 4)
 
 
-class _Scores:
-    """Index -> score of a store, read when it is asked for."""
-
-    def __init__(self, store: ScoreStore):
-        self.store = store
-
-    def __getitem__(self, index: int) -> MetricScore:
-        return self.store.songs[index].score
-
-
-class _SongCounts:
-    """Index -> `_Counts` of a store, those of the songs used last kept."""
-
-    KEPT = 1 << 16
-
-    def __init__(self, store: ScoreStore):
-        self.store = store
-        self._found: dict[int, _Counts] = {}
-
-    def __getitem__(self, index: int) -> _Counts:
-        counts = self._found.get(index)
-        if counts is None:
-            if len(self._found) >= self.KEPT:
-                self._found.clear()
-            counts = self._found[index] = _Counts(self.store.songs[index].score)
-        return counts
-
-
 class ExampleSource:
     """Draws training documents from a store by a recipe's `data` section.
 
@@ -237,7 +199,7 @@ class ExampleSource:
 
     def __init__(self, store: ScoreStore, vocabulary: MetricVocabulary, recipe, seed: int = 0, packs: int = 300):
         self.store, self.vocabulary, self.recipe = store, vocabulary, recipe
-        self.songs, self.counts = _Scores(store), _SongCounts(store)
+        self._counts: dict[int, _Counts] = {}
         self.genres = [(GENRES.index(name),) if name else () for name in store.labels("genre")]
         corpora = store.corpora() if recipe.corpora else {"": np.arange(len(store))}  # all as one: each by its bars
         self.names = list(corpora)
@@ -287,6 +249,23 @@ class ExampleSource:
             chances = chances * wanted / (tokens / tokens.sum())
         return np.cumsum(chances / chances.sum())
 
+    def counts(self, song: int) -> _Counts:
+        """The counts of a song; those of the songs used last are kept."""
+        if song not in self._counts:
+            if len(self._counts) >= KEPT_COUNTS:
+                self._counts.clear()
+            self._counts[song] = _Counts(self.store[song].score)
+        return self._counts[song]
+
+    def draw_song(self, corpus: int, rng: np.random.Generator) -> int:
+        """Index of a song of a corpus, in proportion to its bars.
+
+        Args:
+            corpus: its index.
+            rng: decides.
+        """
+        return int(self.members[corpus][np.searchsorted(self.chances[corpus], rng.random(), side="right")])
+
     def draw(self, rng: np.random.Generator, limit: int) -> Document | None:
         """One document, or `None` where none was found.
 
@@ -310,9 +289,8 @@ class ExampleSource:
             The draw; None where no track sounds in the drawn bars, or they cannot be cut to fit.
         """
         recipe = self.recipe
-        rows = self.members[corpus]
-        song = int(rows[np.searchsorted(self.chances[corpus], rng.random(), side="right")])
-        score, counts = self.songs[song], self.counts[song]
+        song = self.draw_song(corpus, rng)
+        score, counts = self.store[song].score, self.counts(song)
         task = self.tasks[int(np.searchsorted(self.task_chances, rng.random(), side="right"))]
         if task in CHORD_TASKS and score.chords is None:
             task = "continue"
@@ -394,7 +372,7 @@ class ExampleSource:
             The document; None where it does not fit after all.
         """
         chance = {control.name: control.drop * self.recipe.header_dropout for control in CONTROLS}
-        score = self.songs[plan.song].window(plan.start, plan.stop)
+        score = self.store[plan.song].score.window(plan.start, plan.stop)
         score = transpose(score, plan.semitones)
         melody = plan.task not in ("chords", "meta")
         # A description is learnt whole and in one spelling: nothing of it is left out or drawn.
@@ -424,7 +402,7 @@ class ExampleSource:
             past = np.flatnonzero(ids[:answer] == self.vocabulary.id(TokenKind.PAST))
             if len(past):
                 target[past[0] + 1 :] = True
-        notes = 0 if not melody else int(self.counts[plan.song].notes(plan.first, plan.last)[list(plan.tracks)].sum())
+        notes = 0 if not melody else int(self.counts(plan.song).notes(plan.first, plan.last)[list(plan.tracks)].sum())
         return Document(ids, target, plan.song, plan.task, notes)
 
     def _tracks(self, counts: _Counts, rng, task: str, first: int, last: int) -> tuple[tuple, tuple]:

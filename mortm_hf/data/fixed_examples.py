@@ -30,7 +30,7 @@ from .examples import ExampleRecipe, ExampleSource
 from .manifest import CorpusFilter, Selection
 from .packing import Document, PackDataset, pack_rows
 from .score_store import ScoreStore, load_songs
-from .whole_files import FolderInSteps, read_json, write_arrow, write_json
+from .whole_files import FolderInSteps, list_column, read_json, write_arrow, write_json
 
 
 FORMAT = "mortm-examples-1"
@@ -83,12 +83,8 @@ def _table(rows: list[dict]) -> pa.Table:
     columns = []
     for field in schema:
         values = [row[field.name] for row in rows]
-        if field.name in ("pack", "task"):
-            columns.append(pa.array(values, field.type))
-            continue
-        offsets = np.zeros(len(values) + 1, dtype=np.int32)
-        np.cumsum([len(v) for v in values], out=offsets[1:])
-        columns.append(pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(values))))
+        lists = field.name not in ("pack", "task")
+        columns.append(list_column(values, str(field.type.value_type)) if lists else pa.array(values, field.type))
     return pa.table(columns, schema=schema)
 
 
@@ -133,9 +129,8 @@ def materialize(
     if folder.finished:
         return load_from_disk(str(folder.target))["train"]
     work, parts = folder.begin(overwrite, "something else"), []
-    if progress is None:
-        progress = sys.stderr.isatty()
-    with tqdm(total=packs, unit="pack", desc="drawing", disable=not progress) as bar:
+    shown = sys.stderr.isatty() if progress is None else progress
+    with tqdm(total=packs, unit="pack", desc="drawing", disable=not shown) as bar:
         for first in range(0, packs, CHUNK_PACKS):
             last = min(first + CHUNK_PACKS, packs)
             part = work / f"{first:08d}.arrow"

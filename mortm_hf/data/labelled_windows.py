@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,13 @@ _GENRE_OF = {
     ("openewld", "songbook"): "songbook",
     ("openewld", "jazz"): "songbook",
     ("gamemusic", "game"): "game",
+}
+MANY_CORPORA = {
+    "pop909": CorpusFilter(("aligned",)),
+    "lieder": CorpusFilter(),
+    "gamemusic": CorpusFilter(licence="BSD"),
+    "chorales": CorpusFilter(),
+    "openewld": CorpusFilter(),
 }
 _BAR = int(METER_TICKS[COMMON_TIME])
 _NO_CONTEXT = np.empty(0, dtype=np.int32)
@@ -225,8 +233,7 @@ def load(
         return in_form(stored, form)
     if form != "field":
         raise ValueError(f"only the quality set has prompts: form must be 'field', got {form!r}")
-    build = {"folk": folk_rule, "drums": drum_rule, "genre": genre_rule}[name]()
-    return labelled_windows(build, splits, data, cache, vocabulary, **options)
+    return labelled_windows(RULES[name], splits, data, cache, vocabulary, **options)
 
 
 def of_tracks(data: LabelledData, least: int) -> LabelledData:
@@ -294,65 +301,47 @@ class SetRule:
     Attributes:
         names: its labels.
         selection: the files that take part.
-        label: row of the manifest -> label name, or `None`.
-        cluster: row -> unit of intervals.
         prepare: song -> passages, each a score of which windows are cut.
+        label: row of the manifest -> label; a file whose label is none of `names` takes no part.
+        cluster: row -> unit of intervals.
         window_bars: bars of a window.
         song: row -> what one prediction is made for.
     """
 
     names: tuple[str, ...]
     selection: Selection
-    label: Callable[[SongFile], str | None]
-    cluster: Callable[[SongFile], str]
     prepare: Callable[[MetricScore], list[MetricScore]]
+    label: Callable[[SongFile], str | None] = lambda row: row.subgenre
+    cluster: Callable[[SongFile], str] = lambda row: row.cluster
     window_bars: int = 8
     song: Callable[[SongFile], str] = lambda row: row.song_id
 
 
-def folk_rule() -> SetRule:
-    """Kinds of dance tune of the nottingham corpus; clusters are tune families."""
-    return SetRule(
+RULES = {
+    # kinds of dance tune; clusters are tune families
+    "folk": SetRule(
         FOLK_STYLES,
         Selection({"nottingham": CorpusFilter()}),
-        lambda row: row.subgenre if row.subgenre in FOLK_STYLES else None,
-        lambda row: row.cluster,
         lambda score: [merge_tracks(p) for p in regular_passages(score)],
-    )
-
-
-def drum_rule() -> SetRule:
-    """Styles of drumming of the groove corpus; clusters are drummers (each one plays in a style of his own). Windows
-    are four bars long: many recordings are short."""
-    return SetRule(
+    ),
+    # styles of drumming; clusters are drummers (each one plays in a style of his own). Many recordings are short: four
+    # bars a window
+    "drums": SetRule(
         DRUM_STYLES,
         Selection({"groove": CorpusFilter()}),
-        lambda row: row.subgenre if row.subgenre in DRUM_STYLES else None,
-        lambda row: row.cluster.rpartition("/")[0] or row.cluster,
         lambda score: [merge_tracks(p, drums=True) for p in regular_passages(score)],
+        cluster=lambda row: row.cluster.rpartition("/")[0] or row.cluster,
         window_bars=4,
         song=lambda row: row.path,  # a `song_id` of this corpus is a whole session
-    )
-
-
-def genre_rule() -> SetRule:
-    """Genres across corpora, all in bars of 96 ticks."""
-    return SetRule(
+    ),
+    # genres across corpora, all in bars of 96 ticks
+    "genre": SetRule(
         GENRE_CLASSES,
-        Selection(
-            {
-                "pop909": CorpusFilter(("aligned",)),
-                "nottingham": CorpusFilter(),
-                "chorales": CorpusFilter(),
-                "lieder": CorpusFilter(),
-                "openewld": CorpusFilter(),
-                "gamemusic": CorpusFilter(licence="BSD"),
-            }
-        ),
-        lambda row: _GENRE_OF.get((row.corpus, row.genre)),
-        lambda row: row.cluster,
+        Selection(MANY_CORPORA | {"nottingham": CorpusFilter()}),
         lambda score: [merge_tracks(p) for p in duple_passages(score)],
-    )
+        label=lambda row: _GENRE_OF.get((row.corpus, row.genre)),
+    ),
+}
 
 
 def labelled_windows(
@@ -384,7 +373,7 @@ def labelled_windows(
         for song in build_store(data, rule.selection, split, cache).songs:
             row = rows[song.path]
             label = rule.label(row)
-            if label is None:
+            if label not in rule.names:
                 continue
             number, cluster = rule.names.index(label), rule.cluster(row)
             for window in windows_of(song, rule.prepare, bars, windows_a_song):
@@ -425,6 +414,17 @@ def evenly(items: Sequence, count: int) -> list:
     if len(items) <= count:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
+
+
+def by_turns(groups: Iterable[Iterable], count: int) -> list:
+    """The first `count` items of several groups that take turns as long as they last.
+
+    Args:
+        groups: of items that are not None; nothing is taken from them that is not needed.
+        count: how many are wanted.
+    """
+    turns = zip_longest(*groups)
+    return list(islice((item for turn in turns for item in turn if item is not None), count))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -147,9 +147,7 @@ def read_archive(path: str | Path, wanted: Iterable[str]) -> Iterator[tuple[str,
         for member in archive:
             if member.name in left and member.isfile():
                 left.discard(member.name)
-                handle = archive.extractfile(member)
-                if handle is not None:
-                    yield member.name, handle.read()
+                yield member.name, archive.extractfile(member).read()
                 if not left:
                     return
     if left:

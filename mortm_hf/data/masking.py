@@ -170,10 +170,8 @@ def choose_tokens(
     # a document without notes (or without velocities) cannot lose them
     has = np.zeros((len(WAYS), documents), dtype=bool)
     has[WAYS.index("token")] = True
-    for name, where in (("note", in_note), ("bar", in_note)):
-        has[WAYS.index(name)] = np.bincount(place.document[where], minlength=documents) > 0
-    for name, kind in ATTRIBUTES.items():
-        where = in_note & (place.kind == kind)
+    lost = {name: in_note & (place.kind == kind) for name, kind in ATTRIBUTES.items()}
+    for name, where in {"note": in_note, "bar": in_note, **lost}.items():
         has[WAYS.index(name)] = np.bincount(place.document[where], minlength=documents) > 0
     way = np.where(has[way, np.arange(documents)], way, WAYS.index("token"))
     way_of = way[place.document]
@@ -198,8 +196,8 @@ def choose_tokens(
     span = np.ceil(place.bars * rng.uniform(low, high, documents)).astype(np.int64)
     begin = place.first_bar + np.floor((place.bars - span + 1) * rng.random(documents)).astype(np.int64)
     inside = (place.bar >= begin[place.document]) & (place.bar < (begin + span)[place.document])
-    for name, kind in ATTRIBUTES.items():
-        rows = in_note & (place.kind == kind) & (way_of == WAYS.index(name))
+    for name, where in lost.items():
+        rows = where & (way_of == WAYS.index(name))
         here = rows & inside
         # a span without such a note: the whole document instead
         empty = np.bincount(place.document[here], minlength=documents) == 0
@@ -310,6 +308,3 @@ class MusicMaskingCollator:
         padded = torch.full_like(batch["input_ids"], IGNORE)
         padded[batch["attention_mask"].bool()] = torch.from_numpy(labels)
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": padded}
-
-
-__all__ = ["WAYS", "MaskedPackDataset", "MaskingRecipe", "MusicMaskingCollator", "choose_tokens", "mask_tokens"]

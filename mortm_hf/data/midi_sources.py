@@ -27,6 +27,8 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from ..models.errors_mortm import DataError
@@ -39,15 +41,9 @@ TAR_SUFFIXES = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 BROKEN = (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error)  # what a damaged archive raises
 SPLITS = ("train", "validation", "test")
 _SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "valid": "validation",
-    "validation": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
 MIDI_COLUMNS = ("music", "midi", "bytes", "content", "file", "midi_bytes")
 _NAME_COLUMNS = ("file_name", "filename", "path", "name", "title", "md5", "id")
@@ -100,10 +96,8 @@ def bare_row(path: str, corpus: str, **labels) -> SongFile:
 
 def _stem(name: str) -> str:
     """File name without archive suffixes."""
-    for suffix in sorted((*TAR_SUFFIXES, ".zip"), key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+    suffixes = sorted((*TAR_SUFFIXES, ".zip"), key=len, reverse=True)
+    return next((name[: -len(suffix)] for suffix in suffixes if name.lower().endswith(suffix)), name)
 
 
 def _place_labels(path: str, container: str) -> dict[str, str]:
@@ -174,22 +168,17 @@ class _NamedFiles:
 
     def __init__(self, path: Path, split_from_folders: bool):
         self.path, self.split_from_folders = Path(path), split_from_folders
-        self._rows: list[SongFile] | None = None
-        self._chords: list[str | None] = []
-        self._unmatched: list[str] = []
 
-    def _scan(self) -> None:
+    @cached_property
+    def _listing(self) -> tuple[list[SongFile], list[str | None], list[str]]:
+        """The MIDI files, the chord file of each, and what the metadata names beside them."""
         names = self._list()
         everything = set(names)
-        metadata: dict[str, dict] = {}
-        for name in ("metadata.csv", "metadata.jsonl"):
-            if name in everything:
-                metadata = _read_metadata(str(self.path / name), self._side_file(name))
-                break
+        table = next((name for name in ("metadata.csv", "metadata.jsonl") if name in everything), None)
+        metadata = {} if table is None else _read_metadata(str(self.path / table), self._side_file(table))
         music = [name for name in names if _is_midi(name)]
         in_folder = Counter(PurePosixPath(name).parent for name in music)
-        self._unmatched = sorted(metadata.keys() - set(music))
-        self._rows, self._chords = [], []
+        rows, chords = [], []
         for name in music:
             place = _place_labels(name, self.path.name)
             split = place["split"] if self.split_from_folders else ""
@@ -200,19 +189,18 @@ class _NamedFiles:
                     "--split-from-folders",
                     "data.option",
                 )
-            self._rows.append(row)
-            self._chords.append(chord_file_of(name, everything, in_folder[PurePosixPath(name).parent] == 1))
+            rows.append(row)
+            chords.append(chord_file_of(name, everything, in_folder[PurePosixPath(name).parent] == 1))
+        return rows, chords, sorted(metadata.keys() - set(music))
 
     @property
     def rows(self) -> list[SongFile]:
-        if self._rows is None:
-            self._scan()
-        return self._rows
+        return self._listing[0]
 
     @property
     def unmatched(self) -> list[str]:
         """What the metadata names and is no MIDI file here."""
-        return self._unmatched if self.rows is not None else []
+        return self._listing[2]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -223,7 +211,7 @@ class _NamedFiles:
             yield Chunk(len(self.rows[part]), lambda p=part: self._load(p))
 
     def _load(self, part: slice) -> list[Entry]:
-        rows, chords = self.rows[part], self._chords[part]
+        rows, chords = self._listing[0][part], self._listing[1][part]
         contents = self._read([row.path for row in rows])
         texts = [None if c is None else self._side_file(c).decode("utf-8", errors="replace") for c in chords]
         return [Entry(row, content, text) for row, content, text in zip(rows, contents, texts)]
@@ -257,7 +245,7 @@ class FolderSource(_NamedFiles):
     def identity(self):
         """What changes when a file, its annotation or a label does."""
         digest = hashlib.sha256()
-        for row, chords in zip(self.rows, self._chords):
+        for row, chords in zip(*self._listing[:2]):
             for name in (row.path, chords) if chords else (row.path,):
                 stat = (self.path / name).stat()
                 digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
@@ -409,25 +397,20 @@ class PackSource:
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """The files in chunks of at most `size`, none of two archives."""
-        start = 0
-        while start < len(self.rows):
-            stop = start
-            while stop < min(start + size, len(self.rows)) and self.rows[stop].archive == self.rows[start].archive:
-                stop += 1
-            rows = self.rows[start:stop]
-            yield Chunk(len(rows), lambda r=rows: self._load(r))
-            start = stop
+        for _, group in groupby(self.rows, key=lambda row: row.archive):
+            rows = list(group)
+            for part in (rows[start : start + size] for start in range(0, len(rows), size)):
+                yield Chunk(len(part), lambda r=part: self._load(r))
 
     def _load(self, rows: list[SongFile]) -> list[Entry]:
         archive = rows[0].archive
         if not archive or (not (self.path / archive).is_file() and (self.path / rows[0].path).is_file()):
-            return [Entry(row, self.path / row.path, self._loose_chords(row)) for row in rows]
+            return [Entry(row, self.path / row.path, _chord_text(row, self._loose_file)) for row in rows]
         if self._open is None or self._open[0] != archive:
             wanted = {n for row in self.rows if row.archive == archive for n in (row.path, *chord_files(row))}
             content: dict[str, bytes] = {}
             try:
-                for name, data in read_archive(self.path / archive, wanted):
-                    content[name] = data
+                content.update(read_archive(self.path / archive, wanted))
             except KeyError:
                 pass  # a member that is not there is one skipped file, not the end of a preparation
             except FileNotFoundError:
@@ -436,13 +419,10 @@ class PackSource:
                 raise DataError(f"cannot read the archive {self.path / archive}: {error}") from None
             self._open = archive, content
         content = self._open[1]
-        return [Entry(row, content.get(row.path), _chord_text(row, content)) for row in rows]
+        return [Entry(row, content.get(row.path), _chord_text(row, content.get)) for row in rows]
 
-    def _loose_chords(self, row: SongFile) -> str | None:
-        for name in chord_files(row):
-            if (self.path / name).is_file():
-                return (self.path / name).read_text(encoding="utf-8", errors="replace")
-        return None
+    def _loose_file(self, name: str) -> bytes | None:
+        return (self.path / name).read_bytes() if (self.path / name).is_file() else None
 
     def name_of(self, path: str) -> str:
         """The name of a file of this source for the user."""
@@ -450,10 +430,8 @@ class PackSource:
 
     def identity(self):
         """What changes when a row or an archive does."""
-        archives = []
-        for name in sorted({row.archive for row in self.rows}):
-            file = self.path / name
-            archives.append([name, file.stat().st_size if name and file.is_file() else 0])
+        files = {name: self.path / name for name in sorted({row.archive for row in self.rows})}
+        archives = [[name, file.stat().st_size if file.is_file() else 0] for name, file in files.items()]
         rows = hashlib.sha256(json.dumps([asdict(row) for row in self.rows]).encode()).hexdigest()
         return ["PackSource", len(self.rows), rows, archives]
 
@@ -465,11 +443,9 @@ def chord_files(row: SongFile) -> list[str]:
     return [name for name in row.annotations if name.endswith("chord_midi.txt")]
 
 
-def _chord_text(row: SongFile, content: Mapping[str, bytes]) -> str | None:
-    for name in chord_files(row):
-        if name in content:
-            return content[name].decode("utf-8", errors="replace")
-    return None
+def _chord_text(row: SongFile, read: Callable[[str], bytes | None]) -> str | None:
+    texts = (read(name) for name in chord_files(row))
+    return next((text.decode("utf-8", errors="replace") for text in texts if text is not None), None)
 
 
 class DatasetSource:
@@ -537,9 +513,7 @@ class DatasetSource:
             chords = record.get("chords") if isinstance(record.get("chords"), str) else None
             place = {"corpus": self.name, "split": ""}
             row = row_of_record(record, path, place, split_word(key) or key)
-            entries.append(
-                Entry(row, value if value is not None else b"", chords if isinstance(chords, str) else None)
-            )
+            entries.append(Entry(row, b"" if value is None else value, chords))
         return entries
 
     def name_of(self, path: str) -> str:

@@ -49,9 +49,7 @@ OWN_CORPUS = "songs"
 _CHUNK = 32  # files between two steps of the progress bar
 
 
-def build_store(
-    root: str | Path, selection: Selection, split: str, cache: str | Path | None = None, num_proc: int | None = None
-) -> ScoreStore:
+def build_store(root: str | Path, selection: Selection, split: str, cache: str | Path | None = None) -> ScoreStore:
     """The chosen songs of one split, prepared where they are not yet.
 
     Files that cannot be read are listed in `skipped` with the reason. Packs keep only annotated chords here (as every
@@ -63,7 +61,6 @@ def build_store(
         split: "train", "validation" or "test".
         cache: folder for what is prepared here; the same choice of the same pack is opened again instead of built.
             Without it a pack is read into memory; other sources need it.
-        num_proc: processes of the preparation.
 
     Raises:
         DataError: no songs there, or no place to prepare them.
@@ -71,7 +68,7 @@ def build_store(
     """
     kind = kind_of(str(root))
     if kind == "pack" or (kind == "folder" and selection.corpora):
-        return _from_pack(Path(root), selection, split, cache, num_proc)
+        return _from_pack(Path(root), selection, split, cache)
     if kind in ("saved", "hub"):
         return load_songs(str(root), split, selection)
     if kind == "missing":
@@ -80,13 +77,13 @@ def build_store(
         raise DataError(f"{root} must be prepared first: `mortm data build {root} -o FOLDER`, or give a cache folder")
     name = hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:16]
     target = Path(cache) / f"songs-{name}"
-    data = build_dataset(str(root), target, num_proc=num_proc, overwrite=True)
+    data = build_dataset(str(root), target, overwrite=True)
     if split not in data and split != "train":
         return ScoreStore([])
     return load_songs(str(target), split, selection)
 
 
-def _from_pack(root: Path, selection: Selection, split: str, cache, num_proc: int | None) -> ScoreStore:
+def _from_pack(root: Path, selection: Selection, split: str, cache) -> ScoreStore:
     source = PackSource.select(root, selection, split)
     options = BuildOptions(chords="annotated")
     if cache is None or not len(source):
@@ -99,7 +96,7 @@ def _from_pack(root: Path, selection: Selection, split: str, cache, num_proc: in
     text = json.dumps([FORMAT_VERSION, [asdict(row) for row in source.rows]], sort_keys=True)
     target = Path(cache) / f"{split}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     if kind_of(target) != "saved":
-        build_from([source], target, options, num_proc=num_proc or 1)
+        build_from([source], target, options, num_proc=1)
     return load_songs(target)
 
 

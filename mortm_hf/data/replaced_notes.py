@@ -187,6 +187,3 @@ class ReplacedPackDataset(Dataset):
         pack = pack_rows(written, length, self.packs.pad)
         pack["labels"][pack["labels"] != IGNORE] = torch.from_numpy(np.concatenate([*marks, np.zeros(0, np.int64)]))
         return pack
-
-
-__all__ = ["LABELS", "ReplacedPackDataset", "ReplacingRecipe", "condensed_documents", "replace_pitches"]

@@ -24,22 +24,11 @@ import pyarrow as pa
 from ..models.errors_mortm import DataError
 from ..models.music_grid import BarTable
 from ..models.music_score import ChordTable, CodecReport, MetricScore
+from .whole_files import list_column
 
 
 FORMAT_VERSION = 2
-LABELS = (
-    "path",
-    "corpus",
-    "song_id",
-    "cluster",
-    "split",
-    "genre",
-    "variant",
-    "licence",
-    "key",
-    "key_source",
-    "chord_source",
-)
+LABELS = tuple("path corpus song_id cluster split genre variant licence key key_source chord_source".split())
 LISTS = {
     "program": "uint8",
     "bar_length": "uint8",
@@ -57,6 +46,7 @@ LISTS = {
     "chord_quality": "uint8",
     "chord_bass": "uint8",
 }
+NOTES, CHORDS = ("track", "pitch", "duration", "velocity"), ("root", "quality", "bass")  # copied as they are
 MAX_BARS, MAX_TRACKS = 1 << 16, 1 << 8
 CACHED_NOTES = 8_000_000  # notes of the songs kept widened (40 bytes each)
 
@@ -125,32 +115,23 @@ def table_of(songs: Sequence[Song]) -> pa.Table:
         values = [s.score.key if name == "key" else getattr(s, name) for s in songs]
         columns[name] = pa.array(values, pa.string())
     columns["names"] = pa.array([list(score.names) for score in scores], pa.list_(pa.string()))
-
-    def put(name: str, parts: list[np.ndarray]) -> None:
-        offsets = np.zeros(len(parts) + 1, dtype=np.int32)
-        np.cumsum([len(p) for p in parts], out=offsets[1:])
-        flat = np.concatenate(parts) if parts else np.zeros(0)
-        values = pa.array(flat.astype(LISTS[name]))
-        columns[name] = pa.ListArray.from_arrays(pa.array(offsets), values)
-
-    put("program", [s.programs for s in scores])
-    put("bar_length", [s.bars.length for s in scores])
-    put("bar_meter", [s.bars.meter for s in scores])
-    put("bar_tempo", [s.tempo for s in scores])
-    bars = [s.bar_of_notes() for s in scores]
-    put("note_track", [s.track for s in scores])
-    put("note_bar", bars)
-    put("note_tick", [s.onset - s.bars.start[b] for s, b in zip(scores, bars)])
-    put("note_pitch", [s.pitch for s in scores])
-    put("note_duration", [s.duration for s in scores])
-    put("note_velocity", [s.velocity for s in scores])
     nothing = ChordTable(*(np.zeros(0, np.int64) for _ in range(4)))
     chords = [nothing if s.chords is None else s.chords for s in scores]
-    bars = [s.bars.of(c.onset) if len(c) else c.onset for s, c in zip(scores, chords)]
-    put("chord_bar", bars)
-    put("chord_tick", [c.onset - s.bars.start[b] for s, c, b in zip(scores, chords, bars)])
-    for name in ("root", "quality", "bass"):
-        put(f"chord_{name}", [getattr(c, name) for c in chords])
+    note_bars = [s.bar_of_notes() for s in scores]
+    chord_bars = [s.bars.of(c.onset) if len(c) else c.onset for s, c in zip(scores, chords)]
+    parts = {
+        "program": [s.programs for s in scores],
+        "bar_length": [s.bars.length for s in scores],
+        "bar_meter": [s.bars.meter for s in scores],
+        "bar_tempo": [s.tempo for s in scores],
+        "note_bar": note_bars,
+        "note_tick": [s.onset - s.bars.start[b] for s, b in zip(scores, note_bars)],
+        "chord_bar": chord_bars,
+        "chord_tick": [c.onset - s.bars.start[b] for s, c, b in zip(scores, chords, chord_bars)],
+    }
+    parts |= {f"note_{name}": [getattr(s, name) for s in scores] for name in NOTES}
+    parts |= {f"chord_{name}": [getattr(c, name) for c in chords] for name in CHORDS}
+    columns |= {name: list_column(parts[name], kind) for name, kind in LISTS.items()}
     schema = features().arrow_schema
     return pa.table([columns[field.name].cast(field.type) for field in schema], schema=schema)
 
@@ -176,17 +157,12 @@ class _Batch:
         label = {name: column[row].as_py() for name, column in self.labels.items()}
         length, meter = self.column("bar_length", row).astype(np.int64), self.column("bar_meter", row)
         bars = BarTable.from_lengths(length, meter)
-        wide = {
-            name: self.column(f"note_{name}", row).astype(np.int64)
-            for name in ("track", "pitch", "duration", "velocity")
-        }
+        wide = {name: self.column(f"note_{name}", row).astype(np.int64) for name in NOTES}
         onset = bars.start.take(self.column("note_bar", row)) + self.column("note_tick", row)
         chords = None
         if len(self.column("chord_bar", row)):
             at = bars.start.take(self.column("chord_bar", row)) + self.column("chord_tick", row)
-            chords = ChordTable(
-                at, *(self.column(f"chord_{k}", row).astype(np.int16) for k in ("root", "quality", "bass"))
-            )
+            chords = ChordTable(at, *(self.column(f"chord_{name}", row).astype(np.int16) for name in CHORDS))
         score = MetricScore(
             bars=bars,
             onset=onset,
@@ -234,10 +210,7 @@ class SongRows(Sequence):
         self._song = lru_cache(maxsize=keep)(self._build)
 
     def __getstate__(self):
-        return {
-            "dataset": self.dataset,
-            "estimates": self._estimates,
-        }  # views and cache are made again where it is unpickled
+        return {"dataset": self.dataset, "estimates": self._estimates}  # views and cache are made again
 
     def __setstate__(self, state):
         self.dataset, self._estimates = state["dataset"], state["estimates"]
@@ -284,11 +257,8 @@ class SongRows(Sequence):
         """All values of a list column, end to end (a copy of the narrow column)."""
         if not self._batches:
             return np.zeros(0, dtype=LISTS[column])
-        parts = []
-        for number in range(len(self._batches)):
-            view = self._view(number)
-            parts.append(view.values[column][view.offsets[column][0] : view.offsets[column][-1]])
-        return np.concatenate(parts)
+        views = map(self._view, range(len(self._batches)))
+        return np.concatenate([v.values[column][v.offsets[column][0] : v.offsets[column][-1]] for v in views])
 
     def labels(self, column: str) -> list:
         """`[n]` values of a label column."""

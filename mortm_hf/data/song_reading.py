@@ -56,16 +56,11 @@ def read_song(row: SongFile, midi, chords: str | None = None) -> Song:
     if not len(score.onset):
         raise MidiError("no notes", "midi.empty")
     check_size(score, row.path)
+    labels = ("path", "corpus", "song_id", "cluster", "split", "variant", "licence")
     return Song(
-        path=row.path,
-        corpus=row.corpus,
-        song_id=row.song_id,
-        cluster=row.cluster,
-        split=row.split,
+        **{name: getattr(row, name) for name in labels},
         genre=genre_of(row.genre, row.subgenre),
         score=score,
-        variant=row.variant,
-        licence=row.licence,
         key_source=key_source,
         chord_source=chord_source,
     )

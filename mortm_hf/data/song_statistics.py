@@ -216,14 +216,17 @@ def markdown(figures: dict, name: str) -> str:
     over = ", ".join(f"{100 * v:.1f} % over {k}" for k, v in window.get("share_over", {}).items())
     if over:
         lines += [f"Of {window['counted']} windows {over} tokens (all tracks, no velocity).", ""]
-    lines += shares("Corpus", figures["corpora"], "songs")
-    lines += shares("Split", figures["splits"], "songs")
-    lines += shares("Genre", figures["genres"], "songs")
-    lines += shares("Meter", figures["meters"], "bars")
-    lines += shares("Key (stated, else estimated)", figures["keys"], "songs", 24)
-    lines += shares("Tempo", figures["tempo"], "bars")
-    lines += shares("Instrument", figures["instruments"], "tracks")
-    lines += shares("Chords from", figures["chord_sources"], "songs")
+    for title, counts, unit, top in (
+        ("Corpus", "corpora", "songs", TOP),
+        ("Split", "splits", "songs", TOP),
+        ("Genre", "genres", "songs", TOP),
+        ("Meter", "meters", "bars", TOP),
+        ("Key (stated, else estimated)", "keys", "songs", 24),
+        ("Tempo", "tempo", "bars", TOP),
+        ("Instrument", "instruments", "tracks", TOP),
+        ("Chords from", "chord_sources", "songs", TOP),
+    ):
+        lines += shares(title, figures[counts], unit, top)
     if figures["skipped_files"]:
         lines += shares("Skipped", figures["skipped"], "files")
         lines += table(("file", "reason"), [(p["file"], p["message"]) for p in figures["skipped_files"][:20]])
@@ -260,57 +263,45 @@ def plots(figures: dict) -> dict:
     """`{name: matplotlib Figure}` of every distribution that is not empty."""
     from matplotlib.figure import Figure
 
-    def panel():
-        figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-        return figure, figure.add_subplot()
-
-    def ranked(title: str, counts: dict, unit: str, top: int = TOP):
-        figure, axes = panel()
-        some = list(counts.items())[:top]
-        axes.bar([str(key) for key, _ in some], [count for _, count in some], color="#3b6ea5")
-        if max(len(str(key)) for key, _ in some) > 4:
-            axes.set_xticks(range(len(some)), [str(key) for key, _ in some], rotation=50, ha="right", fontsize=8)
-        axes.set(title=title, ylabel=unit)
-        return figure
-
-    def along(title: str, edges, counts, label: str, unit: str):
-        figure, axes = panel()
-        axes.bar(edges, counts, width=edges[1] - edges[0], align="edge", color="#3b6ea5")
-        axes.set(title=title, xlabel=label, ylabel=unit)
-        return figure
-
     made = {}
-    for name, title, counts, unit in (
-        ("corpora", "Corpora", figures["corpora"], "songs"),
-        ("meters", "Meters", figures["meters"], "bars"),
-        ("keys", "Keys", figures["keys"], "songs"),
-        ("instruments", "Instruments", figures["instruments"], "tracks"),
-        ("chords", "Chords", figures["chords"], "chords"),
-        ("skipped", "Skipped files", figures["skipped"], "files"),
+
+    def bars(name: str, title: str, unit: str, places, counts, label: str = "", **options):
+        figure = made[name] = Figure(figsize=(7.5, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.bar(places, counts, color="#3b6ea5", **options)
+        axes.set(title=title, xlabel=label, ylabel=unit)
+        return axes
+
+    for name, title, unit, top in (
+        ("corpora", "Corpora", "songs", TOP),
+        ("meters", "Meters", "bars", TOP),
+        ("keys", "Keys", "songs", 24),
+        ("instruments", "Instruments", "tracks", TOP),
+        ("chords", "Chords", "chords", TOP),
+        ("skipped", "Skipped files", "files", TOP),
     ):
-        if counts:
-            made[name] = ranked(title, counts, unit, 24 if name == "keys" else TOP)
+        some = {str(key): count for key, count in list(figures[name].items())[:top]}
+        if some:
+            axes = bars(name, title, unit, list(some), list(some.values()))
+            if max(map(len, some)) > 4:
+                axes.set_xticks(range(len(some)), list(some), rotation=50, ha="right", fontsize=8)
     tempo = {int(k): v for k, v in figures["tempo"].items() if k != "none"}
     if tempo:
         beats = sorted(tempo)
-        figure, axes = panel()
-        axes.bar([str(b) for b in beats], [tempo[b] for b in beats], color="#3b6ea5")
+        axes = bars("tempo", "Tempo", "bars", [str(b) for b in beats], [tempo[b] for b in beats], "quarters a minute")
         axes.tick_params(axis="x", rotation=60, labelsize=8)
-        axes.set(title="Tempo", xlabel="quarters a minute", ylabel="bars")
-        made["tempo"] = figure
-    for name, title, label, unit in (
-        ("bars_per_song", "Bars of a song", "bars", "songs"),
-        ("tokens_per_window", f"Tokens of {figures['tokens_per_window']['window']}", "tokens", "windows"),
+    window = figures["tokens_per_window"]
+    for name, title, unit, label, found in (
+        ("bars_per_song", "Bars of a song", "songs", "bars", figures["bars_per_song_counts"]),
+        ("tokens_per_window", f"Tokens of {window['window']}", "windows", "tokens", window["counts"]),
     ):
-        found = figures[name]["counts"] if name == "tokens_per_window" else figures[f"{name}_counts"]
-        if len(found["counts"]):
-            made[name] = along(title, np.array(found["edges"][:-1]), found["counts"], label, unit)
-    for name, title, label, counts in (
-        ("notes_per_bar", "Notes of a bar (64: 64 and more)", "notes", figures["notes_per_bar_counts"]),
-        ("pitches", "Pitches (no drums)", "MIDI pitch", figures["pitch_counts"]),
-        ("velocities", "Velocities", "velocity", figures["velocity_counts"]),
+        if found["counts"]:
+            first, second, *_ = edges = found["edges"]
+            bars(name, title, unit, edges[:-1], found["counts"], label, width=second - first, align="edge")
+    for name, title, unit, label, counts, step in (
+        ("notes_per_bar", "Notes of a bar (64: 64 and more)", "bars", "notes", figures["notes_per_bar_counts"], 1),
+        ("pitches", "Pitches (no drums)", "notes", "MIDI pitch", figures["pitch_counts"], 1),
+        ("velocities", "Velocities", "notes", "velocity", figures["velocity_counts"], 4),
     ):
-        step = 4 if name == "velocities" else 1
-        unit = "bars" if name == "notes_per_bar" else "notes"
-        made[name] = along(title, step * np.arange(len(counts)), counts, label, unit)
+        bars(name, title, unit, step * np.arange(len(counts)), counts, label, width=step, align="edge")
     return made

@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from ..models.errors_mortm import DataError
@@ -73,6 +74,19 @@ def write_arrow(path: str | Path, table: pa.Table) -> None:
             writer.write_table(table)
 
     replace_file(path, write)
+
+
+def list_column(parts: Sequence[Sequence], kind: str) -> pa.ListArray:
+    """A column of lists of numbers.
+
+    Args:
+        parts: the numbers of each row.
+        kind: name of their type, e.g. "uint8".
+    """
+    offsets = np.zeros(len(parts) + 1, dtype=np.int32)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    flat = np.concatenate(parts) if len(parts) else np.zeros(0)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat.astype(kind)))
 
 
 class FolderInSteps:

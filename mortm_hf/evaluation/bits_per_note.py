@@ -85,17 +85,9 @@ def summarise(
         seed=seed,
         resamples=resamples,
     )
-    return {
-        name: {
-            "bits_per_note": entry["value"],
-            "low": entry["low"],
-            "high": entry["high"],
-            "windows": entry["n"],
-            "songs": entry["clusters"],
-            "notes": int(entry["total"]),
-        }
-        for name, entry in found.items()
-    }
+    names = {"value": "bits_per_note", "n": "windows", "clusters": "songs", "total": "notes"}
+    found = {group: {names.get(key, key): figure for key, figure in e.items()} for group, e in found.items()}
+    return {group: entry | {"notes": int(entry["notes"])} for group, entry in found.items()}
 
 
 def in_words(entry: dict, form: str = ".3f") -> str:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..data.annotations import PITCH_ROOT, ROOT_PITCH
 from ..models.music_harmony import (
     ESTIMATED_KEYS,
     NO_CHORD,
@@ -33,7 +34,7 @@ from ..models.music_harmony import (
 )
 from ..models.music_names import DRUMS
 from ..models.music_score import ChordTable, MetricScore
-from .chord_estimation import METRICS, PITCH_ROOT, ROOT_PITCH, compare
+from .chord_estimation import METRICS, compare
 
 
 TEMPLATE_QUALITIES = ("None", "m", "7", "maj7", "m7", "dim", "m7b5", "dim7", "aug", "sus4", "sus2", "6", "m6")
@@ -242,17 +243,12 @@ class Templates:
 
 def _templates() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(root pitch class, quality, `[n, 12]` unit template, number of tones) of every chord that is matched."""
-    root, quality, shape = [], [], []
-    for name in TEMPLATE_QUALITIES:
-        for pitch in range(12):
-            root.append(pitch)
-            quality.append(QUALITY_NAMES.index(name))
-            tones = np.zeros(12)
-            tones[[(pitch + t) % 12 for t in QUALITY_TONES[name]]] = 1.0
-            shape.append(tones)
-    table = np.array(shape)
+    chords = [(pitch, QUALITY_NAMES.index(name)) for name in TEMPLATE_QUALITIES for pitch in range(12)]
+    tones = [[(pitch + t) % 12 for t in QUALITY_TONES[QUALITY_NAMES[quality]]] for pitch, quality in chords]
+    table = np.array([np.isin(np.arange(12), some) for some in tones], dtype=np.float64)
     size = table.sum(axis=1)
-    return np.array(root), np.array(quality), table / np.sqrt(size)[:, None], size
+    root, quality = np.array(chords).T
+    return root, quality, table / np.sqrt(size)[:, None], size
 
 
 def _viterbi(fit: np.ndarray, price: np.ndarray) -> np.ndarray:

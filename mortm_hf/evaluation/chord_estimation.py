@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..data.annotations import PITCH_ROOT, ROOT_PITCH
 from ..data.examples import transpose, transposition_range
 from ..models.music_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, estimate_key, merge_repeats
 from ..models.music_score import ChordTable, MetricScore
@@ -43,9 +44,6 @@ HARTE = {
     "mmaj7": "minmaj7",
     "7sus4": "sus4(b7)",
 }
-_LETTER = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
-ROOT_PITCH = np.array([-1 if n == "N" else (_LETTER[n[0]] + n.count("#") - n[1:].count("b")) % 12 for n in ROOT_NAMES])
-PITCH_ROOT = np.array([ROOT_NAMES.index(n) for n in "C Db D Eb E F F# G Ab A Bb B".split()])
 
 
 def harte(root: int, quality: int) -> str:
@@ -105,30 +103,26 @@ def compare(reference: ChordTable | None, estimate: ChordTable | None, end: int)
     return scores
 
 
-def summary(scores: Sequence[dict], clusters: Sequence[str], seed: int = 0) -> dict[str, dict]:
+def summary(scores: Sequence[dict], clusters: Sequence[str]) -> dict[str, dict]:
     """Scores of an estimator over songs.
 
     Args:
         scores: of `compare`, one a song.
         clusters: of the songs.
-        seed: of the bootstrap.
 
     Returns:
         `{metric: {"value", "low", "high", "n"}}`.
     """
-    return {
-        name: ratio([s[name][0] for s in scores], [s[name][1] for s in scores], clusters, seed) for name in METRICS
-    }
+    return {name: ratio([s[name][0] for s in scores], [s[name][1] for s in scores], clusters) for name in METRICS}
 
 
-def paired(scores: Sequence[dict], others: Sequence[dict], clusters: Sequence[str], seed: int = 0) -> dict[str, dict]:
+def paired(scores: Sequence[dict], others: Sequence[dict], clusters: Sequence[str]) -> dict[str, dict]:
     """Differences of two estimators on the same songs (first minus second).
 
     Args:
         scores: of the first, one a song.
         others: of the second.
         clusters: of the songs.
-        seed: of the bootstrap.
     """
     return {
         name: ratio([a[name][0] - b[name][0] for a, b in zip(scores, others)], [a[name][1] for a in scores], clusters)

@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, zip_longest
 
 import numpy as np
 
 from ..data.examples import transpose, transposition_range
+from ..data.labelled_windows import by_turns
 from ..data.score_store import ScoreStore
 from ..models.music_harmony import NO_CHORD, chord_tones
 from ..models.music_names import DRUMS, GENRES, METERS
@@ -43,10 +43,11 @@ from .model_answers import Ask
 BARS = 8
 SHIFTS = 8  # requests of other samples that the chance row tries
 # figure -> its label and whether it is a share of requests (else a pooled ratio)
-FIGURES = {name: figure for control in CONTROLS for name, figure in control.figures.items()} | {
+CHORD_FIGURES = {
     "chord_tones_on_beats": Figure("chord tones on beats", share=False),
     "chord_tones_at_changes": Figure("chord tones where the chord changes", share=False),
 }
+FIGURES = {name: figure for control in CONTROLS for name, figure in control.figures.items()} | CHORD_FIGURES
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,10 @@ def make_requests(
     def requests(members: list[Window]) -> Iterator[Request]:
         for index in np.random.default_rng([seed, len(members)]).permutation(len(members)).tolist():
             song, rng = songs[members[index].path], np.random.default_rng([seed, index])
-            request = _request(tokenizer, song, members[index], rng, context)
-            if request is not None:
+            if (request := _request(tokenizer, song, members[index], rng, context)) is not None:
                 yield request
 
-    rounds = zip_longest(*map(requests, groups.values()))
-    return list(islice((request for of_each in rounds for request in of_each if request is not None), count))
+    return by_turns(map(requests, groups.values()), count)
 
 
 def _request(tokenizer, song, window: Window, rng: np.random.Generator, context: int) -> Request | None:
@@ -170,17 +169,18 @@ def chord_tone_counts(score: MetricScore, chords: ChordTable) -> dict[str, tuple
         `{figure: (in the chord, all)}` of the notes that begin on beats, and on beats where the chord changes.
     """
     pitched = (score.programs != DRUMS)[score.track] if score.n_notes else np.zeros(0, bool)
+    if not pitched.any():
+        return dict.fromkeys(CHORD_FIGURES, (0, 0))
     onset, tone = score.onset[pitched], score.pitch[pitched] % 12
     bar = score.bars.of(onset)
     beat = 96 // np.array([METERS[m][1] for m in score.bars.meter])
     row = np.searchsorted(chords.onset, onset, side="right") - 1
-    on_beat = ((onset - score.bars.start[bar]) % beat[bar] == 0) & (row >= 0) if len(onset) else np.zeros(0, bool)
     member = np.zeros((len(chords) + 1, 12), dtype=bool)
     for i, (root, quality) in enumerate(zip(chords.root.tolist(), chords.quality.tolist())):
         member[i, list(chord_tones(root, quality))] = True
-    on_beat &= member[row].any(axis=1) if len(onset) else on_beat
-    hit = member[row, tone] & on_beat if len(onset) else on_beat
-    change = on_beat & (onset == chords.onset[np.maximum(row, 0)]) if len(onset) else on_beat
+    on_beat = ((onset - score.bars.start[bar]) % beat[bar] == 0) & (row >= 0) & member[row].any(axis=1)
+    hit = member[row, tone] & on_beat
+    change = on_beat & (onset == chords.onset[np.maximum(row, 0)])
     return {
         "chord_tones_on_beats": (int(hit.sum()), int(on_beat.sum())),
         "chord_tones_at_changes": (int((hit & change).sum()), int(change.sum())),
@@ -204,7 +204,7 @@ def measure(score: MetricScore | None, request: Request) -> dict[str, bool | tup
             found |= control.score(request.asked[control.name], request.asked.instruments, answer)
     if request.chords is not None:
         # no notes, no share of them: an unreadable answer counts as one wrong note
-        lost = {"chord_tones_on_beats": (0, 1), "chord_tones_at_changes": (0, 1)}
+        lost = dict.fromkeys(CHORD_FIGURES, (0, 1))
         found |= lost if answer is None else chord_tone_counts(score, request.chords)
     return found
 

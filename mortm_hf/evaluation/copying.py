@@ -21,10 +21,22 @@ import numpy as np
 
 from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from .ngrams import rolled
 
 
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_MIX2 = np.uint64(0xC2B2AE3D27D4EB4F)
 LENGTHS = (4, 8, 16)  # notes of the n-grams whose share is reported
+
+
+def rolled(state: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """`[n]` hashes (uint64) extended by one value each.
+
+    Args:
+        state: `[n]` uint64 hashes.
+        token: `[n]` integers.
+    """
+    x = (state ^ (token.astype(np.uint64) + np.uint64(1))) * _MIX
+    return (x ^ (x >> np.uint64(29))) * _MIX2
 
 
 @dataclass(frozen=True)

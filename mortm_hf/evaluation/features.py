@@ -1,13 +1,12 @@
-"""Simple features of a window, without any notion of order, and classifiers over them.
+"""Simple features of a window, without any notion of order.
 
 Design decisions
-- This is the baseline that a trained encoder has to beat, so it is made strong: histograms of everything that can be
-  counted, plus density, range and likeness of bars, under logistic regression and a random forest, settings chosen on
-  the validation split.
+- They are what a baseline reads that a trained encoder has to beat, so there are many: histograms of everything that
+  can be counted, plus density, range and likeness of bars.
 - Groups of columns have names, so that a single group ("duration", "meter") shows how easily a label is read off.
 - Windows are stacked into one table of notes and counted with `bincount`; nothing loops over notes.
 
-Knows: `MetricScore`, scikit-learn. Must not know: models of this package, corpora.
+Knows: `MetricScore`. Must not know: models of this package, corpora.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from ..models.token_codec import parse_segment
 from ..models.token_vocabulary import MetricVocabulary
 
 
+NOTE_COLUMNS = ("track", "onset", "pitch", "duration")
 _TIME_EDGES = np.array([*range(1, 25), 30, 36, 42, 48, 60, 72, 96, 144, 192])
 
 
@@ -64,14 +64,12 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
     count = np.array([s.n_notes for s in scores])
     row = np.repeat(np.arange(n), count)
 
-    def stack(name: str) -> np.ndarray:
-        parts = [getattr(s, name) for s in scores]
+    def joined(parts) -> np.ndarray:
         return np.concatenate([*parts, np.zeros(0, np.int64)]).astype(np.int64)
 
-    track, onset, pitch, duration = (stack(c) for c in ("track", "onset", "pitch", "duration"))
-    bar = np.concatenate([*(s.bar_of_notes() for s in scores), np.zeros(0, np.int64)]).astype(np.int64)
-    lines = np.concatenate([*(s.bars.start[:-1][s.bar_of_notes()] for s in scores), np.zeros(0, np.int64)])
-    inside = onset - lines.astype(np.int64)
+    track, onset, pitch, duration = (joined(getattr(s, c) for s in scores) for c in NOTE_COLUMNS)
+    bar = joined(s.bar_of_notes() for s in scores)
+    inside = onset - joined(s.bars.start[s.bar_of_notes()] for s in scores)
 
     def shares(rows, values, size: int) -> np.ndarray:
         table = np.bincount(rows * size + values, minlength=n * size).reshape(n, size)
@@ -100,7 +98,7 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
     quarters = np.maximum([s.bars.end / 24 for s in scores], 1)
     onsets = np.bincount(u_row, minlength=n)
     bar_rows = np.repeat(np.arange(n), bars)
-    meters = np.concatenate([*(s.bars.meter for s in scores), np.zeros(0, np.int64)]).astype(np.int64)
+    meters = joined(s.bars.meter for s in scores)
     groups = {
         "pitch": shares(row, pitch, 128),
         "pitch class": np.concatenate([classes, from_commonest], axis=1),
@@ -174,78 +172,3 @@ def _likeness(n: int, row, bar, inside, pitch, bars) -> np.ndarray:
     same = (content[:, :, None] == content[:, None, :]) & filled[:, :, None] & filled[:, None, :]
     repeats = np.tril(same, -1).any(-1).sum(1) / np.maximum(filled.sum(1), 1)
     return np.stack([*columns, repeats], axis=1)
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A fitted baseline.
-
-    Attributes:
-        model: of scikit-learn.
-        names: groups of columns that it reads.
-        n_labels: how many labels there are.
-        chosen: name of the settings that won on validation.
-    """
-
-    model: object
-    names: tuple[str, ...]
-    n_labels: int
-    chosen: str
-
-    def predict(self, features: Features) -> np.ndarray:
-        """`[n, labels]` log-probabilities."""
-        probability = self.model.predict_proba(features.of(*self.names))
-        full = np.full((len(probability), self.n_labels), 1e-6)
-        full[:, self.model.classes_] = np.maximum(probability, 1e-6)
-        return np.log(full)
-
-
-def fit_baseline(
-    train: Features,
-    labels: np.ndarray,
-    validation: Features,
-    validation_labels: np.ndarray,
-    n_labels: int,
-    names: Sequence[str] | None = None,
-    forest: bool = True,
-    seed: int = 0,
-) -> Baseline:
-    """Logistic regressions of two strengths, with and without balanced classes, and a random forest; the one with the
-    best macro-F1 on validation.
-
-    Args:
-        train: features to fit on.
-        labels: `[n]` of these.
-        validation: features to choose on.
-        validation_labels: `[m]` of these.
-        n_labels: how many labels there are.
-        names: groups of columns to use; by default all.
-        forest: try a random forest too.
-        seed: of the forest.
-    """
-    from sklearn.ensemble import RandomForestClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import f1_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    names = tuple(names or train.groups)
-    x, held = train.of(*names), validation.of(*names)
-    candidates = {
-        f"logistic regression, C={c}, {weight or 'unbalanced'}": make_pipeline(
-            StandardScaler(), LogisticRegression(C=c, max_iter=500, class_weight=weight)
-        )
-        for c in (0.01, 0.1)
-        for weight in ("balanced", None)
-    }
-    if forest:
-        candidates["random forest"] = RandomForestClassifier(
-            300, min_samples_leaf=2, class_weight="balanced_subsample", random_state=seed, n_jobs=1
-        )
-    best: tuple[float, str] | None = None
-    for name, model in candidates.items():
-        model.fit(x, labels)
-        score = f1_score(validation_labels, model.predict(held), average="macro", zero_division=0)
-        if best is None or score > best[0]:
-            best = (score, name)
-    return Baseline(candidates[best[1]], names, n_labels, best[1])

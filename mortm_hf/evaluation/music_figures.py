@@ -24,16 +24,17 @@ from ..models.music_score import MetricScore
 
 
 TICKS = 24  # a quarter
-FIGURES = (
-    "pitch_class_entropy",
-    "scale_consistency",
-    "groove_consistency",
-    "groove_overlap",
-    "polyphony_rate",
-    "empty_beat_rate",
-    "self_similarity",
-    "notes_per_bar",
-)
+LIBRARIES = {  # figure -> what computes it
+    "pitch_class_entropy": "muspy",
+    "scale_consistency": "muspy",
+    "groove_consistency": "own (bars of true length; agrees with muspy where bars are alike)",
+    "groove_overlap": "own",
+    "polyphony_rate": "muspy",
+    "empty_beat_rate": "muspy",
+    "self_similarity": "own",
+    "notes_per_bar": "own",
+}
+FIGURES = tuple(LIBRARIES)
 
 
 def to_muspy(score: MetricScore):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.annotations import PITCHES
 from .control import FIGURES
 
 
 COLOURS = {"samples": "#2a6fdb", "samples_free": "#8fb5f0", "chance": "#c9c9c9", "human": "#e07b39"}
 NAMES = {"samples": "model", "samples_free": "model, no grammar", "chance": "chance", "human": "human"}
-PITCHES = "C Db D Eb E F F# G Ab A Bb B".split()
 
 
 def draw_all(result: dict, stage: Callable[[str], Path]) -> list[str]:
@@ -34,9 +34,7 @@ def draw_all(result: dict, stage: Callable[[str], Path]) -> list[str]:
     import matplotlib.pyplot as plt
 
     drawn = []
-    wanted = {"bits": _bits, "control": _control, "music": _figures, "chords": _chords}
-    jobs = [(f"{'figures' if part == 'music' else part}.png", part, draw) for part, draw in wanted.items()]
-    for name, part, draw in [*jobs, ("distributions.png", "music", _distributions)]:
+    for name, part, draw in PICTURES:
         if part not in result:
             continue
         figure = draw(result[part], plt)
@@ -70,7 +68,7 @@ def _bars(axes, groups: list[str], series: dict[str, list[dict]], scale: float =
 
 def _bits(found: dict, plt):
     entries = found["by_corpus"]
-    series = [{"value": e["bits_per_note"], "low": e["low"], "high": e["high"]} for e in entries.values()]
+    series = [e | {"value": e["bits_per_note"]} for e in entries.values()]
     figure, axes = plt.subplots(figsize=(7, 3.2))
     _bars(axes, list(entries), {"samples": series})
     axes.set_ylabel("bits a note (lower is better)")
@@ -139,3 +137,12 @@ def _chords(found: dict, plt):
     grid[0][0].legend(frameon=False, fontsize=7)
     figure.tight_layout()
     return figure
+
+
+PICTURES = (
+    ("bits.png", "bits", _bits),
+    ("control.png", "control", _control),
+    ("figures.png", "music", _figures),
+    ("chords.png", "chords", _chords),
+    ("distributions.png", "music", _distributions),
+)

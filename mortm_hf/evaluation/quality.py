@@ -25,6 +25,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache as once
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +36,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..bundled import find_model
 from ..data.corruptions import CORRUPTIONS, corrupt, tidy
-from ..data.labelled_windows import LabelledData, LabelledExample
+from ..data.labelled_windows import MANY_CORPORA, LabelledData, LabelledExample, by_turns
 from ..data.manifest import CorpusFilter, Selection
 from ..data.open import build_store
 from ..data.score_store import ScoreStore
@@ -65,16 +67,7 @@ ENOUGH = 0.9  # a batch is done when this share of it is
 ROUND = 2304  # prompts that are put into batches together: a larger set begins with the batches of a smaller one
 SPLITS = ("train", "validation", "test")
 HUMAN, RANDOM = "human", "random weights"
-SELECTION = Selection(
-    {
-        "pop909": CorpusFilter(("aligned",)),
-        "lieder": CorpusFilter(),
-        "gamemusic": CorpusFilter(licence="BSD"),
-        "groove": CorpusFilter(),
-        "chorales": CorpusFilter(),
-        "openewld": CorpusFilter(),
-    }
-)
+SELECTION = Selection(MANY_CORPORA | {"groove": CorpusFilter()})
 
 
 @dataclass(frozen=True)
@@ -149,15 +142,12 @@ def choose_tasks(vocabulary: MetricVocabulary, store: ScoreStore, count: int, se
     for rows in store.corpora().values():
         places = [(int(i), at) for i in rows for at in range(GIVEN, n_bars[i] - ASKED + 1, 8)]
         queues.append([places[i] for i in rng.permutation(len(places))])
-    found: list[Task] = []
-    while len(found) < count and any(queues):
-        for queue in queues:
-            task = None
-            while queue and task is None:
-                task = _task(vocabulary, store[queue[0][0]], queue.pop(0)[1])
-            if task is not None and len(found) < count:
-                found.append(task)
-    return found
+
+    def found(queue: list[tuple[int, int]]) -> Iterator[Task]:
+        tried = (_task(vocabulary, store[index], start) for index, start in queue)
+        return (task for task in tried if task is not None)
+
+    return by_turns(map(found, queues), count)
 
 
 def _task(vocabulary: MetricVocabulary, song, start: int) -> Task | None:
@@ -202,15 +192,10 @@ def corrupted(tasks: Sequence[Task], count: int, seed: int = 0) -> Iterator[tupl
         (kind, task, score).
     """
     for number, kind in enumerate(CORRUPTIONS):
-        made = 0
-        for place, task in enumerate(tasks):
-            if made == count:
-                break
-            rng = np.random.default_rng([seed, SPLITS.index(task.split), number, place])
-            broken = corrupt(kind, task.human, rng)
-            if broken is not None:
-                made += 1
-                yield kind, task, broken
+        keys = [[seed, SPLITS.index(task.split), number, place] for place, task in enumerate(tasks)]
+        tried = ((task, corrupt(kind, task.human, np.random.default_rng(key))) for task, key in zip(tasks, keys))
+        for task, broken in islice((pair for pair in tried if pair[1] is not None), count):
+            yield kind, task, broken
 
 
 def sample_fields(
@@ -461,20 +446,16 @@ def make(
         batches = [b for b in batches if b.kind == RANDOM]
     files = [samples / one.file("random" if one.kind == RANDOM else weights, seed) for one in batches]
     rows = [[tasks[one.split][i] for i in one.tasks] for one in batches]
-    trained = untrained = None
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    trained = once(lambda: fastest(MortmForCausalLM.from_pretrained(model, dtype=dtype).eval().to(device)))
+    untrained = once(lambda: fastest(random_model(len(vocabulary), seed)))
     until = time.monotonic() + 60 * minutes if minutes else float("inf")
     first, step = part
     mine = range(first, len(batches), step)
     for number in tqdm(mine, desc="sampling", unit="batch", dynamic_ncols=True):
         one, path = batches[number], files[number]
         if not path.is_file() and time.monotonic() < until:
-            if one.kind == RANDOM:
-                sampled = untrained = untrained or fastest(random_model(len(vocabulary), seed))
-            else:
-                if trained is None:
-                    dtype = "float32" if device == "cpu" else "bfloat16"
-                    trained = fastest(MortmForCausalLM.from_pretrained(model, dtype=dtype).eval().to(device))
-                sampled = trained
+            sampled = untrained() if one.kind == RANDOM else trained()
             scores = sample_fields(sampled, tokenizer, rows[number], one.temperature, seed=seed * 1000003 + one.seed)
             _write_fields(path, [None if s is None else field_of(vocabulary, s) for s in scores])
     found: list[tuple[str, Task, np.ndarray]] = []
@@ -537,22 +518,10 @@ def main(words: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--without-starter", action="store_true", help="only what needs no trained checkpoint")
-    options = parser.parse_args(words)
-
-    torch.set_num_threads(options.threads)
+    options = vars(parser.parse_args(words))
+    torch.set_num_threads(options.pop("threads"))
     try:
-        made = make(
-            options.data,
-            options.cache,
-            options.model,
-            batch=options.batch,
-            seed=options.seed,
-            minutes=options.minutes,
-            without_starter=options.without_starter,
-            rounds=options.rounds,
-            part=options.part,
-            device=options.device,
-        )
+        made = make(**options)
     except (ValueError, FileNotFoundError) as error:
         print(f"quality: {error}", file=sys.stderr)
         return 2

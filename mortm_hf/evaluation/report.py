@@ -14,18 +14,10 @@ from collections.abc import Iterable
 
 from .control import FIGURES
 from .intervals import FEW
+from .music_figures import LIBRARIES
 
 
-LIBRARIES = {
-    "pitch_class_entropy": "muspy",
-    "scale_consistency": "muspy",
-    "polyphony_rate": "muspy",
-    "empty_beat_rate": "muspy",
-    "groove_consistency": "own (bars of true length; agrees with muspy where bars are alike)",
-    "groove_overlap": "own",
-    "self_similarity": "own",
-    "notes_per_bar": "own",
-}
+SIDES = ("samples", "human")
 
 
 def number(value, digits: int = 3) -> str:
@@ -38,23 +30,23 @@ def number(value, digits: int = 3) -> str:
     return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def percent(entry: dict | None) -> str:
-    """`{"value", "low", "high"}` of a share as per cent with its interval."""
-    if not entry or entry["value"] is None:
-        return "-"
-    return f"{100 * entry['value']:.1f} [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]"
-
-
-def with_interval(entry: dict | None, digits: int = 3) -> str:
+def with_interval(entry: dict | None, digits: int = 3, scale: float = 1) -> str:
     """`value [low, high]`, or a dash.
 
     Args:
         entry: `{"value", "low", "high"}`.
         digits: after the point.
+        scale: what the figures are multiplied by.
     """
     if not entry or entry["value"] is None:
         return "-"
-    return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+    value, low, high = (f"{scale * entry[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def percent(entry: dict | None) -> str:
+    """`{"value", "low", "high"}` of a share as per cent with its interval."""
+    return with_interval(entry, 1, 100)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -84,11 +76,10 @@ def markdown(result: dict, pictures: Iterable[str] = ()) -> str:
     def picture(name: str, words: str) -> list[str]:
         return [f"![{words}]({name})", ""] if name in pictures else []
 
-    for part, section in (("bits", _bits), ("grammar", _grammar), ("control", _control), ("music", _music)):
+    sections = {"bits": _bits, "grammar": _grammar, "control": _control, "music": _music, "chords": _chords}
+    for part, section in sections.items():
         if part in result:
             lines += section(result[part], picture)
-    if "chords" in result:
-        lines += _chords(result["chords"], picture)
     if result.get("skipped_files"):
         lines += ["## Files left out", ""]
         lines += [f"- {path}: {reason}" for path, reason in result["skipped_files"]]
@@ -143,40 +134,30 @@ def _control(found: dict, picture) -> list[str]:
 
 
 def _music(found: dict, picture) -> list[str]:
-    passages = found["passages"]
+    def beside(title: str, names: Iterable[str], entry_of, show=number) -> list[str]:
+        """A table of samples and human music; `entry_of`: side -> `{name: entry}`."""
+        rows = [[name, *(show(entry_of(side).get(name)) for side in SIDES)] for name in names]
+        return table([title, *SIDES], rows)
+
+    passages, figures = found["passages"], found["figures"]
     lines = ["## The music", ""]
     lines += [f"{passages['samples']} passages beside {passages['human']} of composers; read as differences.", ""]
-    rows = [
-        [name, *(with_interval(found["figures"][s][name]) for s in ("samples", "human")), LIBRARIES[name]]
-        for name in found["figures"]["samples"]
-    ]
-    lines += table(["figure", "samples", "human", "library"], rows)
+    rows = [[n, *(with_interval(figures[s][n]) for s in SIDES), LIBRARIES[n]] for n in figures["samples"]]
+    lines += table(["figure", *SIDES, "library"], rows)
     lines += picture("figures.png", "Figures of samples and composers")
     if "variety" in found:
-        rows = [
-            [k, number(v), number(found["variety"]["human"].get(k))] for k, v in found["variety"]["samples"].items()
-        ]
         lines += ["Repetition (own; `copied_bars`: bars that stand in what was given):", ""]
-        lines += table(["figure", "samples", "human"], rows)
+        lines += beside("figure", found["variety"]["samples"], found["variety"].get)
     lines += ["Jensen-Shannon divergence in bits (scipy) to other music of the split, mean over corpora:", ""]
-    names = list(found["distances"]["samples"])
-    rows = [
-        [name, *(number(found["distances"][s][name].get("mean"), 4) for s in ("samples", "human"))] for name in names
-    ]
-    lines += table(["distribution", "samples", "human"], rows)
+    distances = {side: {name: e.get("mean") for name, e in found["distances"][side].items()} for side in SIDES}
+    lines += beside("distribution", distances["samples"], distances.get, lambda value: number(value, 4))
     lines += picture("distributions.png", "Distributions of samples and composers")
-    rows = [
-        [key, *(number(found["diversity"][s][key]) for s in ("samples", "human"))]
-        for key in found["diversity"]["human"]
-    ]
-    lines += ["Diversity (Vendi score and mean pairwise distance, own):", "", *table(["", "samples", "human"], rows)]
+    lines += ["Diversity (Vendi score and mean pairwise distance, own):", ""]
+    lines += beside("", found["diversity"]["human"], found["diversity"].get)
     if "copying" in found:
-        keys = list(found["copying"]["human"])
-        rows = [[key, *(number(found["copying"][s].get(key)) for s in ("samples", "human"))] for key in keys]
-        lines += [
-            f"Runs of notes that stand in one of {found['copying']['train_songs']} train songs, in any key (own):"
-        ]
-        lines += ["", *table(["", "samples", "human"], rows)]
+        songs = found["copying"]["train_songs"]
+        lines += [f"Runs of notes that stand in one of {songs} train songs, in any key (own):", ""]
+        lines += beside("", found["copying"]["human"], found["copying"].get)
     return lines
 
 

@@ -177,13 +177,9 @@ class Evaluation:
 
     @cached_property
     def _requests(self):
+        settings = self.settings
         return make_requests(
-            self.tokenizer,
-            self.data.songs,
-            self.windows,
-            self.settings.samples,
-            self.context,
-            self.settings.seed,
+            self.tokenizer, self.data.songs, self.windows, settings.samples, self.context, settings.seed
         )
 
     def _free(self) -> list[np.ndarray]:
@@ -209,8 +205,7 @@ class Evaluation:
         return found | {"requests": {name: corpora.count(name) for name in dict.fromkeys(corpora)}}
 
     def _music(self) -> dict:
-        encoded, _ = self._encoded
-        picked = spread_windows(encoded, self.settings.samples)
+        picked = spread_windows(self._encoded[0], self.settings.samples)
         vocabulary, dialect = self.tokenizer.vocabulary, self.tokenizer.dialect
         asks = []
         for window in picked:
@@ -218,72 +213,65 @@ class Evaluation:
             room = min(2 * (len(window.ids) - window.answer) + 64, self.context - window.answer)
             asks.append(Ask(prompt, infer_plan(vocabulary, prompt, dialect), max(room, 1)))
         answers = self._answers("continuations", asks, self.settings.sampling)
-        songs = {song.path: song.score for song in self.data.songs.songs}
-        human, past, made = [], [], []
-        for window, ask, ids in zip(picked, asks, answers):
-            score, start = songs[window.window.path], window.window.start
-            past.append(score.window(start, start + GIVEN))
-            human.append(score.window(start + GIVEN, start + GIVEN + GENERATED))
-            made.append(read_answer(self.tokenizer, ask.ids, ids))
+        made = [read_answer(self.tokenizer, ask.ids, ids) for ask, ids in zip(asks, answers)]
         kept = [i for i, score in enumerate(made) if score is not None and score.n_notes]
-        chosen = {w.window for w in picked}
-        others = [w for w in encoded if w.window not in chosen]
+        given = [past for past, _ in self._written(picked)]
         report = self.music_report(
-            [made[i] for i in kept],
-            [picked[i].corpus for i in kept],
-            human,
-            [w.corpus for w in picked],
-            [w.cluster for w in picked],
-            others,
+            [made[i] for i in kept], [picked[i].corpus for i in kept], picked, [given[i] for i in kept]
         )
-        report["variety"] = {
-            "samples": variety([(made[i], past[i]) for i in kept]),
-            "human": variety(list(zip(human, past))),
-        }
         return report | {"unreadable": len(made) - len(kept)}
+
+    def _written(self, windows: Sequence[Encoded]) -> list[tuple[MetricScore, MetricScore]]:
+        """What composers wrote in windows: the bars that are given, and those that are asked for."""
+        songs = {song.path: song.score for song in self.data.songs.songs}
+        places = [(songs[w.window.path], w.window.start) for w in windows]
+        return [(s.window(at, at + GIVEN), s.window(at + GIVEN, at + GIVEN + GENERATED)) for s, at in places]
 
     def music_report(
         self,
         made: Sequence[MetricScore],
         corpora: Sequence[str],
-        human: Sequence[MetricScore],
-        human_corpora: Sequence[str],
-        clusters: Sequence[str],
-        others: Sequence[Encoded],
+        picked: Sequence[Encoded],
+        given: Sequence[MetricScore] | None = None,
     ) -> dict:
-        """Figures, distances, copies and diversity of passages beside those of human passages.
+        """Figures, distances, copies, diversity and repetition of passages beside those of human passages.
 
         Args:
             made: the passages.
             corpora: of these passages.
-            human: human passages.
-            human_corpora: of these passages.
-            clusters: songs of the human passages.
-            others: windows of the split that distances are taken to.
+            picked: windows that hold the human passages; distances are taken to the other windows of the split.
+            given: the bars before each passage; `None`: none, before the human ones neither.
         """
-        songs = {song.path: song.score for song in self.data.songs.songs}
-        reference = [songs[w.window.path].window(w.window.start + GIVEN, w.window.start + 16) for w in others]
-        names = [w.corpus for w in others]
+        chosen = {w.window for w in picked}
+        others = [w for w in self._encoded[0] if w.window not in chosen]
+        reference, names = [written for _, written in self._written(others)], [w.corpus for w in others]
+        past, human = zip(*self._written(picked)) if picked else ((), ())
+        human_corpora = [w.corpus for w in picked]
         if not set(corpora) & set(names):  # music of unknown origin: one mixture against the other
             corpora, human_corpora, names = ["all"] * len(made), ["all"] * len(human), ["all"] * len(names)
-        sets = {"samples": (made, corpora), "human": (human, human_corpora)}
+        sets = {"samples": (made, corpora, None), "human": (human, human_corpora, [w.cluster for w in picked])}
         report: dict[str, dict] = {"figures": {}, "distances": {}, "diversity": {}, "histograms": {}}
-        train = self.data.train_songs
-        for name, (passages, of) in sets.items():
+        for name, (passages, of, clusters) in sets.items():
             table = table_of_figures(passages, self._title(f"figures of {name}"))
-            groups = clusters if name == "human" and len(clusters) == len(passages) else None
-            report["figures"][name] = {key: mean(table[key], groups) for key in FIGURES}
+            report["figures"][name] = {key: mean(table[key], clusters) for key in FIGURES}
             report["distances"][name] = distribution_distances(passages, of, reference, names)
             report["diversity"][name] = diversity(passages)
             counts = [histograms(p) for p in passages]
             report["histograms"][name] = {
                 key: np.sum([c[key] for c in counts], axis=0).tolist() if counts else [] for key in FEATURES
             }
+        train = self.data.train_songs
         if train is not None:
             scores = first_of_each([s.score for s in train.songs], lambda s: "", self.settings.train_songs)
-            report["copying"] = {name: copied_from(scores, p).summary() for name, (p, _) in sets.items()}
+            report["copying"] = {name: copied_from(scores, p).summary() for name, (p, *_) in sets.items()}
             report["copying"]["train_songs"] = len(scores)
-        return report | {"passages": {name: len(p) for name, (p, _) in sets.items()}}
+        report["passages"] = {name: len(p) for name, (p, *_) in sets.items()}
+        made_past, human_past = ([None] * len(made), [None] * len(human)) if given is None else (given, past)
+        report["variety"] = {
+            "samples": variety(list(zip(made, made_past))),
+            "human": variety(list(zip(human, human_past))),
+        }
+        return report
 
     def _chords(self) -> dict:
         settings = self.settings
@@ -338,8 +326,7 @@ def chord_baselines(songs, inputs, train, held, tracks: str, limit: int, tuned: 
     """
     from tqdm import tqdm
 
-    guesses: dict[str, list] = {"majority": [None] * len(songs), "majority of key": [None] * len(songs)}
-    guesses["templates"] = [None] * len(songs)
+    guesses: dict[str, list] = {n: [None] * len(songs) for n in ("majority", "majority of key", "templates")}
     for corpus in tqdm(list(dict.fromkeys(s.corpus for s in songs)), desc=progress, disable=progress is None):
         majority = Majority.fit(s.score for s in train.songs if s.corpus == corpus)
         pool = [s.score for s in (held or train).songs if s.corpus == corpus and s.score.chords is not None]
@@ -401,16 +388,6 @@ def music_of_files(scores: Sequence[MetricScore], evaluation: Evaluation) -> dic
         scores: the pieces.
         evaluation: of the split; it needs no model.
     """
-    encoded, _ = evaluation._encoded
-    picked = spread_windows(encoded, evaluation.settings.samples)
-    chosen = {w.window for w in picked}
-    songs = {song.path: song.score for song in evaluation.data.songs.songs}
-    human = [songs[w.window.path].window(w.window.start + GIVEN, w.window.start + 16) for w in picked]
+    picked = spread_windows(evaluation._encoded[0], evaluation.settings.samples)
     made = passages_of(scores, evaluation.settings.samples)
-    others = [w for w in encoded if w.window not in chosen]
-    names = ["files"] * len(made)
-    found = evaluation.music_report(
-        made, names, human, [w.corpus for w in picked], [w.cluster for w in picked], others
-    )
-    found["variety"] = {"samples": variety([(m, None) for m in made]), "human": variety([(h, None) for h in human])}
-    return found
+    return evaluation.music_report(made, ["files"] * len(made), picked)

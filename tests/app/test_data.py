@@ -6,8 +6,8 @@ import pytest
 
 from mortm_hf import load_songs
 from mortm_hf.app.cli import main
-from mortm_hf.data import FixedPacks
 from mortm_hf.data.annotations import CHORD_SUFFIXES
+from mortm_hf.data.fixed_examples import FixedPacks
 from tests.sample_songs import midi
 
 

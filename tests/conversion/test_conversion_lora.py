@@ -10,8 +10,11 @@ from safetensors.torch import load_file, save_file
 from upstream_states import MODELS, load, same, synthetic, write
 
 from mortm_hf import MortmForCausalLM
-from mortm_hf.conversion import ConversionError, convert_checkpoint, export_upstream, extend_vocabulary
+from mortm_hf.conversion.from_upstream import convert_checkpoint
 from mortm_hf.conversion.lora import guess_merged
+from mortm_hf.conversion.to_upstream import export_upstream
+from mortm_hf.conversion.token_tables import extend_vocabulary
+from mortm_hf.models.errors_mortm import ConversionError
 
 
 CASE = MODELS / "mortm_rope_moe_layernorm_lora"

@@ -8,9 +8,10 @@ import torch
 from upstream_states import HEADS, MODELS, load, write
 
 from mortm_hf.app.cli import main
-from mortm_hf.conversion import ConversionError, convert_checkpoint
 from mortm_hf.conversion.anatomy import examine
 from mortm_hf.conversion.checkpoint_files import new_folder
+from mortm_hf.conversion.from_upstream import convert_checkpoint
+from mortm_hf.models.errors_mortm import ConversionError
 
 
 CASE = MODELS / "mortm_alibi_silu_rmsnorm_6heads"

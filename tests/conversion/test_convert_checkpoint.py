@@ -15,11 +15,14 @@ from upstream_states import BROKEN, CASES, HEADS, KEYS, MODELS, SIZES, load, sam
 
 import mortm_hf
 from mortm_hf import BertmForSequenceClassification, MidiError, MortmForCausalLM, MortmTokenizer
-from mortm_hf.conversion import ConversionError, convert_checkpoint, export_upstream, extend_vocabulary
 from mortm_hf.conversion.anatomy import Options, examine, reconcile
 from mortm_hf.conversion.architecture import layer_options
+from mortm_hf.conversion.from_upstream import convert_checkpoint
 from mortm_hf.conversion.mapping import layout_of, to_ours, to_upstream
 from mortm_hf.conversion.parity import check_case, check_folder, table
+from mortm_hf.conversion.to_upstream import export_upstream
+from mortm_hf.conversion.token_tables import extend_vocabulary
+from mortm_hf.models.errors_mortm import ConversionError
 from mortm_hf.models.token_vocabulary import TABLE_SIZE
 from mortm_hf.models.upstream_vocabulary import upstream_vocabulary
 

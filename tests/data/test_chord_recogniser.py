@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import symusic
 
+from benchmarks.chord_recognition import count_profiles
 from mortm_hf.data.build import BuildOptions, read_entries
 from mortm_hf.data.chord_recogniser import (
     Profiles,
     beats_of,
-    count_profiles,
     default_profiles,
     estimate_chords,
     sounding,

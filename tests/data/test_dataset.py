@@ -18,10 +18,11 @@ import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from mortm_hf import DataError, build_dataset, load_songs, open_dataset
-from mortm_hf.data import CorpusFilter, Selection, SongRows, build_store
 from mortm_hf.data.build import BuildOptions, build_from
+from mortm_hf.data.manifest import CorpusFilter, Selection
 from mortm_hf.data.midi_sources import Chunk, Entry, bare_row
-from mortm_hf.data.schema import LISTS
+from mortm_hf.data.open import build_store
+from mortm_hf.data.schema import LISTS, SongRows
 from mortm_hf.data.song_reading import fingerprint, hashed_split
 from mortm_hf.data.sources import open_sources
 from mortm_hf.models.midi_files import read_midi

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.data import load_songs
 from mortm_hf.data.examples import TASKS, ExampleSource, transpose, transposition_range
 from mortm_hf.data.packing import PackDataset, generator
+from mortm_hf.data.score_store import load_songs
 from mortm_hf.models.music_names import CHORD_ROOTS, DRUMS
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_grammar import check

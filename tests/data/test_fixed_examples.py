@@ -7,17 +7,12 @@ import pytest
 import torch
 from datasets import load_from_disk
 
-from mortm_hf.data import (
-    DataError,
-    Document,
-    ExampleRecipe,
-    ExampleSource,
-    FixedPacks,
-    PackDataset,
-    build_dataset,
-    open_dataset,
-)
-from mortm_hf.data.fixed_examples import materialize, materialize_splits
+from mortm_hf.data.build import build_dataset
+from mortm_hf.data.dataset import open_dataset
+from mortm_hf.data.examples import ExampleRecipe, ExampleSource
+from mortm_hf.data.fixed_examples import FixedPacks, materialize, materialize_splits
+from mortm_hf.data.packing import Document, PackDataset
+from mortm_hf.models.errors_mortm import DataError
 from mortm_hf.models.token_vocabulary import MetricVocabulary, default_tokens
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import midi, store

@@ -2,8 +2,9 @@
 
 import pytest
 
-from mortm_hf.data import CorpusFilter, Selection, build_store, read_archive, read_manifest
+from mortm_hf.data.manifest import CorpusFilter, Selection, read_archive, read_manifest
 from mortm_hf.data.midi_sources import PackSource
+from mortm_hf.data.open import build_store
 from tests.sample_songs import midi, write_pack
 
 

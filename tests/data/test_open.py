@@ -5,10 +5,10 @@ import zipfile
 import pytest
 
 from mortm_hf import build_dataset
-from mortm_hf.data import DataError
 from mortm_hf.data.checkpoint_songs import members_of
 from mortm_hf.data.open import open_split, read_songs
 from mortm_hf.data.sources import kind_of
+from mortm_hf.models.errors_mortm import DataError
 from tests.sample_songs import midi, write_pack
 
 

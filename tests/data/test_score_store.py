@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mortm_hf.data import CorpusFilter, Selection, build_store, load_songs, read_archive
+from mortm_hf.data.manifest import CorpusFilter, Selection, read_archive
+from mortm_hf.data.open import build_store
+from mortm_hf.data.score_store import load_songs
 from mortm_hf.models.midi_files import read_midi
 from tests.sample_songs import midi, store, write_pack
 

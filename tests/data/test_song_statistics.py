@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mortm_hf.data import load_songs
+from mortm_hf.data.score_store import load_songs
 from mortm_hf.data.song_statistics import dataset_stats, markdown, write_stats
 from mortm_hf.models.music_names import METERS
 from tests.sample_songs import store

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mortm_hf.evaluation.bits_baselines import answers, drum_tokens, run_baselines, transposed
-from mortm_hf.evaluation.ngrams import Corpus
+from benchmarks.bits_baselines import answers, drum_tokens, run_baselines, transposed
+from benchmarks.ngrams import Corpus
 
 
 def test_baselines_run_and_are_in_order(windows, vocabulary):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.evaluation.bits_baselines import macro_weights, window_bits
+from benchmarks.bits_baselines import macro_weights, window_bits
 from mortm_hf.evaluation.bits_per_note import model_bits, summarise
 from mortm_hf.evaluation.fixed_windows import Encoded, Window
 

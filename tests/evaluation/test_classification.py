@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
+from benchmarks import classifier_figures as f
 from mortm_hf.evaluation import classification as c
 
 
@@ -40,12 +41,12 @@ def test_intervals_are_over_clusters_not_windows():
     rng = np.random.default_rng(1)
     true = rng.integers(0, 2, 60)
     said = np.where(rng.random(60) < 0.8, true, 1 - true)
-    alone = c.macro_f1_interval(true, said, np.arange(60), 2)
+    alone = f.macro_f1_interval(true, said, np.arange(60), 2)
     # every window ten times over adds nothing: the interval must not shrink
-    many = c.macro_f1_interval(np.repeat(true, 10), np.repeat(said, 10), np.repeat(np.arange(60), 10), 2)
+    many = f.macro_f1_interval(np.repeat(true, 10), np.repeat(said, 10), np.repeat(np.arange(60), 10), 2)
     assert many.value == pytest.approx(alone.value)
     assert (many.low, many.high) == pytest.approx((alone.low, alone.high))
-    windows = c.macro_f1_interval(np.repeat(true, 10), np.repeat(said, 10), np.arange(600), 2)
+    windows = f.macro_f1_interval(np.repeat(true, 10), np.repeat(said, 10), np.arange(600), 2)
     assert windows.high - windows.low < 0.5 * (alone.high - alone.low)
     assert alone.low < alone.value < alone.high
 
@@ -53,9 +54,9 @@ def test_intervals_are_over_clusters_not_windows():
 def test_paired_differences():
     true = np.tile([0, 1], 30)
     good, bad = true, np.zeros(60, int)
-    gap = c.macro_f1_interval(true, good, np.arange(60), 2, against=bad)
+    gap = f.macro_f1_interval(true, good, np.arange(60), 2, against=bad)
     assert gap.value == pytest.approx(1 - 1 / 3) and gap.low > 0
-    none = c.macro_f1_interval(true, good, np.arange(60), 2, against=good)
+    none = f.macro_f1_interval(true, good, np.arange(60), 2, against=good)
     assert (none.value, none.low, none.high) == (0, 0, 0)
 
 
@@ -68,9 +69,9 @@ def test_auc_and_its_interval():
     assert c.auc(tied, positive) == pytest.approx(roc_auc_score(positive, tied))
     assert np.isnan(c.auc(scores, np.ones(300, bool)))
     clusters = np.arange(300) // 3
-    found = c.auc_interval(scores, positive, clusters, resamples=200)
+    found = f.auc_interval(scores, positive, clusters, resamples=200)
     assert found.low < found.value < found.high and found.high - found.low < 0.2
-    worse = c.auc_interval(scores, positive, clusters, resamples=100, against=rng.normal(size=300))
+    worse = f.auc_interval(scores, positive, clusters, resamples=100, against=rng.normal(size=300))
     assert worse.value > 0.1 and worse.low > 0
 
 
@@ -78,15 +79,15 @@ def test_calibration():
     rng = np.random.default_rng(3)
     p = rng.random(20000)
     y = rng.random(20000) < p
-    good = c.calibration(p, y)
+    good = f.calibration(p, y)
     assert good.ece < 0.02 and len(good.count) == 10 and good.count.sum() == 20000
-    sure = c.calibration(np.where(p > 0.5, 0.99, 0.01), rng.random(20000) < p)
+    sure = f.calibration(np.where(p > 0.5, 0.99, 0.01), rng.random(20000) < p)
     assert sure.ece == pytest.approx(0.24, abs=0.02)  # says 0.99 where three quarters are positive
     assert sure.brier > good.brier
     few = np.concatenate([np.flatnonzero(y), np.flatnonzero(~y)[:4000]])  # most negatives gone: the odds move
-    assert c.calibration(p[few], y[few]).ece > 0.1 > 0.03 > c.calibration(p[few], y[few], balanced=True).ece
+    assert f.calibration(p[few], y[few]).ece > 0.1 > 0.03 > f.calibration(p[few], y[few], balanced=True).ece
     with pytest.raises(ValueError, match="between 0 and 1"):
-        c.calibration([1.2], [True])
+        f.calibration([1.2], [True])
 
 
 def test_sigmoid_does_not_overflow():
@@ -96,8 +97,8 @@ def test_sigmoid_does_not_overflow():
 def test_pictures(tmp_path):
     pytest.importorskip("matplotlib")
     matrix = c.confusion([0, 1, 1], [0, 1, 0], 2)
-    c.plot_confusion(tmp_path / "confusion.png", {"a": matrix, "b": matrix.T}, ["reel", "jig"], "title")
-    curve = c.calibration(np.linspace(0, 1, 50), np.linspace(0, 1, 50) > 0.5)
-    c.plot_calibration(tmp_path / "curve.png", {"judge": curve})
+    f.plot_confusion(tmp_path / "confusion.png", {"a": matrix, "b": matrix.T}, ["reel", "jig"], "title")
+    curve = f.calibration(np.linspace(0, 1, 50), np.linspace(0, 1, 50) > 0.5)
+    f.plot_calibration(tmp_path / "curve.png", {"judge": curve})
     for name in ("confusion.png", "curve.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG") and (tmp_path / name).stat().st_size > 5000

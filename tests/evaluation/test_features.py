@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from benchmarks.feature_baseline import fit_baseline
 from mortm_hf.data.corruptions import tidy
-from mortm_hf.evaluation.features import bag_of_features, fit_baseline, scores_of
+from mortm_hf.evaluation.features import bag_of_features, scores_of
 from mortm_hf.models.inputs_bertm import bare_segment
 from mortm_hf.models.music_grid import COMMON_TIME, BarTable
 from mortm_hf.models.music_names import METERS

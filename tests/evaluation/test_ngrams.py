@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mortm_hf.evaluation.ngrams import CopyModel, Corpus, NGram, match_state, previous_bar
+from benchmarks.ngrams import CopyModel, Corpus, NGram, match_state, previous_bar
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind, default_tokens
 
 

@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..data.corruptions import tidy
-from ..models.music_names import DRUMS
-from ..models.music_score import MetricScore
+from mortm_hf.data.corruptions import tidy
+from mortm_hf.models.music_names import DRUMS
+from mortm_hf.models.music_score import MetricScore
 
 
 DENSITIES = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)

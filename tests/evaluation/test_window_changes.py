@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from benchmarks import window_changes as probes
 from mortm_hf.data.corruptions import same_notes, tidy
-from mortm_hf.evaluation import reward_probes as probes
 from mortm_hf.models.inputs_bertm import bare_segment
 from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.token_vocabulary import MetricVocabulary

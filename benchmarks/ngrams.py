@@ -18,20 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_MIX2 = np.uint64(0xC2B2AE3D27D4EB4F)
-
-
-def rolled(state: np.ndarray, token: np.ndarray) -> np.ndarray:
-    """`[n]` hashes (uint64) extended by one value each.
-
-    Args:
-        state: `[n]` uint64 hashes.
-        token: `[n]` integers.
-    """
-    x = (state ^ (token.astype(np.uint64) + np.uint64(1))) * _MIX
-    return (x ^ (x >> np.uint64(29))) * _MIX2
+from mortm_hf.evaluation.copying import rolled
 
 
 def _contexts(tokens: np.ndarray, start: np.ndarray, order: int) -> np.ndarray:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..models.token_vocabulary import MetricVocabulary, TokenKind
-from .fixed_windows import Encoded
-from .ngrams import CopyModel, Corpus, NGram, match_state, previous_bar
+from benchmarks.ngrams import CopyModel, Corpus, NGram, match_state, previous_bar
+from mortm_hf.evaluation.fixed_windows import Encoded
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 
 
 @dataclass
