@@ -276,6 +276,3 @@ def _resample(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
         ) from error
     common = int(np.gcd(rate, wanted))
     return resample_poly(wave, wanted // common, rate // common).astype(np.float32)
-
-
-__all__ = ["VMortmFeatureExtractor"]

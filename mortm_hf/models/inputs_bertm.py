@@ -187,16 +187,3 @@ def pad_rows(rows: Sequence, pad: int, device=None, side: str = "right") -> tupl
         mask = mask[:, ::-1]
     ids[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
-
-
-__all__ = [
-    "WINDOW_FORMS",
-    "bare_segment",
-    "batches_by_length",
-    "clip_durations",
-    "condense",
-    "in_window_form",
-    "merge_tracks",
-    "pad_rows",
-    "song_windows",
-]

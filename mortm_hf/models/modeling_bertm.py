@@ -302,12 +302,3 @@ class BertmForTokenClassification(BertmPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config)
         return self._output(loss, aux_loss, logits, outputs)
-
-
-__all__ = [
-    "BertmForMaskedLM",
-    "BertmForSequenceClassification",
-    "BertmForTokenClassification",
-    "BertmModel",
-    "BertmPreTrainedModel",
-]

@@ -1189,6 +1189,3 @@ class MortmForSequenceClassification(GenericForSequenceClassification, MortmPreT
         else:
             self.score = MortmScoreHead(config)
         self.post_init()
-
-
-__all__ = ["MortmForCausalLM", "MortmForSequenceClassification", "MortmModel", "MortmPreTrainedModel"]

@@ -400,6 +400,3 @@ def roll_losses(logits, target, config: MortmLiveConfig, chunks=None, play=None)
         "pitch": (entropy * weight).sum() / weight.sum().clamp(min=1),
         "velocity": (error.sum((-1, -2)) * weight).sum() / cells,
     }
-
-
-__all__ = ["MortmLiveForCausalGeneration", "MortmLiveModel", "MortmLivePreTrainedModel", "MortmLiveVision"]

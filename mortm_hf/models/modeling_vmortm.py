@@ -397,6 +397,3 @@ def _uneven(frames: int, size: int) -> str:
         f"{frames} frames do not fill patches of {size}: pad with the feature extractor's pad_to_multiple_of={size} "
         "(its default), or cut"
     )
-
-
-__all__ = ["VMortmModel", "VMortmForSpectrogramGeneration", "VMortmPreTrainedModel"]

@@ -227,6 +227,3 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, dtype=np.float64)))
-
-
-__all__ = ["MidiClassificationPipeline", "MidiFeatureExtractionPipeline"]

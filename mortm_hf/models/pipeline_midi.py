@@ -100,6 +100,3 @@ class MusicPipeline(Pipeline):
         for part in (self.model, self.tokenizer, self.feature_extractor):
             if part is not None:
                 part.save_pretrained(save_directory, **kwargs)
-
-
-__all__ = ["MusicPipeline"]

@@ -564,6 +564,3 @@ def _answer(row: SongRow, score, **report) -> dict:
             **report,
         },
     }
-
-
-__all__ = ["ChordEstimationPipeline", "MidiGenerationPipeline"]

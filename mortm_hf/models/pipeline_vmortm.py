@@ -110,6 +110,3 @@ class AudioContinuationPipeline(MusicPipeline):
             "spectrogram": real.numpy(),
             "given_frames": given,
         }
-
-
-__all__ = ["AudioContinuationPipeline"]

@@ -312,6 +312,3 @@ class MortmLiveProcessor(FeatureExtractionMixin):
             )
             score.tracks.append(track)
         return score
-
-
-__all__ = ["MortmLiveProcessor", "RollNotes"]

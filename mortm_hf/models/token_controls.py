@@ -473,17 +473,3 @@ def all_controls() -> tuple[Control, ...]:
     global _sealed
     _sealed = True
     return tuple(_CONTROLS)
-
-
-__all__ = [
-    "Control",
-    "Described",
-    "Figure",
-    "all_controls",
-    "common_key",
-    "density_of",
-    "key_marks",
-    "parse_tempo",
-    "register",
-    "track_pairs",
-]

@@ -42,16 +42,6 @@ _CATEGORY_NAMES = {CATEGORY_PIANO: "PIANO", CATEGORY_SAX: "SAX"}
 # The program that a decoded category is written with.
 DECODED_PROGRAM = {CATEGORY_PIANO: 0, CATEGORY_SAX: 65}
 
-__all__ = [
-    "CATEGORY_PROGRAMS",
-    "CATEGORY_PROGRAMS_49",
-    "decode_upstream",
-    "encode_upstream",
-    "encode_upstream_tracks",
-    "parse_upstream",
-    "upstream_categories",
-]
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # names
