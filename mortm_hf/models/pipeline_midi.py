@@ -79,7 +79,7 @@ class MusicPipeline(Pipeline):
             MidiError: the file cannot be used.
         """
         if midi is None:
-            raise PromptError(f"{self.task} needs a MIDI file, but the input is None", "prompt.material")
+            raise PromptError(f"{self.task} needs a MIDI file, but the input is None")
         return (None, midi) if is_score(midi) else open_midi(midi)
 
     def save_pretrained(self, save_directory, **kwargs):

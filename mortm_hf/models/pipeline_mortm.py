@@ -115,7 +115,7 @@ class MidiPipeline(MusicPipeline):
         for name, (fits, remedy) in _SAMPLING_LIMITS.items():
             value = chosen.get(name)
             if value is not None and not (isinstance(value, (int, float)) and fits(value)):
-                raise GenerationError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
+                raise GenerationError(f"{name} must be {remedy}, got {value!r}")
         return chosen, {**given, "generation_config": plain}
 
     def _decoder(self, fast, beams: int, others: dict) -> FastDecoder | None:
@@ -132,8 +132,7 @@ class MidiPipeline(MusicPipeline):
         names = ["num_beams"] * (beams > 1) + unsupported_arguments(config, others | {"num_beams": None})
         if names:
             raise GenerationError(
-                f"fast decoding does not serve {', '.join(dict.fromkeys(names))}: leave that out, or leave out fast",
-                "prompt.argument",
+                f"fast decoding does not serve {', '.join(dict.fromkeys(names))}: leave that out, or leave out fast"
             )
         decoder = self._decoders.get(precision)
         if decoder is None or decoder.model is not self.model or decoder.fingerprint != weights_of(self.model):
@@ -149,16 +148,13 @@ class MidiPipeline(MusicPipeline):
         requests = requests if many else [requests]
         copies = int(num_return_sequences)
         if copies < 1:
-            raise GenerationError(
-                f"num_return_sequences must be at least 1, got {num_return_sequences}", "prompt.argument"
-            )
+            raise GenerationError(f"num_return_sequences must be at least 1, got {num_return_sequences}")
         seeds = _row_seeds(seed, copies)
         chosen, others = self._parameters(generate)
         beams = int(others.get("num_beams") or others["generation_config"].num_beams or 1)
         if copies > 1 and not chosen["do_sample"] and beams < copies:
             raise GenerationError(
-                f"{copies} different sequences need do_sample=True or num_beams of at least {copies}",
-                "prompt.argument",
+                f"{copies} different sequences need do_sample=True or num_beams of at least {copies}"
             )
         decoder = self._decoder(fast, beams, others)
         rows = [SongRow(request, s) for request in requests for s in seeds]
@@ -290,13 +286,13 @@ def _row_seeds(seed, copies: int) -> list[int]:
     """Seed of each returned sequence: the i-th of an integer seed is `seed + i`, of a list the i-th entry."""
     if isinstance(seed, (list, tuple)):
         if len(seed) != copies:
-            raise GenerationError(f"{len(seed)} seeds for {copies} sequences: give one a sequence", "prompt.argument")
+            raise GenerationError(f"{len(seed)} seeds for {copies} sequences: give one a sequence")
         seeds = list(seed)
     else:
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
         seeds = [seed + i for i in range(copies)] if whole else [seed]
     if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in seeds):
-        raise GenerationError(f"a seed is an integer of at least 0, got {seed!r}", "prompt.argument")
+        raise GenerationError(f"a seed is an integer of at least 0, got {seed!r}")
     return [int(s) for s in seeds]
 
 
@@ -399,7 +395,7 @@ class MidiGenerationPipeline(MidiPipeline):
         if song is None:
             for name, value in (("infill", infill), ("start", start)):
                 if value is not None:
-                    raise PromptError(f"{name} needs a MIDI file to work on, but the input is None", "prompt.material")
+                    raise PromptError(f"{name} needs a MIDI file to work on, but the input is None")
             start, instruments = 0, ["piano"] if instruments is None else instruments
         else:
             if infill is not None:
@@ -448,10 +444,10 @@ class MidiGenerationPipeline(MidiPipeline):
     def _annotated_chords(path, song, original, start) -> ChordTable:
         """The chords of an annotation file of the song, from the first generated bar on."""
         if song is None:
-            raise PromptError(f"the chord file {path} belongs to a song, but the input is None", "prompt.material")
+            raise PromptError(f"the chord file {path} belongs to a song, but the input is None")
         table = read_chord_file(path, original)
         if table is None:
-            raise PromptError(f"the chord file {path} holds no chords", "prompt.material")
+            raise PromptError(f"the chord file {path} holds no chords")
         return table.window(int(song.bars.start[start]), 1 << 40)
 
     @staticmethod

@@ -22,7 +22,7 @@ import numpy as np
 from .errors_mortm import PromptError
 from .music_grid import BarTable
 from .music_harmony import NO_CHORD, QUALITY_NAMES, QUALITY_TONES, nearest_quality
-from .music_score import ChordTable, MetricScore, append_bars, merge_infill
+from .music_score import ChordTable, MetricScore, append_bars, match_tracks, merge_infill
 from .prompt_passage import DEFAULT_BARS, Passage, asked_passage, song_passage
 from .prompt_words import TASKS, read_task, words_of_header
 from .token_codec import encode_chords, encode_header, encode_tracks, parse_segment
@@ -172,7 +172,8 @@ class PromptIds:
             return generated
         targets = passage.targets if generated.n_tracks <= len(passage.targets) else None
         if generated.n_tracks < len(passage.targets):  # a track came out empty: match what is there by program
-            targets = _match_by_program(generated.programs, passage.instruments, passage.targets)
+            places = match_tracks(generated.programs, passage.instruments)
+            targets = tuple(passage.targets[place] if place >= 0 else -1 for place in places)
         write = merge_infill if (passage.inside if inside is None else inside) else append_bars
         return write(passage.song, generated, passage.start, targets)
 
@@ -187,17 +188,6 @@ class TrainingExample(NamedTuple):
 
     ids: np.ndarray
     answer_start: int
-
-
-def _match_by_program(programs, instruments, targets) -> tuple[int, ...]:
-    left = list(zip(instruments, targets))
-    found = []
-    for program in programs.tolist():
-        pair = next((p for p in left if p[0] == program), (program, -1))
-        if pair in left:
-            left.remove(pair)
-        found.append(pair[1])
-    return tuple(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

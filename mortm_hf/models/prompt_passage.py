@@ -27,7 +27,7 @@ from .music_grid import BarTable, continued_bars, is_pair
 from .music_harmony import NO_CHORD, chord_table, merge_repeats
 from .music_instruments import parse_instrument
 from .music_names import DRUMS, METERS
-from .music_score import ChordTable, MetricScore, is_chord_table, is_score
+from .music_score import ChordTable, MetricScore, is_chord_table, is_score, match_tracks
 from .prompt_words import Words, bar_range, bars_of_meter, read_words
 from .token_codec import uses_velocity
 from .token_controls import Described
@@ -255,13 +255,8 @@ def _generated_tracks(words: Words, place: _Place, const: tuple[int, ...]) -> li
         if not wanted:
             raise PromptError("instruments is empty: name at least one, e.g. ['piano']", "prompt.empty")
         free = [] if song is None else [t for t in _sounding(song, place) if t not in const]
-        found = []
-        for i, value in enumerate(wanted):
-            track = next((t for t in free if song.programs[t] == value), -1)
-            if track >= 0:
-                free.remove(track)
-            found.append((i, track, value))
-        return found
+        found = match_tracks(wanted, [song.programs[t] for t in free])
+        return [(i, free[at] if at >= 0 else -1, value) for i, (at, value) in enumerate(zip(found, wanted))]
     if song is not None:
         if words.tracks is True:
             raise PromptError("say what to generate: name `instruments` or `targets` beside tracks=True")
@@ -324,8 +319,7 @@ def _generated_bars(words: Words, place: _Place, blocks: _Blocks) -> BarTable:
         if words.meter is not None and (bars_of_meter(words.meter, place.bars).length != fixed.length).any():
             meter = "{}/{}".format(*METERS[words.meter]) if isinstance(words.meter, int) else words.meter
             raise PromptError(
-                f"meter {meter!r} does not fit the given music of bars {place.start}:{place.stop}: leave it out",
-                "prompt.material",
+                f"meter {meter!r} does not fit the given music of bars {place.start}:{place.stop}: leave it out"
             )
         table = fixed
     elif words.meter is not None:
@@ -340,7 +334,7 @@ def _generated_bars(words: Words, place: _Place, blocks: _Blocks) -> BarTable:
         more = continued_bars(_tables_before(words, place, tail is not None), rest)
         table = more if tail is None else BarTable.concat(tail, more)
     if words.dialect == "mortm" and (table.length != 96).any():
-        raise PromptError("the mortm dialect knows bars of 4/4 only: leave out the meter", "prompt.material")
+        raise PromptError("the mortm dialect knows bars of 4/4 only: leave out the meter")
     return table
 
 
@@ -391,14 +385,11 @@ def _given_chords(words: Words, place: _Place, bars: BarTable) -> MetricScore | 
         song = words.song
         if song is None or song.chords is None or place.stop > song.n_bars:
             raise PromptError(
-                "chords=True means the song's own chords, and there are none in these bars: give symbols instead",
-                "prompt.material",
+                "chords=True means the song's own chords, and there are none in these bars: give symbols instead"
             )
         found = with_chords(song.window(place.start, place.stop))
         if found is None:
-            raise PromptError(
-                f"the song has no chords in bars {place.start}:{place.stop}: give symbols", "prompt.material"
-            )
+            raise PromptError(f"the song has no chords in bars {place.start}:{place.stop}: give symbols")
         return found
     table = None if words.chords is None else place_chords(words.chords, bars, place.start)
     return None if table is None else with_chords(_silence(bars, table))

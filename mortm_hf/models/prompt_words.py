@@ -200,7 +200,7 @@ def _upstream_score(score: MetricScore) -> MetricScore:
     categories = [category_of(p) for p in score.programs.tolist()]
     tracks = [t for t, category in enumerate(categories) if category is not None]
     if not tracks:
-        raise PromptError("the mortm dialect knows PIANO and SAX only, and the music has neither", "prompt.material")
+        raise PromptError("the mortm dialect knows PIANO and SAX only, and the music has neither")
     score = score.take_tracks(tracks)
     return replace(
         score,
