@@ -1,4 +1,4 @@
-"""Attention of MORTM's layers: eager, and ALiBi inside transformers' other implementations.
+"""ALiBi inside the attention implementations of transformers.
 
 Design decisions
 - ALiBi needs no length x length bias where attention is causal: a softmax ignores what is constant in a row, so
@@ -14,65 +14,12 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_utils import AttentionInterface
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
-
-
-def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:
-    """Repeat each head of keys or values in place.
-
-    Args:
-        hidden_states: [batch, kv_heads, length, dim].
-        n_rep: how often.
-
-    Returns:
-        [batch, kv_heads * n_rep, length, dim].
-    """
-    if n_rep == 1:
-        return hidden_states
-    batch, heads, length, dim = hidden_states.shape
-    return hidden_states[:, :, None].expand(batch, heads, n_rep, length, dim).reshape(batch, -1, length, dim)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out: the only implementation that returns its weights.
-
-    Args:
-        module: the attention layer (`num_key_value_groups`, `training`).
-        query: [batch, heads, queries, head_dim].
-        key: [batch, kv_heads, keys, head_dim].
-        value: [batch, kv_heads, keys, head_dim].
-        attention_mask: additive [batch or 1, heads or 1, queries, keys], or None.
-        scaling: factor on the scores.
-        dropout: dropout of the weights, 0 to 1.
-        kwargs: not used.
-
-    Returns:
-        Output [batch, queries, heads, head_dim] and weights [batch, heads, queries, keys].
-    """
-    key = repeat_kv(key, module.num_key_value_groups)
-    value = repeat_kv(value, module.num_key_value_groups)
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+from transformers.models.llama.modeling_llama import repeat_kv
 
 
 def alibi_slopes(num_heads: int) -> torch.Tensor:

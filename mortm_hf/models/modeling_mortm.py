@@ -30,39 +30,20 @@ from transformers.masking_utils import (
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention_mortm import ALIBI_IMPLEMENTATIONS, ALL_ATTENTION_FUNCTIONS, alibi_slopes, eager_attention_forward
+from .attention_mortm import ALIBI_IMPLEMENTATIONS, ALL_ATTENTION_FUNCTIONS, alibi_slopes
 from .configuration_mortm import MortmConfig
-
-
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    """[..., 2n] -> [-second half, first half]."""
-    half = x.shape[-1] // 2
-    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-
-
-def apply_rotary_pos_emb(
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate query and key by their positions.
-
-    Args:
-        query: [batch, heads, length, head_dim].
-        key: [batch, kv_heads, length, head_dim].
-        cos: [batch, length, head_dim].
-        sin: [batch, length, head_dim].
-
-    Returns:
-        The rotated query and key.
-    """
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
 
 
 class MortmAlibi(nn.Module):
@@ -114,28 +95,8 @@ class MortmAlibi(nn.Module):
         return mask.float() + bias
 
 
-class MortmRMSNorm(nn.Module):
-    """`weight * x / rms(x)`; the mean square is taken in fp32.
-
-    Args:
-        hidden_size: width of x.
-        eps: added to the mean square.
-    """
-
-    def __init__(self, hidden_size: int, eps: float = 1e-5):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.variance_epsilon = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        dtype = hidden_states.dtype
-        hidden_states = hidden_states.to(torch.float32)
-        variance = hidden_states.pow(2).mean(-1, keepdim=True)
-        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
-        return self.weight * hidden_states.to(dtype)
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+class MortmRMSNorm(LlamaRMSNorm):
+    """`weight * x / rms(x)`; the mean square is taken in fp32."""
 
 
 class MortmLayerNorm(nn.LayerNorm):
@@ -170,36 +131,8 @@ def make_norm(config: MortmConfig) -> nn.Module:
     return MortmDynamicTanh(config.hidden_size, alpha=config.dynamic_tanh_alpha)
 
 
-class MortmRotaryEmbedding(nn.Module):
+class MortmRotaryEmbedding(LlamaRotaryEmbedding):
     """cos and sin tables [batch, length, head_dim] of half-split rotary positions."""
-
-    def __init__(self, config: MortmConfig):
-        super().__init__()
-        self.max_seq_len_cached = config.max_position_embeddings
-        self.original_max_seq_len = config.max_position_embeddings
-        self.config = config
-        self.rope_type = config.rope_parameters["rope_type"]
-        rope_init_fn: Callable = self.compute_default_rope_parameters
-        if self.rope_type != "default":
-            rope_init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
-        inv_freq, self.attention_scaling = rope_init_fn(config)
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
-
-    @staticmethod
-    def compute_default_rope_parameters(config: MortmConfig, *args, **kwargs) -> tuple[torch.Tensor, float]:
-        """Inverse frequencies base^(-2i / head_dim), [head_dim / 2], and the factor 1 on the tables."""
-        dim = config.head_dim
-        exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
-        return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
-
-    @torch.no_grad()
-    @dynamic_rope_update
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        freqs = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-        emb = torch.cat((freqs, freqs), dim=-1)
-        cos, sin = emb.cos() * self.attention_scaling, emb.sin() * self.attention_scaling
-        return cos.to(dtype=x.dtype), sin.to(dtype=x.dtype)
 
 
 class MortmAttention(nn.Module):

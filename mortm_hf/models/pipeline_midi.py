@@ -65,6 +65,17 @@ class MusicPipeline(Pipeline):
         finally:
             torch.set_rng_state(state)
 
+    def _forward(self, model_inputs, **options):
+        """`_answers` of the list of pieces that a batch is, or of one piece."""
+        piece = model_inputs["piece"]
+        if isinstance(piece, list):
+            return {"answer": self._answers(piece, **options)}
+        return {"answer": self._answers([piece], **options)[0]}
+
+    def _answers(self, pieces: list, **options) -> list:
+        """One answer of the model for every piece that `preprocess` gave."""
+        raise NotImplementedError
+
     def open_song(self, midi):
         """A song as it is in its file, and on the grid.
 

@@ -140,12 +140,7 @@ class MidiPipeline(MusicPipeline):
             decoder = self._decoders[precision] = FastDecoder(self.model, precision)
         return decoder
 
-    def _forward(
-        self, model_inputs, seed=None, num_return_sequences=1, progress=None, callback=None, fast=None, **generate
-    ):
-        requests = model_inputs["request"]
-        many = isinstance(requests, list)
-        requests = requests if many else [requests]
+    def _answers(self, pieces, seed=None, num_return_sequences=1, progress=None, callback=None, fast=None, **generate):
         copies = int(num_return_sequences)
         if copies < 1:
             raise GenerationError(f"num_return_sequences must be at least 1, got {num_return_sequences}")
@@ -157,7 +152,7 @@ class MidiPipeline(MusicPipeline):
                 f"{copies} different sequences need do_sample=True or num_beams of at least {copies}"
             )
         decoder = self._decoder(fast, beams, others)
-        rows = [SongRow(request, s) for request in requests for s in seeds]
+        rows = [SongRow(request, s) for request in pieces for s in seeds]
         bar, window = None, 0
         while any(row.left for row in rows):
             active = [row for row in rows if row.left]
@@ -179,8 +174,7 @@ class MidiPipeline(MusicPipeline):
             window += 1
         if bar is not None:
             bar.close()
-        groups = [rows[i : i + copies] for i in range(0, len(rows), copies)]
-        return {"rows": groups if many else groups[0]}
+        return [rows[i : i + copies] for i in range(0, len(rows), copies)]
 
     def _progress(self, rows, progress):
         total = sum(row.left for row in rows)
@@ -432,7 +426,7 @@ class MidiGenerationPipeline(MidiPipeline):
             meter=meter,
             fields={"instruments": instruments, **fields},
         )
-        return {"request": request}
+        return {"piece": request}
 
     def _material(self, value):
         """Music given as a file, parsed here and not again for every window; anything else stays as it is."""
@@ -457,7 +451,7 @@ class MidiGenerationPipeline(MidiPipeline):
         return tuple(int(t) for t in (near if len(near) else song.sounding_tracks()))
 
     def postprocess(self, model_outputs, new_bars_only=False):
-        return [self._result(row, new_bars_only) for row in model_outputs["rows"]]
+        return [self._result(row, new_bars_only) for row in model_outputs["answer"]]
 
     def _result(self, row: SongRow, new_bars_only: bool) -> dict:
         request, music = row.request, row.song
@@ -523,10 +517,10 @@ class ChordEstimationPipeline(MidiPipeline):
             # chords do not depend on velocities, and most windows that models are trained on have none
             fields={"velocity": False} if key is None else {"velocity": False, "key": key},
         )
-        return {"request": request}
+        return {"piece": request}
 
     def postprocess(self, model_outputs):
-        return [self._result(row) for row in model_outputs["rows"]]
+        return [self._result(row) for row in model_outputs["answer"]]
 
     def _result(self, row: SongRow) -> dict:
         request = row.request
