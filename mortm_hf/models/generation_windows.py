@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors_mortm import PromptError
 from .music_harmony import merge_repeats
 from .music_instruments import category_of, parse_instrument
 from .music_names import DRUMS
 from .music_score import ChordTable, MetricScore, is_chord_table, is_score, match_tracks
 from .prompt_building import PromptIds, build_prompt
-from .prompt_words import read_chords
 from .token_vocabulary import CONTROLS
 from .upstream_codec import DECODED_PROGRAM
 
@@ -72,39 +70,6 @@ class SongRequest:
     def stop(self) -> int:
         """The bar after the last generated one."""
         return self.start + self.bars
-
-
-def spread_chords(chords, start: int, bars: int):
-    """Chords of a request as (symbol, bar, beat) entries in bars of the song.
-
-    Args:
-        chords: what `read_chords` takes, or True.
-        start: first generated bar.
-        bars: how many bars are generated.
-
-    Returns:
-        The entries; a `ChordTable`, True and None as they are.
-
-    Raises:
-        PromptError: more symbols than bars, a place outside the bars (`prompt.bars`), unreadable entries.
-    """
-    chords = chords if chords is True else read_chords(chords)
-    if chords is None or chords is True or is_chord_table(chords):
-        return chords
-    if not isinstance(chords[0], str):
-        for symbol, bar, _ in chords:
-            if not start <= bar < start + bars:
-                raise PromptError(
-                    f"the chord {symbol!r} in bar {bar} is outside the generated bars {start} to {start + bars}",
-                    "prompt.bars",
-                )
-        return chords
-    if len(chords) > bars:
-        raise PromptError(
-            f"got {len(chords)} chords for {bars} bars: give one a bar, or place them as (symbol, bar, beat)",
-            "prompt.bars",
-        )
-    return [(chords[i % len(chords)], start + i, 0) for i in range(bars)]
 
 
 def _chords_within(chords, first: int, last: int, ticks: tuple[int, int]):

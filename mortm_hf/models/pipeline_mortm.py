@@ -26,7 +26,7 @@ from .errors_mortm import GenerationError, PromptError
 from .generation_cpu import FastDecoder, parse_precision, unsupported_arguments, weights_of
 from .generation_mortm import MetricGrammarLogitsProcessor
 from .generation_sampling import SAMPLING_NAMES, BarListener, FiniteLogits, SeededChoice, sampling_filters
-from .generation_windows import PAST_BARS, SongRequest, SongRow, spread_chords
+from .generation_windows import PAST_BARS, SongRequest, SongRow
 from .midi_chords import is_chord_file, read_chord_file
 from .midi_edit import write_bars, write_chords
 from .midi_files import to_midi_score
@@ -35,7 +35,7 @@ from .music_instruments import instrument_name
 from .music_names import MAX_COUNTED_BARS, METERS
 from .music_score import ChordTable
 from .pipeline_midi import MusicPipeline
-from .prompt_passage import DEFAULT_BARS
+from .prompt_passage import DEFAULT_BARS, spread_chords
 from .prompt_words import bar_range, is_file, whole_number
 from .token_codec import parse_segment
 from .token_headers import CONTROLS

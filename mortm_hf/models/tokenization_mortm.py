@@ -248,15 +248,9 @@ class MortmTokenizer(PreTrainedTokenizer):
         )
         stated = {} if key is None else {"key": next(c for c in CONTROLS if c.name == "key").read(key)}
         header = describe(facts, stated)
-        return np.concatenate(
-            [
-                [vocabulary.id(TokenKind.BOS)],
-                encode_header(vocabulary, header),
-                [vocabulary.id(TokenKind.MGEN)],
-                encode_tracks(vocabulary, score, velocity),
-                [vocabulary.id(TokenKind.END)],
-            ]
-        ).astype(np.int32)
+        begin, mark, end = (vocabulary.id(kind) for kind in (TokenKind.BOS, TokenKind.MGEN, TokenKind.END))
+        head, tracks = encode_header(vocabulary, header), encode_tracks(vocabulary, score, velocity)
+        return np.concatenate([[begin], head, [mark], tracks, [end]]).astype(np.int32)
 
     def decode_score(self, ids, strict: bool = False) -> MetricScore:
         """The music of the generated field (or of tracks without any field marker) on the grid.
