@@ -29,7 +29,7 @@ import warnings
 import torch
 
 from mortm_hf import MortmConfig, MortmForCausalLM
-from mortm_hf.models.modeling_mortm import flash_functions
+from mortm_hf.models.attention_mortm import flash_functions
 
 
 IMPLEMENTATIONS = {"eager": "eager", "sdpa": "sdpa", "flex": "flex_attention", "FA2": "flash_attention_2"}

@@ -51,6 +51,3 @@ class BertmConfig(MortmConfig):
             raise ValueError("BERTM reads in both directions and has no cache: for is_causal=True use MortmConfig.")
         if self.window_bars < 1:
             raise ValueError(f"window_bars must be at least 1, got {self.window_bars}.")
-
-
-__all__ = ["BertmConfig"]

@@ -276,6 +276,3 @@ class MortmConfig(PreTrainedConfig):
         for name in ("hidden_dropout", "activation_dropout", "attention_dropout", "classifier_dropout"):
             if not (0.0 <= getattr(self, name) < 1.0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
-
-
-__all__ = ["MortmConfig"]

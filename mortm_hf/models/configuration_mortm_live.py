@@ -80,6 +80,3 @@ class MortmLiveConfig(MortmConfig):
             raise ValueError(f"chunk_ticks must be a positive multiple of 4, got {self.chunk_ticks}.")
         if not self.is_causal:
             raise ValueError("MORTM Live answers what was played: is_causal=False would show it its own answer.")
-
-
-__all__ = ["MortmLiveConfig"]

@@ -61,6 +61,3 @@ class VMortmConfig(MortmConfig):
             raise ValueError(f"mel_std must be positive, got {self.mel_std}.")
         if not self.is_causal:
             raise ValueError("V_MORTM continues what it is given: is_causal=False would show it its own answer.")
-
-
-__all__ = ["VMortmConfig"]

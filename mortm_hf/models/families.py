@@ -195,9 +195,3 @@ def model_card(model_type: str | None, architecture: str) -> str:
         f"{head}# {architecture}\n\nA checkpoint of {family.title} for music, with all of its code.\n\n"
         f"```python\nfrom transformers import {name}\n\n{code}\n```\n"
     )
-
-
-__all__ = [
-    *("CARD_MARK", "FAMILIES", "TASKS", "Family", "Task"),
-    *("auto_map", "class_names", "custom_pipelines", "model_card"),
-]

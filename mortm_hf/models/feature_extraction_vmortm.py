@@ -59,13 +59,7 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         padding_side: str = "left",
         **kwargs,
     ):
-        super().__init__(
-            feature_size=feature_size,
-            sampling_rate=sampling_rate,
-            padding_value=padding_value,
-            padding_side=padding_side,
-            **kwargs,
-        )
+        super().__init__(feature_size, sampling_rate, padding_value, padding_side=padding_side, **kwargs)
         self.n_fft, self.hop_length = n_fft, hop_length
         self.f_min, self.f_max = f_min, f_max
         self.patch_size = patch_size
@@ -122,25 +116,14 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
             raise AudioError(f"{name} holds samples that are no numbers")
         if not sampling_rate or sampling_rate < 1:
             raise AudioError(f"{name}: a sampling rate in Hz is needed, got {sampling_rate}", "audio.rate")
-        if wave.size / sampling_rate > MAX_SECONDS:
-            raise AudioError(
-                f"{name} lasts {wave.size / sampling_rate:.0f} seconds, more than {MAX_SECONDS:.0f}: cut it",
-                "audio.too_long",
-            )
+        _check_length(name, wave.size / sampling_rate)
         return _resample(wave.astype(np.float32), int(sampling_rate), self.sampling_rate)
 
     def frames(self, wave: np.ndarray) -> np.ndarray:
         """Wave form [samples] -> log(1 + mel power) [frames, feature_size], float32; frames = 1 + samples // hop."""
         if wave.size <= self.n_fft // 2:  # centred frames mirror half a window at both ends
             wave = np.pad(wave, (0, self.n_fft // 2 + 1 - wave.size))
-        power = spectrogram(
-            wave,
-            self.window,
-            frame_length=self.n_fft,
-            hop_length=self.hop_length,
-            power=2.0,
-            mel_filters=self.mel_filters,
-        )
+        power = spectrogram(wave, self.window, self.n_fft, self.hop_length, power=2.0, mel_filters=self.mel_filters)
         return np.log1p(power.T).astype(np.float32)
 
     def __call__(
@@ -242,6 +225,11 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         return power
 
 
+def _check_length(name: str, seconds: float) -> None:
+    if seconds > MAX_SECONDS:
+        raise AudioError(f"{name} lasts {seconds:.0f} seconds, more than {MAX_SECONDS:.0f}: cut it", "audio.too_long")
+
+
 def _read_file(source, name: str) -> tuple[np.ndarray, int]:
     try:
         import soundfile
@@ -254,11 +242,7 @@ def _read_file(source, name: str) -> tuple[np.ndarray, int]:
         raise AudioError(f"{name}: no such file")
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fspath(source)) as file:
-            if file.frames > MAX_SECONDS * file.samplerate:
-                raise AudioError(
-                    f"{name} lasts {file.frames / file.samplerate:.0f} seconds, more than {MAX_SECONDS:.0f}: cut it",
-                    "audio.too_long",
-                )
+            _check_length(name, file.frames / file.samplerate)
             return file.read(dtype="float32", always_2d=True).mean(1), file.samplerate
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{name} is no sound file that can be read: {error}") from error
@@ -276,6 +260,3 @@ def _resample(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
         ) from error
     common = int(np.gcd(rate, wanted))
     return resample_poly(wave, wanted // common, rate // common).astype(np.float32)
-
-
-__all__ = ["VMortmFeatureExtractor"]

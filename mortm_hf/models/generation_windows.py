@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors_mortm import PromptError
 from .music_harmony import merge_repeats
 from .music_instruments import category_of, parse_instrument
 from .music_names import DRUMS
-from .music_score import ChordTable, MetricScore, is_chord_table, is_score
+from .music_score import ChordTable, MetricScore, is_chord_table, is_score, match_tracks
 from .prompt_building import PromptIds, build_prompt
-from .prompt_words import read_chords
 from .token_vocabulary import CONTROLS
 from .upstream_codec import DECODED_PROGRAM
 
@@ -74,39 +72,6 @@ class SongRequest:
         return self.start + self.bars
 
 
-def spread_chords(chords, start: int, bars: int):
-    """Chords of a request as (symbol, bar, beat) entries in bars of the song.
-
-    Args:
-        chords: what `read_chords` takes, or True.
-        start: first generated bar.
-        bars: how many bars are generated.
-
-    Returns:
-        The entries; a `ChordTable`, True and None as they are.
-
-    Raises:
-        PromptError: more symbols than bars, a place outside the bars (`prompt.bars`), unreadable entries.
-    """
-    chords = chords if chords is True else read_chords(chords)
-    if chords is None or chords is True or is_chord_table(chords):
-        return chords
-    if not isinstance(chords[0], str):
-        for symbol, bar, _ in chords:
-            if not start <= bar < start + bars:
-                raise PromptError(
-                    f"the chord {symbol!r} in bar {bar} is outside the generated bars {start} to {start + bars}",
-                    "prompt.bars",
-                )
-        return chords
-    if len(chords) > bars:
-        raise PromptError(
-            f"got {len(chords)} chords for {bars} bars: give one a bar, or place them as (symbol, bar, beat)",
-            "prompt.bars",
-        )
-    return [(chords[i % len(chords)], start + i, 0) for i in range(bars)]
-
-
 def _chords_within(chords, first: int, last: int, ticks: tuple[int, int]):
     """The chords of bars `[first, last)`; the one that sounds at their start is restated there."""
     if chords is None or chords is True:
@@ -126,18 +91,6 @@ def _bars_with_notes(song: MetricScore, at: int, past: int) -> int:
     before = song.onset[song.onset < song.bars.start[at]]
     last = int(song.bars.of(before.max())) if len(before) else at
     return past if at - last <= past else past + at - 1 - last
-
-
-def _orders_of(values, instruments) -> list[int]:
-    """For each generated instrument its place in the request: the n-th of a value for the n-th."""
-    left = list(enumerate(values))
-    found = []
-    for value in instruments:
-        place = next((pair for pair in left if pair[1] == value), None)
-        if place is not None:
-            left.remove(place)
-            found.append(place[0])
-    return found
 
 
 class SongRow:
@@ -297,8 +250,9 @@ class SongRow:
         passage, inside = built.passage, self.request.inside
         asked = self.request.fields.get("instruments")
         if not self.made and asked is not None:
-            order = _orders_of([parse_instrument(i, dialect) for i in asked], passage.instruments)
-            self.by_track = {n: [v[i] for i in order if i < len(v)] for n, v in self.by_track.items()}
+            # each generated instrument has its place in the request
+            order = match_tracks(passage.instruments, [parse_instrument(i, dialect) for i in asked])
+            self.by_track = {n: [v[i] for i in order if 0 <= i < len(v)] for n, v in self.by_track.items()}
         if passage.song is None or (not inside and passage.start == 0):
             self.song = built.merge(music, inside)
             self.source = [-1] * self.song.n_tracks

@@ -42,9 +42,8 @@ def bare_segment(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray
         `[n]` int32 ids.
     """
     plain = replace(score, tempo=np.full(score.n_bars, -1, dtype=np.int16))
-    begin = np.array([vocabulary.id(TokenKind.BOS), vocabulary.id(TokenKind.MGEN)], dtype=np.int32)
-    end = np.array([vocabulary.id(TokenKind.END)], dtype=np.int32)
-    return np.concatenate([begin, encode_tracks(vocabulary, plain), end]).astype(np.int32)
+    begin, mark, end = (vocabulary.id(kind) for kind in (TokenKind.BOS, TokenKind.MGEN, TokenKind.END))
+    return np.concatenate([[begin, mark], encode_tracks(vocabulary, plain), [end]]).astype(np.int32)
 
 
 def merge_tracks(score: MetricScore, drums: bool = False) -> MetricScore:
@@ -187,16 +186,3 @@ def pad_rows(rows: Sequence, pad: int, device=None, side: str = "right") -> tupl
         mask = mask[:, ::-1]
     ids[mask] = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
-
-
-__all__ = [
-    "WINDOW_FORMS",
-    "bare_segment",
-    "batches_by_length",
-    "clip_durations",
-    "condense",
-    "in_window_form",
-    "merge_tracks",
-    "pad_rows",
-    "song_windows",
-]

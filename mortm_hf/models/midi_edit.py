@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .midi_files import CHORD_MARK, SEGMENT_MARK, chord_mark, symusic
+from .midi_files import CHORD_MARK, SEGMENT_MARK, chord_mark, empty_track, midi_notes, symusic
 from .music_grid import TICKS_PER_QUARTER, round_to_grid
 from .music_harmony import NO_CHORD
 from .music_instruments import GENERAL_MIDI
@@ -109,14 +109,9 @@ def write_bars(
                 continue
             program = int(music.programs[target])
             name = "Drums" if program == DRUMS else GENERAL_MIDI[min(program, 127)]
-            part = symusic.Track(name, 0 if program == DRUMS else min(program, 127), program == DRUMS)
+            part = empty_track(name, program)
         order = np.lexsort((offset, pitch, onset))
-        part.notes = symusic.Note.from_numpy(
-            onset[order].astype(np.int32),
-            (offset - onset)[order].astype(np.int32),
-            pitch[order].astype(np.int8),
-            np.clip(velocity, 1, 127)[order].astype(np.int8),
-        )
+        part.notes = midi_notes(onset[order], (offset - onset)[order], pitch[order], velocity[order])
         if source[target] < 0:
             out.tracks.append(part)
 

@@ -111,6 +111,7 @@ def midi_bytes(midi, max_bytes: int) -> tuple[bytes, str]:
     """
     if isinstance(midi, (bytes, bytearray, memoryview)):
         data, name = bytes(midi), "the given bytes"
+        size = len(data)
     elif isinstance(midi, (str, os.PathLike)):
         name = str(midi)
         try:
@@ -124,12 +125,11 @@ def midi_bytes(midi, max_bytes: int) -> tuple[bytes, str]:
             raise
         except ValueError as error:  # a name that no file can have
             raise MidiError(f"cannot read {name!r}: {error}") from None
-        if status.st_size > max_bytes:
-            raise MidiError(f"{name} has {status.st_size} bytes, more than the cap of {max_bytes}", "midi.too_large")
+        size = max(status.st_size, len(data))
     else:
         raise MidiError(f"expected a path or MIDI bytes, got {type(midi).__name__}", "midi.argument")
-    if len(data) > max_bytes:
-        raise MidiError(f"{name} has {len(data)} bytes, more than the cap of {max_bytes}", "midi.too_large")
+    if size > max_bytes:
+        raise MidiError(f"{name} has {size} bytes, more than the cap of {max_bytes}", "midi.too_large")
     return data, name
 
 

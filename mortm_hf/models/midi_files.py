@@ -94,6 +94,43 @@ def _clean_container(data: bytes, name: str) -> bytes:
     return b"".join([head, *(data[a:b] for a, b in tracks), bytes(16)])
 
 
+def need_symusic(doing: str) -> None:
+    """Refuse where symusic is missing.
+
+    Args:
+        doing: what needs it, for the message.
+
+    Raises:
+        MidiError: symusic is missing (`midi.symusic`).
+    """
+    if symusic is None:
+        raise MidiError(f"{doing} MIDI needs the package symusic: pip install 'symusic>=0.5.9,<0.6'", "midi.symusic")
+
+
+def empty_track(name: str, program: int):
+    """A `symusic.Track` without notes.
+
+    Args:
+        name: of the track.
+        program: General MIDI program, or `DRUMS`.
+    """
+    drums = program == DRUMS
+    return symusic.Track(name, 0 if drums else min(program, 127), drums)
+
+
+def midi_notes(onset: np.ndarray, duration: np.ndarray, pitch: np.ndarray, velocity: np.ndarray):
+    """Notes of a `symusic.Track`.
+
+    Args:
+        onset: `[n]` ticks of the file.
+        duration: `[n]` ticks of the file.
+        pitch: `[n]` MIDI pitches.
+        velocity: `[n]`, clipped to 1 to 127.
+    """
+    times = onset.astype(np.int32), duration.astype(np.int32)
+    return symusic.Note.from_numpy(*times, pitch.astype(np.int8), np.clip(velocity, 1, 127).astype(np.int8))
+
+
 def load_score(midi, caps: Caps = Caps()):
     """Read a MIDI file.
 
@@ -108,8 +145,7 @@ def load_score(midi, caps: Caps = Caps()):
         MidiError: symusic is missing (`midi.symusic`), or the input is unreadable, without musical time
             (`midi.timing`) or too large (`midi.too_large`).
     """
-    if symusic is None:
-        raise MidiError("reading MIDI needs the package symusic: pip install 'symusic>=0.5.9,<0.6'", "midi.symusic")
+    need_symusic("reading")
     if is_symusic(midi):
         score, name = (midi if str(midi.ttype) in ("Tick", "TimeUnit.Tick") else midi.to("tick")), "the given score"
     else:
@@ -396,8 +432,7 @@ def to_midi_score(score: MetricScore, markers: bool = True):
     Raises:
         MidiError: symusic is missing (`midi.symusic`).
     """
-    if symusic is None:
-        raise MidiError("writing MIDI needs the package symusic: pip install 'symusic>=0.5.9,<0.6'", "midi.symusic")
+    need_symusic("writing")
     step = OUTPUT_TPQ // TICKS_PER_QUARTER
     out = symusic.Score(OUTPUT_TPQ)
     bars = score.bars
@@ -433,15 +468,12 @@ def to_midi_score(score: MetricScore, markers: bool = True):
         for tick, *chord in zip(table.onset, table.root, table.quality, table.bass):
             out.markers.append(symusic.TextMeta(int(tick) * step, chord_mark(*chord)))
     edges = np.searchsorted(score.track, np.arange(score.n_tracks + 1))
-    time, length = (score.onset * step).astype(np.int32), (score.duration * step).astype(np.int32)
-    pitch, velocity = score.pitch.astype(np.int8), np.clip(score.velocity, 1, 127).astype(np.int8)
     for index, program in enumerate(score.programs.tolist()):
         rows = slice(edges[index], edges[index + 1])
         if rows.start == rows.stop:
             continue
-        drums = program == DRUMS
-        name = score.names[index] if index < len(score.names) else ""
-        part = symusic.Track(name, 0 if drums else min(program, 127), drums)
-        part.notes = symusic.Note.from_numpy(time[rows], length[rows], pitch[rows], velocity[rows])
+        part = empty_track(score.names[index] if index < len(score.names) else "", program)
+        times = score.onset[rows] * step, score.duration[rows] * step
+        part.notes = midi_notes(*times, score.pitch[rows], score.velocity[rows])
         out.tracks.append(part)
     return out

@@ -5,17 +5,12 @@ Design decisions
   its attention and expert implementations, caches, parallel plans, PEFT and `generate()` apply unchanged.
 - Experts are fused 3-D parameters; `grouped_mm` is the default, `eager` the faster choice for training on a CPU.
 - The router works in fp32 whatever the model's type: half precision flips the choice of experts.
-- ALiBi needs no length x length bias where attention is causal: a softmax ignores what is constant in a row, so
-  -slope * (i - j) may be replaced by slope * j, which is a dot product with one further key dimension (sdpa). Flash
-  attention and flex attention compute the bias inside their kernels. Bias matrices remain for eager, for
-  bidirectional sdpa and for the few queries of a decoding step.
 - An attention implementation that would ignore ALiBi is refused by name.
 
 Knows: tensors. Must not know: which token means what, MIDI, the grammar.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +20,7 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation
-from transformers.integrations.flash_attention import flash_attention_forward
-from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_causal_mask,
@@ -38,101 +30,20 @@ from transformers.masking_utils import (
 from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention_mortm import ALIBI_IMPLEMENTATIONS, ALL_ATTENTION_FUNCTIONS, alibi_slopes
 from .configuration_mortm import MortmConfig
-
-
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    """[..., 2n] -> [-second half, first half]."""
-    half = x.shape[-1] // 2
-    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-
-
-def apply_rotary_pos_emb(
-    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate query and key by their positions.
-
-    Args:
-        query: [batch, heads, length, head_dim].
-        key: [batch, kv_heads, length, head_dim].
-        cos: [batch, length, head_dim].
-        sin: [batch, length, head_dim].
-
-    Returns:
-        The rotated query and key.
-    """
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
-
-
-def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:
-    """Repeat each head of keys or values in place.
-
-    Args:
-        hidden_states: [batch, kv_heads, length, dim].
-        n_rep: how often.
-
-    Returns:
-        [batch, kv_heads * n_rep, length, dim].
-    """
-    if n_rep == 1:
-        return hidden_states
-    batch, heads, length, dim = hidden_states.shape
-    return hidden_states[:, :, None].expand(batch, heads, n_rep, length, dim).reshape(batch, -1, length, dim)
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out: the only implementation that returns its weights.
-
-    Args:
-        module: the attention layer (`num_key_value_groups`, `training`).
-        query: [batch, heads, queries, head_dim].
-        key: [batch, kv_heads, keys, head_dim].
-        value: [batch, kv_heads, keys, head_dim].
-        attention_mask: additive [batch or 1, heads or 1, queries, keys], or None.
-        scaling: factor on the scores.
-        dropout: dropout of the weights, 0 to 1.
-        kwargs: not used.
-
-    Returns:
-        Output [batch, queries, heads, head_dim] and weights [batch, heads, queries, keys].
-    """
-    key = repeat_kv(key, module.num_key_value_groups)
-    value = repeat_kv(value, module.num_key_value_groups)
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-def alibi_slopes(num_heads: int) -> torch.Tensor:
-    """Slopes [num_heads] of "Train Short, Test Long" (Press et al. 2022), largest first for powers of two.
-
-    For n a power of two: 2^(-8/n), its square, ... Other counts take all slopes of the next lower power of two, then
-    every second one of the next higher.
-    """
-    lower = 2 ** (num_heads.bit_length() - 1)
-    first = [2.0 ** (-8.0 * (i + 1) / lower) for i in range(lower)]
-    rest = [2.0 ** (-4.0 * (i + 1) / lower) for i in range(0, 2 * (num_heads - lower), 2)]
-    return torch.tensor(first + rest, dtype=torch.float32)
 
 
 class MortmAlibi(nn.Module):
@@ -184,322 +95,8 @@ class MortmAlibi(nn.Module):
         return mask.float() + bias
 
 
-def alibi_as_dimensions(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    slopes: torch.Tensor,
-    scaling: float,
-    offset: int | torch.Tensor = 0,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Causal ALiBi as further dimensions of query and key; the value is padded with zeros to the same size.
-
-    Key j carries j, query i carries slope / scaling, so that their product adds slope * j to the score. The slope
-    stands on the query's side, so that grouped heads keep sharing their keys.
-
-    In fp32, slope * j alone would cost digits where j is large. Therefore -slope * i is added too, the slope is cut
-    into a part of 11 bits (whose products are exact) and a rest, and these dimensions come first: kernels sum in
-    order, so what reaches the content's part of the sum is the small and exact -slope * (i - j).
-
-    In half precision j is not exact, so it is written in base 256, counted from the middle of the row, and the slope
-    as a sum of three halves; kernels sum products in fp32.
-
-    Args:
-        query: [batch, heads, queries, head_dim].
-        key: [batch, kv_heads, keys, head_dim].
-        value: [batch, kv_heads, keys, head_dim].
-        slopes: [heads].
-        scaling: factor on the scores.
-        offset: place of the first query among the keys.
-
-    Returns:
-        Query, key and value with more dimensions.
-
-    Raises:
-        ValueError: more keys than half precision can count.
-    """
-    device_type = query.device.type
-    if torch.is_autocast_enabled(device_type):  # sdpa would cast later, and round the index
-        dtype = torch.get_autocast_dtype(device_type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    length, dtype = key.shape[2], query.dtype
-    index = torch.arange(length, device=query.device)
-    factor = slopes.float() / scaling
-    if dtype in (torch.float32, torch.float64):
-        coarse = (factor.view(torch.int32) & -(1 << 13)).view(torch.float32)
-        pair = torch.stack([coarse, factor - coarse], dim=-1)
-        places = torch.arange(query.shape[2], device=query.device) + offset
-        query_side = torch.stack([pair[:, None].expand(-1, len(places), -1), -pair[:, None] * places[:, None]], dim=-1)
-        query_side = query_side.flatten(-2)
-        key_side = torch.stack([index, torch.ones_like(index)] * 2, dim=-1)
-    else:
-        if length > 1 << 16:
-            raise ValueError(f"ALiBi in {dtype} is exact up to 65536 keys, got {length}: use float32.")
-        index = index - length // 2
-        high = torch.div(index, 256, rounding_mode="floor")
-        parts, rest = [], factor
-        for _ in range(3):
-            parts.append(rest.to(dtype).float())
-            rest = rest - parts[-1]
-        digits = torch.stack(parts, dim=-1)
-        query_side = torch.cat([digits * 256, digits], dim=-1)[:, None].expand(-1, query.shape[2], -1)
-        key_side = torch.stack([high] * 3 + [index - 256 * high] * 3, dim=-1)
-    width = key_side.shape[-1]
-    if query.device.type == "cuda":  # its kernels want head sizes in multiples of 8
-        padding = -(query.shape[-1] + width) % 8
-        query_side, key_side = F.pad(query_side, (0, padding)), F.pad(key_side, (0, padding))
-        width += padding
-    query = torch.cat([query_side.to(dtype).expand(len(query), -1, -1, -1), query], dim=-1)
-    key = torch.cat([key_side.to(dtype).expand(*key.shape[:2], -1, -1), key], dim=-1)
-    return query, key, F.pad(value, (0, width))
-
-
-def sdpa_alibi_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    slopes: torch.Tensor | None = None,
-    query_offset: int | torch.Tensor = 0,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """`sdpa`, with causal ALiBi where slopes are given.
-
-    Args:
-        module: the attention layer.
-        query: [batch, heads, queries, head_dim].
-        key: [batch, kv_heads, keys, head_dim].
-        value: [batch, kv_heads, keys, head_dim].
-        attention_mask: [batch or 1, heads or 1, queries, keys] bool or additive, or None.
-        scaling: factor on the scores.
-        slopes: [heads] of ALiBi, or None.
-        query_offset: place of the first query among the keys.
-        kwargs: further arguments of transformers' function.
-
-    Returns:
-        Output [batch, queries, heads, head_dim]; no weights.
-    """
-    if slopes is None:
-        if attention_mask is not None and attention_mask.is_floating_point():
-            attention_mask = attention_mask.to(query.dtype)
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    head_dim = value.shape[-1]
-    query, key, value = alibi_as_dimensions(query, key, value, slopes, scaling, query_offset)
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    return output[..., :head_dim], None
-
-
-def flex_alibi_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask,
-    scaling: float,
-    slopes: torch.Tensor | None = None,
-    query_offset: int | torch.Tensor = 0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`flex_attention`, with ALiBi as a score function where slopes are given.
-
-    Args:
-        module: the attention layer.
-        query: [batch, heads, queries, head_dim].
-        key: [batch, kv_heads, keys, head_dim].
-        value: [batch, kv_heads, keys, head_dim].
-        attention_mask: block mask, or None.
-        scaling: factor on the scores.
-        slopes: [heads] of ALiBi, or None.
-        query_offset: place of the first query among the keys.
-        kwargs: further arguments of transformers' function.
-
-    Returns:
-        Output [batch, queries, heads, head_dim]; transformers' weights without slopes, else None.
-
-    Raises:
-        ValueError: ALiBi with attention dropout, or with a 4-D mask.
-    """
-    if slopes is None:
-        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if kwargs.get("dropout", 0.0) > 0:
-        raise ValueError("flex_attention has no attention dropout: set attention_dropout=0 or use sdpa.")
-    if isinstance(attention_mask, torch.Tensor):
-        raise ValueError("flex_attention with ALiBi takes no ready-made 4-D mask: give a 2-D mask or use sdpa.")
-    heads = query.shape[1]
-    if heads & (heads - 1):  # as transformers does: grouped heads need a power of two
-        key, value = (repeat_kv(x, module.num_key_value_groups) for x in (key, value))
-
-    def score_mod(score, batch, head, query_index, key_index):
-        return score - slopes[head] * (query_index + query_offset - key_index).abs()
-
-    output = compile_friendly_flex_attention(
-        query,
-        key,
-        value,
-        score_mod=score_mod,
-        block_mask=attention_mask,
-        enable_gqa=True,
-        scale=scaling,
-        kernel_options=kwargs.get("kernel_options"),
-        training=module.training,
-    )
-    return output.transpose(1, 2).contiguous(), None
-
-
-@lru_cache
-def flash_functions() -> tuple[Callable, Callable]:
-    """flash-attn's dense and variable-length functions, the ones that take ALiBi slopes.
-
-    Raises:
-        ValueError: flash-attn is not installed.
-    """
-    try:
-        from flash_attn import flash_attn_func, flash_attn_varlen_func
-    except ImportError as error:
-        raise ValueError("ALiBi with flash_attention_2 needs the flash-attn package; use sdpa instead.") from error
-    return flash_attn_func, flash_attn_varlen_func
-
-
-def flash_alibi_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    slopes: torch.Tensor | None = None,
-    dropout: float = 0.0,
-    position_ids: torch.Tensor | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    cu_seq_lens_k: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    max_length_k: int | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, None]:
-    """`flash_attention_2`, with ALiBi where slopes are given.
-
-    transformers' own wrapper drops `alibi_slopes` without a word, so flash-attn is called here.
-
-    Args:
-        module: the attention layer.
-        query: [batch, heads, queries, head_dim].
-        key: [batch, kv_heads, keys, head_dim].
-        value: [batch, kv_heads, keys, head_dim].
-        attention_mask: [batch, keys], 0 at padding, or None; the queries are its last columns.
-        scaling: factor on the scores.
-        slopes: [heads] of ALiBi, or None.
-        dropout: dropout of the weights, 0 to 1.
-        position_ids: [batch, length]; where they restart, a packed piece begins.
-        cu_seq_lens_q: [pieces + 1] int32 where the pieces begin among the queries, or None.
-        cu_seq_lens_k: [pieces + 1] int32 where they begin among the keys, or None.
-        max_length_q: most queries of a piece.
-        max_length_k: most keys of a piece.
-        kwargs: further arguments of transformers' function.
-
-    Returns:
-        Output [batch, queries, heads, head_dim]; no weights.
-
-    Raises:
-        ValueError: ALiBi without the package flash-attn.
-    """
-    if slopes is None:
-        lengths = dict(
-            cu_seq_lens_q=cu_seq_lens_q,
-            cu_seq_lens_k=cu_seq_lens_k,
-            max_length_q=max_length_q,
-            max_length_k=max_length_k,
-        )
-        return flash_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            dropout=dropout,
-            position_ids=position_ids,
-            **lengths,
-            **kwargs,
-        )
-    dense, varlen = flash_functions()
-    batch, _, length, _ = query.shape
-    if query.dtype == torch.float32:  # layer norms kept in fp32 must not push the kernel out of half precision
-        device_type = query.device.type
-        autocast = torch.is_autocast_enabled(device_type)
-        dtype = torch.get_autocast_dtype(device_type) if autocast else module.q_proj.weight.dtype
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    options = dict(dropout_p=dropout, softmax_scale=scaling, causal=module.is_causal, alibi_slopes=slopes.float())
-    if attention_mask is not None:
-        mask = attention_mask.bool()
-        key, value = key[:, : mask.shape[1]], value[:, : mask.shape[1]]  # a static cache is longer than its content
-        query_mask = mask[:, -length:]
-        counts = [m.sum(1, dtype=torch.int32) for m in (query_mask, mask)]
-        lens_q, lens_k = (F.pad(c.cumsum(0, dtype=torch.int32), (1, 0)) for c in counts)
-        output = torch.zeros_like(query)
-        output[query_mask] = varlen(
-            query[query_mask],
-            key[mask],
-            value[mask],
-            cu_seqlens_q=lens_q,
-            cu_seqlens_k=lens_k,
-            max_seqlen_q=int(counts[0].max()),
-            max_seqlen_k=int(counts[1].max()),
-            **options,
-        )
-        return output, None
-    if cu_seq_lens_q is None and position_ids is not None and length > 1 and length == key.shape[1]:
-        rows = find_packed_sequence_indices(position_ids)
-        if rows is not None:  # one row of several pieces (`MortmModel` flattens batches of them)
-            starts = (position_ids.reshape(-1).diff() != 1).nonzero().reshape(-1) + 1
-            ends = torch.tensor([position_ids.numel()], device=starts.device)
-            cu_seq_lens_q = cu_seq_lens_k = F.pad(torch.cat([starts, ends]), (1, 0)).to(torch.int32)
-            max_length_q = max_length_k = int(cu_seq_lens_q.diff().max())
-    if cu_seq_lens_q is not None:
-        output = varlen(
-            *(x.reshape(-1, *x.shape[2:]) for x in (query, key, value)),
-            cu_seqlens_q=cu_seq_lens_q,
-            cu_seqlens_k=cu_seq_lens_k,
-            max_seqlen_q=max_length_q,
-            max_seqlen_k=max_length_k,
-            **options,
-        )
-        return output.reshape(batch, length, *output.shape[1:]), None
-    return dense(query, key, value, **options), None
-
-
-# Overrides for this file only; every other implementation is transformers' own.
-ALL_ATTENTION_FUNCTIONS = AttentionInterface()
-ALL_ATTENTION_FUNCTIONS["sdpa"] = sdpa_alibi_forward
-ALL_ATTENTION_FUNCTIONS["flex_attention"] = flex_alibi_forward
-ALL_ATTENTION_FUNCTIONS["flash_attention_2"] = flash_alibi_forward
-ALIBI_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
-
-
-class MortmRMSNorm(nn.Module):
-    """`weight * x / rms(x)`; the mean square is taken in fp32.
-
-    Args:
-        hidden_size: width of x.
-        eps: added to the mean square.
-    """
-
-    def __init__(self, hidden_size: int, eps: float = 1e-5):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.variance_epsilon = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        dtype = hidden_states.dtype
-        hidden_states = hidden_states.to(torch.float32)
-        variance = hidden_states.pow(2).mean(-1, keepdim=True)
-        hidden_states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
-        return self.weight * hidden_states.to(dtype)
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+class MortmRMSNorm(LlamaRMSNorm):
+    """`weight * x / rms(x)`; the mean square is taken in fp32."""
 
 
 class MortmLayerNorm(nn.LayerNorm):
@@ -534,36 +131,8 @@ def make_norm(config: MortmConfig) -> nn.Module:
     return MortmDynamicTanh(config.hidden_size, alpha=config.dynamic_tanh_alpha)
 
 
-class MortmRotaryEmbedding(nn.Module):
+class MortmRotaryEmbedding(LlamaRotaryEmbedding):
     """cos and sin tables [batch, length, head_dim] of half-split rotary positions."""
-
-    def __init__(self, config: MortmConfig):
-        super().__init__()
-        self.max_seq_len_cached = config.max_position_embeddings
-        self.original_max_seq_len = config.max_position_embeddings
-        self.config = config
-        self.rope_type = config.rope_parameters["rope_type"]
-        rope_init_fn: Callable = self.compute_default_rope_parameters
-        if self.rope_type != "default":
-            rope_init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
-        inv_freq, self.attention_scaling = rope_init_fn(config)
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
-
-    @staticmethod
-    def compute_default_rope_parameters(config: MortmConfig, *args, **kwargs) -> tuple[torch.Tensor, float]:
-        """Inverse frequencies base^(-2i / head_dim), [head_dim / 2], and the factor 1 on the tables."""
-        dim = config.head_dim
-        exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
-        return 1.0 / (config.rope_parameters["rope_theta"] ** exponents), 1.0
-
-    @torch.no_grad()
-    @dynamic_rope_update
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        freqs = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-        emb = torch.cat((freqs, freqs), dim=-1)
-        cos, sin = emb.cos() * self.attention_scaling, emb.sin() * self.attention_scaling
-        return cos.to(dtype=x.dtype), sin.to(dtype=x.dtype)
 
 
 class MortmAttention(nn.Module):
@@ -888,6 +457,38 @@ class MortmPreTrainedModel(PreTrainedModel):
         super().__init__(config, *inputs, **kwargs)
         self.add_model_tags([config.model_type, "symbolic-music", "midi"])  # a list of its own: pushing adds to it
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for the experts' decorator in the file of the class
+        return True
+
+    def _routing(self, output_router_logits: bool | None, labels) -> tuple[bool, bool]:
+        """Whether the router's logits are returned; whether they are needed for that or for the training loss."""
+        config = self.config
+        shown = config.output_router_logits if output_router_logits is None else output_router_logits
+        balanced = config.router_balancing == "loss" and config.router_aux_loss_coef
+        needed = shown or (self.training and labels is not None and balanced)
+        return shown, bool(needed) and "sparse" in config.mlp_layer_types
+
+    def _output(
+        self, loss, logits, outputs: MoeModelOutputWithPast, attention_mask, shown: bool, counted: bool
+    ) -> MoeCausalLMOutputWithPast:
+        """What a head returns, the balancing loss added to its loss where the router's logits were `counted`."""
+        aux_loss = None
+        if counted:
+            aux_loss = load_balancing_loss(outputs.router_logits, self.config, attention_mask)
+            if loss is not None:
+                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
+        return MoeCausalLMOutputWithPast(
+            loss=loss,
+            aux_loss=aux_loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits if shown else None,
+        )
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -1102,13 +703,7 @@ class MortmForCausalLM(MortmPreTrainedModel, GenerationMixin):
         With `router_balancing="loss"` the balancing loss is part of the training loss (not of the evaluation loss);
         `output_router_logits=True` adds it always and returns the router's logits.
         """
-        if output_router_logits is None:
-            output_router_logits = self.config.output_router_logits
-        config = self.config
-        balance = output_router_logits or (
-            self.training and labels is not None and config.router_balancing == "loss" and config.router_aux_loss_coef
-        )
-        balance = bool(balance) and "sparse" in config.mlp_layer_types
+        shown, counted = self._routing(output_router_logits, labels)
         outputs: MoeModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -1116,28 +711,13 @@ class MortmForCausalLM(MortmPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            output_router_logits=balance,
+            output_router_logits=counted,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.vocab_size, **kwargs)
-        aux_loss = None
-        if balance:
-            aux_loss = load_balancing_loss(outputs.router_logits, config, attention_mask)
-            if loss is not None:
-                loss = loss + config.router_aux_loss_coef * aux_loss.to(loss.device)
-        return MoeCausalLMOutputWithPast(
-            loss=loss,
-            aux_loss=aux_loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            router_logits=outputs.router_logits if output_router_logits else None,
-        )
+        loss = None if labels is None else self.loss_function(logits, labels, self.vocab_size, **kwargs)
+        return self._output(loss, logits, outputs, attention_mask, shown, counted)
 
     def prepare_inputs_for_generation(self, *args, past_key_values: Cache | None = None, **kwargs):
         """As transformers', which fails on the block masks that flex attention makes for a static cache."""
@@ -1189,6 +769,3 @@ class MortmForSequenceClassification(GenericForSequenceClassification, MortmPreT
         else:
             self.score = MortmScoreHead(config)
         self.post_init()
-
-
-__all__ = ["MortmForCausalLM", "MortmForSequenceClassification", "MortmModel", "MortmPreTrainedModel"]

@@ -144,11 +144,6 @@ class MortmLivePreTrainedModel(MortmPreTrainedModel):
     accepts_loss_kwargs = False  # means over a batch, not sums over tokens
     input_modalities = ("audio",)
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        # transformers looks for the experts' decorator in this file; they are in `modeling_mortm`
-        return True
-
 
 class MortmLiveVision(MortmLivePreTrainedModel):
     """The VAE over single chunks, upstream's `LiveVision`."""
@@ -294,15 +289,13 @@ class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
         if phase_ids is None:
             phase_ids = torch.full((batch, chunks), config.chunks_per_measure, device=rolls.device)
         embeds = latent + self.slots(play.to(latent.dtype))[:, None] + self.phase(phase_ids)
-        router = config.output_router_logits if output_router_logits is None else output_router_logits
-        balance = router or (self.training and labels is not None and config.router_balancing == "loss")
-        balance = bool(balance) and "sparse" in config.mlp_layer_types
+        shown, counted = self._routing(output_router_logits, labels)
         outputs = self.model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            output_router_logits=balance,
+            output_router_logits=counted,
             **kwargs,
         )
         states = outputs.last_hidden_state[:, -1:] if last_only else outputs.last_hidden_state
@@ -314,7 +307,7 @@ class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
             losses = self._losses(
                 logits, reconstruction, rolls, labels, play, attention_mask, predicted, mean, log_var
             )
-            if balance and config.router_balancing == "loss":
+            if counted and config.router_balancing == "loss":
                 losses["router"] = config.router_aux_loss_coef * load_balancing_loss(
                     outputs.router_logits, config, attention_mask
                 )
@@ -328,7 +321,7 @@ class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            router_logits=outputs.router_logits if router else None,
+            router_logits=outputs.router_logits if shown else None,
         )
 
     def _losses(self, logits, reconstruction, rolls, labels, play, attention_mask, predicted, mean, log_var) -> dict:
@@ -400,6 +393,3 @@ def roll_losses(logits, target, config: MortmLiveConfig, chunks=None, play=None)
         "pitch": (entropy * weight).sum() / weight.sum().clamp(min=1),
         "velocity": (error.sum((-1, -2)) * weight).sum() / cells,
     }
-
-
-__all__ = ["MortmLiveForCausalGeneration", "MortmLiveModel", "MortmLivePreTrainedModel", "MortmLiveVision"]

@@ -113,11 +113,6 @@ class VMortmPreTrainedModel(MortmPreTrainedModel):
     accepts_loss_kwargs = False  # means over a batch, not sums over tokens
     input_modalities = ("audio",)
 
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        # transformers looks for the experts' decorator in this file; they are in `modeling_mortm`
-        return True
-
 
 class VMortmModel(VMortmPreTrainedModel, MortmModel):
     """The layers without a head, over patches."""
@@ -224,15 +219,13 @@ class VMortmForSpectrogramGeneration(VMortmPreTrainedModel):
             [`VMortmOutput`]; `loss` only with `labels`.
         """
         config = self.config
-        router = config.output_router_logits if output_router_logits is None else output_router_logits
-        balance = router or (self.training and labels is not None and config.router_balancing == "loss")
-        balance = bool(balance) and "sparse" in config.mlp_layer_types
+        shown, counted = self._routing(output_router_logits, labels)
         outputs = self.model(
             input_features=input_features,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            output_router_logits=balance,
+            output_router_logits=counted,
             **kwargs,
         )
         states = outputs.last_hidden_state
@@ -247,7 +240,7 @@ class VMortmForSpectrogramGeneration(VMortmPreTrainedModel):
             if ends is not None:
                 stop = self._stop(stop_logits, ends, attention_mask)
                 loss = loss + config.stop_loss_weight * stop
-            if balance and config.router_balancing == "loss":
+            if counted and config.router_balancing == "loss":
                 aux = load_balancing_loss(outputs.router_logits, config, self.model._patch_mask(attention_mask))
                 loss = loss + config.router_aux_loss_coef * aux
         return VMortmOutput(
@@ -260,7 +253,7 @@ class VMortmForSpectrogramGeneration(VMortmPreTrainedModel):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            router_logits=outputs.router_logits if router else None,
+            router_logits=outputs.router_logits if shown else None,
         )
 
     def _regression(self, predictions, labels, attention_mask) -> torch.Tensor:
@@ -397,6 +390,3 @@ def _uneven(frames: int, size: int) -> str:
         f"{frames} frames do not fill patches of {size}: pad with the feature extractor's pad_to_multiple_of={size} "
         "(its default), or cut"
     )
-
-
-__all__ = ["VMortmModel", "VMortmForSpectrogramGeneration", "VMortmPreTrainedModel"]

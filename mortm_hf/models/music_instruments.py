@@ -47,23 +47,9 @@ GENERAL_MIDI = tuple(
     Guitar Fret Noise, Breath Noise, Seashore, Bird Tweet, Telephone Ring, Helicopter, Applause, Gunshot
     """.split(",")
 )
-FAMILIES = (
-    "Piano",
-    "Chromatic Percussion",
-    "Organ",
-    "Guitar",
-    "Bass",
-    "Strings",
-    "Ensemble",
-    "Brass",
-    "Reed",
-    "Pipe",
-    "Synth Lead",
-    "Synth Pad",
-    "Synth Effects",
-    "Ethnic",
-    "Percussive",
-    "Sound Effects",
+FAMILIES = tuple(
+    "Piano,Chromatic Percussion,Organ,Guitar,Bass,Strings,Ensemble,Brass,Reed,Pipe,Synth Lead,Synth Pad,"
+    "Synth Effects,Ethnic,Percussive,Sound Effects".split(",")
 )
 PIANO_PROGRAMS, SAX_PROGRAMS = range(8), range(64, 68)
 
@@ -74,53 +60,23 @@ def _plain(text: str) -> str:
 
 _DRUM_NAMES = {"drums", "drum", "drumkit", "drumset", "percussion", "instdrums"}
 # spellings people use -> program
-_ALIASES = {
-    "grandpiano": 0,
-    "electricpiano": 4,
-    "rhodes": 4,
-    "epiano": 4,
-    "nylonguitar": 24,
-    "acousticguitar": 24,
-    "steelguitar": 25,
-    "electricguitar": 27,
-    "doublebass": 43,
-    "uprightbass": 32,
-    "bassguitar": 33,
-    "electricbass": 33,
-    "fretless": 35,
-    "slapbass": 36,
-    "synthbass": 38,
-    "violoncello": 42,
-    "harp": 46,
-    "stringensemble": 48,
-    "synthstrings": 50,
-    "choir": 52,
-    "voice": 53,
-    "vocals": 53,
-    "horn": 60,
-    "synthbrass": 62,
-    "sopranosaxophone": 64,
-    "altosaxophone": 65,
-    "tenorsaxophone": 66,
-    "baritonesaxophone": 67,
-    "coranglais": 69,
-    "panpipes": 75,
-    "squarelead": 80,
-    "sawlead": 81,
-}
-_FAMILY_ALIASES = {
-    "keys": range(8),
-    "mallets": range(8, 16),
-    "sax": SAX_PROGRAMS,
-    "saxophone": SAX_PROGRAMS,
-    "lead": range(80, 88),
-    "pad": range(88, 96),
-    "fx": range(96, 104),
-    "synth": range(80, 88),
-    "string": range(40, 48),
-}
+_ALIASES = (
+    {"grandpiano": 0, "electricpiano": 4, "rhodes": 4, "epiano": 4}
+    | {"nylonguitar": 24, "acousticguitar": 24, "steelguitar": 25, "electricguitar": 27}
+    | {"uprightbass": 32, "bassguitar": 33, "electricbass": 33, "fretless": 35, "slapbass": 36, "synthbass": 38}
+    | {"violoncello": 42, "doublebass": 43, "harp": 46, "stringensemble": 48, "synthstrings": 50}
+    | {"choir": 52, "voice": 53, "vocals": 53, "horn": 60, "synthbrass": 62}
+    | {"sopranosaxophone": 64, "altosaxophone": 65, "tenorsaxophone": 66, "baritonesaxophone": 67}
+    | {"coranglais": 69, "panpipes": 75, "squarelead": 80, "sawlead": 81}
+)
+_FAMILY_PROGRAMS = (
+    {"keys": range(8), "mallets": range(8, 16), "string": range(40, 48)}
+    | {"sax": SAX_PROGRAMS, "saxophone": SAX_PROGRAMS}
+    | {"lead": range(80, 88), "synth": range(80, 88), "pad": range(88, 96), "fx": range(96, 104)}
+    | {_plain(name): range(8 * i, 8 * i + 8) for i, name in enumerate(FAMILIES)}
+)
 _NAMES = {_plain(name): program for program, name in enumerate(GENERAL_MIDI)}
-_FAMILY_PROGRAMS = {_plain(name): range(8 * i, 8 * i + 8) for i, name in enumerate(FAMILIES)}
+_SPELLINGS = _ALIASES | _NAMES | dict.fromkeys(_DRUM_NAMES, DRUMS)
 
 
 def programs_of(instrument: int | str) -> tuple[int, ...]:
@@ -135,17 +91,12 @@ def programs_of(instrument: int | str) -> tuple[int, ...]:
     if isinstance(instrument, str):
         name = _plain(instrument)
         name = name[4:] if name.startswith("inst") and name[4:].isdigit() else name
-        if name in _DRUM_NAMES:
-            return (DRUMS,)
-        if name in _NAMES:
-            return (_NAMES[name],)
-        if name in _ALIASES:
-            return (_ALIASES[name],)
+        if name in _SPELLINGS:
+            return (_SPELLINGS[name],)
         # plural and singular forms of families: "pianos", "guitars"
         for family in (name, name[:-1] if name.endswith("s") else name + "s"):
-            found = _FAMILY_PROGRAMS.get(family, _FAMILY_ALIASES.get(family))
-            if found is not None:
-                return tuple(found)
+            if family in _FAMILY_PROGRAMS:
+                return tuple(_FAMILY_PROGRAMS[family])
         if name.endswith("s") and name[:-1] in _NAMES:
             return (_NAMES[name[:-1]],)
         if not name.isdigit():

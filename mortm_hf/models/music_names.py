@@ -25,8 +25,10 @@ GENRES = (
     "lounge metal newage orchestral pop popfolk poprock punkrock reggae rock soundtrack swing symphonic synthpop "
     "techno trance world"
 ).split()
-EXTRA_CHORD_ROOTS = ["N"]
-EXTRA_CHORD_QUALITIES = ["dim7", "mmaj7", "7sus4", "5"]
+# what the chord tokens name: upstream's roots and qualities, then those of the default table
+ROOT_NAMES = (*CHORD_ROOTS, "N")
+QUALITY_NAMES = (*CHORD_QUALITIES, "dim7", "mmaj7", "7sus4", "5")
+BASS_NAMES = tuple(CHORD_BASSES)
 
 # The meter table (numerator, denominator): n/2 (1-4), n/4 (1-8), n/8 (1-16), n/16 (1-16). 24 ticks a quarter.
 METERS = tuple((n, d) for d, top in ((2, 4), (4, 8), (8, 16), (16, 16)) for n in range(1, top + 1))

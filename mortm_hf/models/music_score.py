@@ -155,13 +155,8 @@ class MetricScore:
         if tracks is not None:
             rows &= np.isin(self.track, tracks)
         chords = None if self.chords is None else self.chords.window(first, last)
-        return self._select(
-            np.flatnonzero(rows),
-            first,
-            bars=self.bars.window(start, stop),
-            tempo=self.tempo[start:stop],
-            chords=chords,
-        )
+        bars, tempo = self.bars.window(start, stop), self.tempo[start:stop]
+        return self._select(np.flatnonzero(rows), first, bars=bars, tempo=tempo, chords=chords)
 
     def take_tracks(self, tracks) -> MetricScore:
         """Only some tracks, renumbered.
@@ -244,34 +239,26 @@ def append_bars(
     head = song if start == song.n_bars else song.window(0, start)
     tempo = np.where(generated.tempo < 0, head.tempo[-1], generated.tempo).astype(head.tempo.dtype)
     first = head.bars.end
-    chords = head.chords
-    head = replace(
-        head,
-        bars=BarTable.concat(head.bars, generated.bars),
-        tempo=np.concatenate([head.tempo, tempo]),
-        chords=chords,
-    )
+    bars = BarTable.concat(head.bars, generated.bars)
+    head = replace(head, bars=bars, tempo=np.concatenate([head.tempo, tempo]))
     return _insert(head, generated, first, head.bars.end, targets)
 
 
-def match_tracks(programs: np.ndarray, song_programs: np.ndarray) -> tuple[int, ...]:
-    """The song's tracks of some programs, the n-th of a program for the n-th.
+def match_tracks(wanted: Sequence[int], there: Sequence[int]) -> tuple[int, ...]:
+    """Where some programs are found among others, the n-th of a program for the n-th.
 
     Args:
-        programs: `[n]` programs of generated tracks.
-        song_programs: `[n_tracks]` programs of the song.
+        wanted: `[n]` programs.
+        there: `[m]` programs, of the song's tracks for instance.
 
     Returns:
-        `[n]` track indices, -1 where the song has none left.
+        `[n]` indices into `there`, -1 where none is left.
     """
-    free = list(range(len(song_programs)))
-    found = []
-    for program in programs.tolist():
-        track = next((t for t in free if song_programs[t] == program), -1)
-        if track >= 0:
-            free.remove(track)
-        found.append(track)
-    return tuple(found)
+    places = {}
+    for place, program in enumerate(there):
+        places.setdefault(int(program), []).append(place)
+    left = {program: iter(found) for program, found in places.items()}
+    return tuple(next(left.get(int(program), iter(())), -1) for program in wanted)
 
 
 def fit_between(

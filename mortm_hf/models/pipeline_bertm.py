@@ -54,7 +54,7 @@ class MidiReadingPipeline(MusicPipeline):
 
     def preprocess(self, inputs, bars=None, tracks=None, window=None):
         if inputs is not None and self.tokenizer.dialect != "metric":
-            return {"song": self._whole_file(inputs, bars=bars, tracks=tracks, window=window)}
+            return {"piece": self._whole_file(inputs, bars=bars, tracks=tracks, window=window)}
         song, first = self.open_song(inputs)[1], 0
         if bars is not None:
             first, last = bar_range(bars, song.n_bars, "bars")
@@ -71,7 +71,7 @@ class MidiReadingPipeline(MusicPipeline):
         ids = [bare_segment(vocabulary, music) for _, music in found]
         limit = getattr(config, "max_position_embeddings", None) or max(map(len, ids))
         places = [(start + first, stop + first) for (start, stop), _ in found]
-        return {"song": SongWindows([row[:limit] for row in ids], places, first, song.n_bars)}
+        return {"piece": SongWindows([row[:limit] for row in ids], places, first, song.n_bars)}
 
     def _whole_file(self, inputs, **chosen) -> SongWindows:
         """A file as upstream's checkpoints read it: all of it, in their own tokens."""
@@ -85,21 +85,17 @@ class MidiReadingPipeline(MusicPipeline):
     def _form(self) -> str:
         return getattr(self.model.config, "window_form", "tracks")
 
-    def _forward(self, model_inputs, **parameters):
-        songs = model_inputs["song"]
-        many = isinstance(songs, list)
-        songs = songs if many else [songs]
-        rows = [row for song in songs for row in song.ids]
+    def _answers(self, pieces, **parameters):
+        rows = [row for song in pieces for row in song.ids]
         answers: list = [None] * len(rows)
         for batch in batches_by_length([len(row) for row in rows], BATCH_TOKENS):
             ids, mask = pad_rows([rows[i] for i in batch], self.tokenizer.pad_token_id, self.device)
-            for i, answer in zip(batch, self._answers(ids, mask, **parameters)):
+            for i, answer in zip(batch, self._rows(ids, mask, **parameters)):
                 answers[i] = answer
-        ends = np.cumsum([len(song.ids) for song in songs])
-        groups = [(song, answers[end - len(song.ids) : end]) for song, end in zip(songs, ends)]
-        return {"answers": groups if many else groups[0]}
+        ends = np.cumsum([len(song.ids) for song in pieces])
+        return [(song, answers[end - len(song.ids) : end]) for song, end in zip(pieces, ends)]
 
-    def _answers(self, ids, mask, **parameters):
+    def _rows(self, ids, mask, **parameters):
         """One answer for every row of a batch."""
         raise NotImplementedError
 
@@ -133,11 +129,11 @@ class MidiClassificationPipeline(MidiReadingPipeline):
 
     _options = (_READING, (), ("top_k", "windows"))
 
-    def _answers(self, ids, mask):
+    def _rows(self, ids, mask):
         return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
 
     def postprocess(self, model_outputs, top_k=None, windows=False):
-        song, logits = model_outputs["answers"]
+        song, logits = model_outputs["answer"]
         labels = self._labels(np.mean(logits, axis=0), top_k)
         if not windows:
             return labels
@@ -196,7 +192,7 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
             "prompt.dialect",
         )
 
-    def _answers(self, ids, mask, layer=-1):
+    def _rows(self, ids, mask, layer=-1):
         model = getattr(self.model, self.model.base_model_prefix, self.model)
         outputs = model(input_ids=ids, attention_mask=mask, output_hidden_states=layer != -1)
         states = outputs.last_hidden_state if layer == -1 else outputs.hidden_states[layer]
@@ -204,7 +200,7 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
         return [(row[: int(n)], chosen[: int(n)].cpu().numpy()) for row, chosen, n in zip(states, ids, mask.sum(1))]
 
     def postprocess(self, model_outputs):
-        song, answers = model_outputs["answers"]
+        song, answers = model_outputs["answer"]
         kinds = self.tokenizer.vocabulary.kind
         n_bars, width = song.n_bars, answers[0][0].shape[1]
         sums, counts = np.zeros((n_bars, width), dtype=np.float64), np.zeros(n_bars, dtype=np.int64)
@@ -227,6 +223,3 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, dtype=np.float64)))
-
-
-__all__ = ["MidiClassificationPipeline", "MidiFeatureExtractionPipeline"]

@@ -65,6 +65,17 @@ class MusicPipeline(Pipeline):
         finally:
             torch.set_rng_state(state)
 
+    def _forward(self, model_inputs, **options):
+        """`_answers` of the list of pieces that a batch is, or of one piece."""
+        piece = model_inputs["piece"]
+        if isinstance(piece, list):
+            return {"answer": self._answers(piece, **options)}
+        return {"answer": self._answers([piece], **options)[0]}
+
+    def _answers(self, pieces: list, **options) -> list:
+        """One answer of the model for every piece that `preprocess` gave."""
+        raise NotImplementedError
+
     def open_song(self, midi):
         """A song as it is in its file, and on the grid.
 
@@ -79,7 +90,7 @@ class MusicPipeline(Pipeline):
             MidiError: the file cannot be used.
         """
         if midi is None:
-            raise PromptError(f"{self.task} needs a MIDI file, but the input is None", "prompt.material")
+            raise PromptError(f"{self.task} needs a MIDI file, but the input is None")
         return (None, midi) if is_score(midi) else open_midi(midi)
 
     def save_pretrained(self, save_directory, **kwargs):
@@ -100,6 +111,3 @@ class MusicPipeline(Pipeline):
         for part in (self.model, self.tokenizer, self.feature_extractor):
             if part is not None:
                 part.save_pretrained(save_directory, **kwargs)
-
-
-__all__ = ["MusicPipeline"]

@@ -26,7 +26,7 @@ from .errors_mortm import GenerationError, PromptError
 from .generation_cpu import FastDecoder, parse_precision, unsupported_arguments, weights_of
 from .generation_mortm import MetricGrammarLogitsProcessor
 from .generation_sampling import SAMPLING_NAMES, BarListener, FiniteLogits, SeededChoice, sampling_filters
-from .generation_windows import PAST_BARS, SongRequest, SongRow, spread_chords
+from .generation_windows import PAST_BARS, SongRequest, SongRow
 from .midi_chords import is_chord_file, read_chord_file
 from .midi_edit import write_bars, write_chords
 from .midi_files import to_midi_score
@@ -35,7 +35,7 @@ from .music_instruments import instrument_name
 from .music_names import MAX_COUNTED_BARS, METERS
 from .music_score import ChordTable
 from .pipeline_midi import MusicPipeline
-from .prompt_passage import DEFAULT_BARS
+from .prompt_passage import DEFAULT_BARS, spread_chords
 from .prompt_words import bar_range, is_file, whole_number
 from .token_codec import parse_segment
 from .token_headers import CONTROLS
@@ -115,7 +115,7 @@ class MidiPipeline(MusicPipeline):
         for name, (fits, remedy) in _SAMPLING_LIMITS.items():
             value = chosen.get(name)
             if value is not None and not (isinstance(value, (int, float)) and fits(value)):
-                raise GenerationError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
+                raise GenerationError(f"{name} must be {remedy}, got {value!r}")
         return chosen, {**given, "generation_config": plain}
 
     def _decoder(self, fast, beams: int, others: dict) -> FastDecoder | None:
@@ -132,8 +132,7 @@ class MidiPipeline(MusicPipeline):
         names = ["num_beams"] * (beams > 1) + unsupported_arguments(config, others | {"num_beams": None})
         if names:
             raise GenerationError(
-                f"fast decoding does not serve {', '.join(dict.fromkeys(names))}: leave that out, or leave out fast",
-                "prompt.argument",
+                f"fast decoding does not serve {', '.join(dict.fromkeys(names))}: leave that out, or leave out fast"
             )
         decoder = self._decoders.get(precision)
         if decoder is None or decoder.model is not self.model or decoder.fingerprint != weights_of(self.model):
@@ -141,27 +140,19 @@ class MidiPipeline(MusicPipeline):
             decoder = self._decoders[precision] = FastDecoder(self.model, precision)
         return decoder
 
-    def _forward(
-        self, model_inputs, seed=None, num_return_sequences=1, progress=None, callback=None, fast=None, **generate
-    ):
-        requests = model_inputs["request"]
-        many = isinstance(requests, list)
-        requests = requests if many else [requests]
+    def _answers(self, pieces, seed=None, num_return_sequences=1, progress=None, callback=None, fast=None, **generate):
         copies = int(num_return_sequences)
         if copies < 1:
-            raise GenerationError(
-                f"num_return_sequences must be at least 1, got {num_return_sequences}", "prompt.argument"
-            )
+            raise GenerationError(f"num_return_sequences must be at least 1, got {num_return_sequences}")
         seeds = _row_seeds(seed, copies)
         chosen, others = self._parameters(generate)
         beams = int(others.get("num_beams") or others["generation_config"].num_beams or 1)
         if copies > 1 and not chosen["do_sample"] and beams < copies:
             raise GenerationError(
-                f"{copies} different sequences need do_sample=True or num_beams of at least {copies}",
-                "prompt.argument",
+                f"{copies} different sequences need do_sample=True or num_beams of at least {copies}"
             )
         decoder = self._decoder(fast, beams, others)
-        rows = [SongRow(request, s) for request in requests for s in seeds]
+        rows = [SongRow(request, s) for request in pieces for s in seeds]
         bar, window = None, 0
         while any(row.left for row in rows):
             active = [row for row in rows if row.left]
@@ -183,8 +174,7 @@ class MidiPipeline(MusicPipeline):
             window += 1
         if bar is not None:
             bar.close()
-        groups = [rows[i : i + copies] for i in range(0, len(rows), copies)]
-        return {"rows": groups if many else groups[0]}
+        return [rows[i : i + copies] for i in range(0, len(rows), copies)]
 
     def _progress(self, rows, progress):
         total = sum(row.left for row in rows)
@@ -290,13 +280,13 @@ def _row_seeds(seed, copies: int) -> list[int]:
     """Seed of each returned sequence: the i-th of an integer seed is `seed + i`, of a list the i-th entry."""
     if isinstance(seed, (list, tuple)):
         if len(seed) != copies:
-            raise GenerationError(f"{len(seed)} seeds for {copies} sequences: give one a sequence", "prompt.argument")
+            raise GenerationError(f"{len(seed)} seeds for {copies} sequences: give one a sequence")
         seeds = list(seed)
     else:
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
         seeds = [seed + i for i in range(copies)] if whole else [seed]
     if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in seeds):
-        raise GenerationError(f"a seed is an integer of at least 0, got {seed!r}", "prompt.argument")
+        raise GenerationError(f"a seed is an integer of at least 0, got {seed!r}")
     return [int(s) for s in seeds]
 
 
@@ -399,7 +389,7 @@ class MidiGenerationPipeline(MidiPipeline):
         if song is None:
             for name, value in (("infill", infill), ("start", start)):
                 if value is not None:
-                    raise PromptError(f"{name} needs a MIDI file to work on, but the input is None", "prompt.material")
+                    raise PromptError(f"{name} needs a MIDI file to work on, but the input is None")
             start, instruments = 0, ["piano"] if instruments is None else instruments
         else:
             if infill is not None:
@@ -436,7 +426,7 @@ class MidiGenerationPipeline(MidiPipeline):
             meter=meter,
             fields={"instruments": instruments, **fields},
         )
-        return {"request": request}
+        return {"piece": request}
 
     def _material(self, value):
         """Music given as a file, parsed here and not again for every window; anything else stays as it is."""
@@ -448,10 +438,10 @@ class MidiGenerationPipeline(MidiPipeline):
     def _annotated_chords(path, song, original, start) -> ChordTable:
         """The chords of an annotation file of the song, from the first generated bar on."""
         if song is None:
-            raise PromptError(f"the chord file {path} belongs to a song, but the input is None", "prompt.material")
+            raise PromptError(f"the chord file {path} belongs to a song, but the input is None")
         table = read_chord_file(path, original)
         if table is None:
-            raise PromptError(f"the chord file {path} holds no chords", "prompt.material")
+            raise PromptError(f"the chord file {path} holds no chords")
         return table.window(int(song.bars.start[start]), 1 << 40)
 
     @staticmethod
@@ -461,7 +451,7 @@ class MidiGenerationPipeline(MidiPipeline):
         return tuple(int(t) for t in (near if len(near) else song.sounding_tracks()))
 
     def postprocess(self, model_outputs, new_bars_only=False):
-        return [self._result(row, new_bars_only) for row in model_outputs["rows"]]
+        return [self._result(row, new_bars_only) for row in model_outputs["answer"]]
 
     def _result(self, row: SongRow, new_bars_only: bool) -> dict:
         request, music = row.request, row.song
@@ -527,10 +517,10 @@ class ChordEstimationPipeline(MidiPipeline):
             # chords do not depend on velocities, and most windows that models are trained on have none
             fields={"velocity": False} if key is None else {"velocity": False, "key": key},
         )
-        return {"request": request}
+        return {"piece": request}
 
     def postprocess(self, model_outputs):
-        return [self._result(row) for row in model_outputs["rows"]]
+        return [self._result(row) for row in model_outputs["answer"]]
 
     def _result(self, row: SongRow) -> dict:
         request = row.request
@@ -564,6 +554,3 @@ def _answer(row: SongRow, score, **report) -> dict:
             **report,
         },
     }
-
-
-__all__ = ["ChordEstimationPipeline", "MidiGenerationPipeline"]

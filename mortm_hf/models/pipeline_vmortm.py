@@ -57,12 +57,9 @@ class AudioContinuationPipeline(MusicPipeline):
     def preprocess(self, inputs, sampling_rate=None):
         wave = self.feature_extractor.read(inputs, sampling_rate)
         # one entry for both, so that a batch is a list of them: nothing of a sound is padded on the way
-        return {"sound": {"wave": wave, "features": torch.from_numpy(self.feature_extractor.frames(wave))}}
+        return {"piece": {"wave": wave, "features": torch.from_numpy(self.feature_extractor.frames(wave))}}
 
-    def _forward(self, inputs, seconds=4.0, seed=None, stop_threshold=1.0, noise=0.0):
-        sounds = inputs["sound"]
-        many = isinstance(sounds, list)
-        sounds = sounds if many else [sounds]
+    def _answers(self, pieces, seconds=4.0, seed=None, stop_threshold=1.0, noise=0.0):
         extractor, config = self.feature_extractor, self.model.config
         new = max(1, round(seconds * extractor.sampling_rate / extractor.hop_length))
         room = config.max_position_embeddings - -(-new // config.patch_size)
@@ -72,7 +69,7 @@ class AudioContinuationPipeline(MusicPipeline):
                 f"{seconds} seconds exceed the context: ask for at most {most / extractor.sampling_rate:.1f}",
                 "audio.too_long",
             )
-        given = [sound["features"][-room * config.patch_size :] for sound in sounds]
+        given = [sound["features"][-room * config.patch_size :] for sound in pieces]
         options = dict(max_new_frames=new, stop_threshold=stop_threshold, noise=noise)
         # noise is drawn for a batch at once: one sound at a time, so that a seed's noise does not depend on the others
         groups = [[frames] for frames in given] if noise else [given]
@@ -85,11 +82,10 @@ class AudioContinuationPipeline(MusicPipeline):
             output = self.model.generate(features, mask.long(), generator=generator, **options)
             for row, real, count in zip(output.features, output.attention_mask, output.new_frames):
                 made.append({"features": row[real.bool()], "new": int(count)})
-        results = [{"wave": sound["wave"], **one} for sound, one in zip(sounds, made)]
-        return {"result": results if many else results[0]}
+        return [{"wave": sound["wave"], **one} for sound, one in zip(pieces, made)]
 
     def postprocess(self, outputs, iterations=60, seed=0):
-        extractor, result = self.feature_extractor, outputs["result"]
+        extractor, result = self.feature_extractor, outputs["answer"]
         real, new, wave = result["features"].float().cpu(), result["new"], result["wave"]
         given = real.shape[0] - new
         context = min(given, 32)  # frames before the new ones, so that the join lies inside one phase estimate
@@ -110,6 +106,3 @@ class AudioContinuationPipeline(MusicPipeline):
             "spectrogram": real.numpy(),
             "given_frames": given,
         }
-
-
-__all__ = ["AudioContinuationPipeline"]

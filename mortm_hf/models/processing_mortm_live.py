@@ -21,19 +21,13 @@ from transformers.feature_extraction_utils import BatchFeature, FeatureExtractio
 
 from .errors_mortm import MidiError
 from .families import FAMILIES
-from .midi_files import read_midi
+from .midi_files import OUTPUT_TPQ, empty_track, midi_notes, need_symusic, read_midi, symusic
 from .music_grid import TICKS_PER_QUARTER
 from .music_names import DRUMS
 from .music_score import MetricScore
 
 
-try:
-    import symusic
-except ImportError:  # named when a score is asked for
-    symusic = None
-
 PITCHES = 128
-OUTPUT_TPQ = 480
 
 
 @dataclass
@@ -292,26 +286,15 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         Raises:
             MidiError: symusic is not installed.
         """
-        if symusic is None:
-            raise MidiError(
-                "writing MIDI needs the package symusic: pip install 'symusic>=0.5.9,<0.6'", "midi.symusic"
-            )
+        need_symusic("writing")
         notes, step = self.roll_to_notes(roll), OUTPUT_TPQ // TICKS_PER_QUARTER
         score = symusic.Score(OUTPUT_TPQ)
         score.tempos.append(symusic.Tempo(0, bpm))
         score.time_signatures.append(symusic.TimeSignature(0, 4, 4))
         for slot in np.unique(notes.slot).tolist():
             rows = notes.slot == slot
-            program = self.instruments[slot]
-            track = symusic.Track(f"slot {slot}", 0 if program == DRUMS else program, program == DRUMS)
-            track.notes = symusic.Note.from_numpy(
-                (notes.onset[rows] * step).astype(np.int32),
-                (notes.duration[rows] * step).astype(np.int32),
-                notes.pitch[rows].astype(np.int8),
-                notes.velocity[rows].astype(np.int8),
-            )
+            track = empty_track(f"slot {slot}", self.instruments[slot])
+            times = notes.onset[rows] * step, notes.duration[rows] * step
+            track.notes = midi_notes(*times, notes.pitch[rows], notes.velocity[rows])
             score.tracks.append(track)
         return score
-
-
-__all__ = ["MortmLiveProcessor", "RollNotes"]

@@ -22,7 +22,7 @@ import numpy as np
 from .errors_mortm import PromptError
 from .music_grid import BarTable
 from .music_harmony import NO_CHORD, QUALITY_NAMES, QUALITY_TONES, nearest_quality
-from .music_score import ChordTable, MetricScore, append_bars, merge_infill
+from .music_score import ChordTable, MetricScore, append_bars, match_tracks, merge_infill
 from .prompt_passage import DEFAULT_BARS, Passage, asked_passage, song_passage
 from .prompt_words import TASKS, read_task, words_of_header
 from .token_codec import encode_chords, encode_header, encode_tracks, known_header, parse_segment
@@ -172,7 +172,8 @@ class PromptIds:
             return generated
         targets = passage.targets if generated.n_tracks <= len(passage.targets) else None
         if generated.n_tracks < len(passage.targets):  # a track came out empty: match what is there by program
-            targets = _match_by_program(generated.programs, passage.instruments, passage.targets)
+            places = match_tracks(generated.programs, passage.instruments)
+            targets = tuple(passage.targets[place] if place >= 0 else -1 for place in places)
         write = merge_infill if (passage.inside if inside is None else inside) else append_bars
         return write(passage.song, generated, passage.start, targets)
 
@@ -187,17 +188,6 @@ class TrainingExample(NamedTuple):
 
     ids: np.ndarray
     answer_start: int
-
-
-def _match_by_program(programs, instruments, targets) -> tuple[int, ...]:
-    left = list(zip(instruments, targets))
-    found = []
-    for program in programs.tolist():
-        pair = next((p for p in left if p[0] == program), (program, -1))
-        if pair in left:
-            left.remove(pair)
-        found.append(pair[1])
-    return tuple(found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -217,8 +207,11 @@ def _music_block(vocabulary, marker: TokenKind, score: MetricScore | None, veloc
     tracks = encode_tracks(vocabulary, score, velocity, state=dialect == "metric")
     if not len(tracks):
         return None
-    ends = (vocabulary.id(marker),), (vocabulary.id(TokenKind.TAG_END),)
-    return np.concatenate([ends[0], tracks, ends[1]]).astype(np.int32)
+    return _field(vocabulary, marker, tracks)
+
+
+def _field(vocabulary: MetricVocabulary, marker: TokenKind, content: np.ndarray) -> np.ndarray:
+    return np.concatenate([[vocabulary.id(marker)], content, [vocabulary.id(TokenKind.TAG_END)]]).astype(np.int32)
 
 
 def _fit(vocabulary, marker: TokenKind, score, velocity: bool, room: int, oldest: bool, dialect: str):
@@ -258,7 +251,7 @@ def write_prompt(
         PromptError: too long even without past and future (`prompt.too_long`).
     """
     velocity = passage.velocity
-    head = [np.array([vocabulary.id(TokenKind.BOS)], dtype=np.int32)]
+    head = [[vocabulary.id(TokenKind.BOS)]]
     if passage.header is not None:
         head.append(encode_header(vocabulary, known_header(vocabulary, passage.header, passage.asked, dialect)))
     const = _music_block(vocabulary, TokenKind.CONST_M, passage.const, velocity, dialect)
@@ -267,9 +260,8 @@ def write_prompt(
         chords = encode_chords(vocabulary, _known_chords(vocabulary, passage.chords))
         if dialect == "mortm":
             chords = _upstream(chords, vocabulary)
-        marks = vocabulary.id(TokenKind.CONST_C), vocabulary.id(TokenKind.TAG_END)
-        tail.append(np.concatenate([marks[:1], chords, marks[1:]]).astype(np.int32))
-    tail.append(np.array([vocabulary.id(passage.kind)], dtype=np.int32))
+        tail.append(_field(vocabulary, TokenKind.CONST_C, chords))
+    tail.append([vocabulary.id(passage.kind)])
     room = 1 << 40 if max_length is None else max_length - sum(map(len, head)) - sum(map(len, tail))
     if room < 0:
         raise PromptError(
@@ -284,7 +276,7 @@ def write_prompt(
     given = (("past", passage.past, past, lost_past), ("future", passage.future, future, lost_future))
     given += (("tracks", passage.const, const, 0),)
     empty = tuple(name for name, score, block, lost in given if score is not None and block is None and not lost)
-    ids = np.concatenate([*head, *(b for b in (past, future) if b is not None), *tail])
+    ids = np.concatenate([*head, *(b for b in (past, future) if b is not None), *tail]).astype(np.int32)
     return ids, PromptReport(lost_past, lost_future, empty)
 
 
@@ -450,8 +442,8 @@ def training_example(
     if room is not None and room <= 0:
         raise PromptError(f"the answer alone takes {len(answer)} of {max_length} tokens", "prompt.too_long")
     ids, _ = write_prompt(vocabulary, replace(passage, header=None if kind == TokenKind.META else header), room)
-    end = np.array([vocabulary.id(TokenKind.END)], dtype=np.int32)
-    return TrainingExample(np.concatenate([ids, answer, end]).astype(np.int32), len(ids))
+    ids, begins = np.concatenate([ids, answer, [vocabulary.id(TokenKind.END)]]).astype(np.int32), len(ids)
+    return TrainingExample(ids, begins)
 
 
 def _bar_count(given, score: MetricScore) -> int:

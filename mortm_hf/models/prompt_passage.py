@@ -27,8 +27,8 @@ from .music_grid import BarTable, continued_bars, is_pair
 from .music_harmony import NO_CHORD, chord_table, merge_repeats
 from .music_instruments import parse_instrument
 from .music_names import DRUMS, METERS
-from .music_score import ChordTable, MetricScore, is_chord_table, is_score
-from .prompt_words import Words, bar_range, bars_of_meter, read_words
+from .music_score import ChordTable, MetricScore, is_chord_table, is_score, match_tracks
+from .prompt_words import Words, bar_range, bars_of_meter, read_chords, read_words
 from .token_codec import uses_velocity
 from .token_controls import Described
 from .token_headers import Header, describe, without
@@ -258,13 +258,8 @@ def _generated_tracks(words: Words, place: _Place, const: tuple[int, ...]) -> li
         if not wanted:
             raise PromptError("instruments is empty: name at least one, e.g. ['piano']", "prompt.empty")
         free = [] if song is None else [t for t in _sounding(song, place) if t not in const]
-        found = []
-        for i, value in enumerate(wanted):
-            track = next((t for t in free if song.programs[t] == value), -1)
-            if track >= 0:
-                free.remove(track)
-            found.append((i, track, value))
-        return found
+        found = match_tracks(wanted, [song.programs[t] for t in free])
+        return [(i, free[at] if at >= 0 else -1, value) for i, (at, value) in enumerate(zip(found, wanted))]
     if song is not None:
         if words.tracks is True:
             raise PromptError("say what to generate: name `instruments` or `targets` beside tracks=True")
@@ -327,8 +322,7 @@ def _generated_bars(words: Words, place: _Place, blocks: _Blocks) -> BarTable:
         if words.meter is not None and (bars_of_meter(words.meter, place.bars).length != fixed.length).any():
             meter = "{}/{}".format(*METERS[words.meter]) if isinstance(words.meter, int) else words.meter
             raise PromptError(
-                f"meter {meter!r} does not fit the given music of bars {place.start}:{place.stop}: leave it out",
-                "prompt.material",
+                f"meter {meter!r} does not fit the given music of bars {place.start}:{place.stop}: leave it out"
             )
         table = fixed
     elif words.meter is not None:
@@ -343,7 +337,7 @@ def _generated_bars(words: Words, place: _Place, blocks: _Blocks) -> BarTable:
         more = continued_bars(_tables_before(words, place, tail is not None), rest)
         table = more if tail is None else BarTable.concat(tail, more)
     if words.dialect == "mortm" and (table.length != 96).any():
-        raise PromptError("the mortm dialect knows bars of 4/4 only: leave out the meter", "prompt.material")
+        raise PromptError("the mortm dialect knows bars of 4/4 only: leave out the meter")
     return table
 
 
@@ -394,14 +388,11 @@ def _given_chords(words: Words, place: _Place, bars: BarTable) -> MetricScore | 
         song = words.song
         if song is None or song.chords is None or place.stop > song.n_bars:
             raise PromptError(
-                "chords=True means the song's own chords, and there are none in these bars: give symbols instead",
-                "prompt.material",
+                "chords=True means the song's own chords, and there are none in these bars: give symbols instead"
             )
         found = with_chords(song.window(place.start, place.stop))
         if found is None:
-            raise PromptError(
-                f"the song has no chords in bars {place.start}:{place.stop}: give symbols", "prompt.material"
-            )
+            raise PromptError(f"the song has no chords in bars {place.start}:{place.stop}: give symbols")
         return found
     table = None if words.chords is None else place_chords(words.chords, bars, place.start)
     return None if table is None else with_chords(_silence(bars, table))
@@ -427,6 +418,39 @@ def _asked_header(words: Words, players: _Players, blocks: _Blocks, bars: BarTab
     return without(describe(described, stated), words.omit)
 
 
+def spread_chords(chords, start: int, bars: int):
+    """Chords of a request as (symbol, bar, beat) entries in bars of the song, all of them generated ones.
+
+    Args:
+        chords: what `read_chords` takes (fewer symbols than bars cycle), or True.
+        start: first generated bar.
+        bars: how many bars are generated.
+
+    Returns:
+        The entries; a `ChordTable`, True and None as they are.
+
+    Raises:
+        PromptError: more symbols than bars, a place outside the bars (`prompt.bars`), unreadable entries.
+    """
+    chords = chords if chords is True else read_chords(chords)
+    if chords is None or chords is True or is_chord_table(chords):
+        return chords
+    if isinstance(chords[0], str):
+        if len(chords) > bars:
+            raise PromptError(
+                f"got {len(chords)} chords for {bars} bars: give one a bar, or place them as (symbol, bar, beat)",
+                "prompt.bars",
+            )
+        return [(chords[i % len(chords)], start + i, 0) for i in range(bars)]
+    for symbol, bar, _ in chords:
+        if not start <= bar < start + bars:
+            raise PromptError(
+                f"the chord {symbol!r} in bar {bar} is outside the generated bars {start} to {start + bars}",
+                "prompt.bars",
+            )
+    return chords
+
+
 def place_chords(chords, bars: BarTable, start: int) -> ChordTable | None:
     """Chords of a request in ticks of the generated bars.
 
@@ -446,28 +470,13 @@ def place_chords(chords, bars: BarTable, start: int) -> ChordTable | None:
     if is_chord_table(chords):
         chords = chords.window(0, bars.end)
         return chords if len(chords) else None
-    if isinstance(chords[0], str):
-        if len(chords) > bars.n_bars:
-            raise PromptError(
-                f"got {len(chords)} chords for {bars.n_bars} bars: give one a bar or (symbol, bar, beat)",
-                "prompt.bars",
-            )
-        return chord_table(bars.start[:-1], [chords[i % len(chords)] for i in range(bars.n_bars)])
-    ticks = [_tick_of_chord(symbol, bar, beat, bars, start) for symbol, bar, beat in chords]
-    return chord_table(ticks, [symbol for symbol, _, _ in chords])
-
-
-def _tick_of_chord(symbol: str, bar: int, beat, bars: BarTable, start: int) -> int:
-    index = bar - start
-    if not 0 <= index < bars.n_bars:
-        raise PromptError(
-            f"the chord {symbol!r} in bar {bar} is outside the generated bars {start} to {start + bars.n_bars}",
-            "prompt.bars",
-        )
-    tick = round(beat * 96 / METERS[int(bars.meter[index])][1])
-    if not 0 <= tick < int(bars.length[index]):
-        raise PromptError(f"beat {float(beat):g} of the chord {symbol!r} is outside its bar {bar}", "prompt.bars")
-    return int(bars.start[index]) + tick
+    ticks, placed = [], spread_chords(chords, start, bars.n_bars)
+    for symbol, bar, beat in placed:
+        tick = round(beat * 96 / METERS[int(bars.meter[bar - start])][1])
+        if not 0 <= tick < int(bars.length[bar - start]):
+            raise PromptError(f"beat {float(beat):g} of the chord {symbol!r} is outside its bar {bar}", "prompt.bars")
+        ticks.append(int(bars.start[bar - start]) + tick)
+    return chord_table(ticks, [symbol for symbol, _, _ in placed])
 
 
 def _silence(bars: BarTable, chords: ChordTable) -> MetricScore:

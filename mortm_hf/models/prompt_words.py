@@ -200,7 +200,7 @@ def _upstream_score(score: MetricScore) -> MetricScore:
     categories = [category_of(p) for p in score.programs.tolist()]
     tracks = [t for t, category in enumerate(categories) if category is not None]
     if not tracks:
-        raise PromptError("the mortm dialect knows PIANO and SAX only, and the music has neither", "prompt.material")
+        raise PromptError("the mortm dialect knows PIANO and SAX only, and the music has neither")
     score = score.take_tracks(tracks)
     return replace(
         score,
@@ -394,12 +394,10 @@ def read_scale(scale) -> tuple[int, ...] | None:
         tonic, minor = split_key(scale)
         return tuple(sorted((tonic + step) % 12 for step in _SCALES[minor]))
     listed = isinstance(scale, (list, tuple, set, frozenset, range, np.ndarray))
-    if not listed or not all(isinstance(p, (int, np.integer)) for p in scale):
+    values = set(scale) if listed else set()
+    if not values or not all(isinstance(p, (int, np.integer)) and 0 <= p <= 11 for p in values):
         raise PromptError(f"scale must be pitch classes from 0 (C) to 11 (B) or a key name, got {scale!r}")
-    values = sorted({int(p) for p in scale})
-    if not values or values[0] < 0 or values[-1] > 11:
-        raise PromptError(f"scale must be pitch classes from 0 (C) to 11 (B) or a key name, got {scale!r}")
-    return tuple(values)
+    return tuple(sorted(int(p) for p in values))
 
 
 def read_pitch_range(limits) -> tuple[int, int] | None:

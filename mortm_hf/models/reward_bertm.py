@@ -223,6 +223,3 @@ def _machine_label(config) -> int:
     """Which of a classifier's labels is the machine."""
     names = {str(name).lower(): int(index) for index, name in (config.id2label or {}).items()}
     return next((names[n] for n in ("machine", "ai") if n in names), min(1, config.num_labels - 1))
-
-
-__all__ = ["BertmReward"]

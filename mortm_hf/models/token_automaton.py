@@ -369,7 +369,7 @@ class Grammar:
         count = len(plan.instruments)
         missing = [i for i in plan.instruments if not vocab.has(K.INSTRUMENT, i)]
         if missing:
-            raise PromptError(f"the vocabulary has no token for instrument {missing[0]}", code="prompt.material")
+            raise PromptError(f"the vocabulary has no token for instrument {missing[0]}")
         # A track costs <INST> bars <ESEQ>, and two tokens more than blank bars because it must sound.
         costs = [6 + int(bars[min(i, 1), 0, _AFTER] + bars[min(i, 1), 0, _LEFT]) for i in range(count)]
         melodic = self.tables.pitches.copy()
@@ -385,7 +385,7 @@ class Grammar:
             if i < count:
                 ends[i + 1] = np.where(self.tables.pitches if program == DRUMS else melodic, 0, _OPEN)
         if any(p != DRUMS for p in plan.instruments) and not melodic.any():
-            raise PromptError("no pitch lies in both the pitch range and the scale; widen one", code="prompt.material")
+            raise PromptError("no pitch lies in both the pitch range and the scale; widen one")
         return 0, velocity, free
 
     # ------------------------------------------------------------------ stepping

@@ -37,7 +37,7 @@ from .music_harmony import (
 )
 from .music_instruments import parse_instrument
 from .music_names import GENRES, KEY_NAMES, MAX_COUNTED_BARS, METERS, TEMPO_CENTRES, TEMPO_NAMES, tempo_bin
-from .music_score import MetricScore
+from .music_score import MetricScore, match_tracks
 
 
 @dataclass(frozen=True)
@@ -183,14 +183,9 @@ def _score_instruments(asked, instruments, answer) -> dict:
     return {"instruments": answer is not None and sorted(answer.programs.tolist()) == sorted(asked)}
 
 
-def _score_bars(asked, instruments, answer) -> dict:
-    return {"bars": answer is not None and answer.n_bars == asked}
-
-
 def _score_meter(asked, instruments, answer) -> dict:
-    return {
-        "meter": answer is not None and bool((answer.bars.meter == asked).all() and not answer.bars.irregular.any())
-    }
+    bars = None if answer is None else answer.bars
+    return {"meter": bars is not None and bool((bars.meter == asked).all() and not bars.irregular.any())}
 
 
 def parse_tempo(tempo) -> int:
@@ -251,14 +246,8 @@ def track_pairs(asked: Sequence, instruments: Sequence[int], answer: MetricScore
     Returns:
         `(asked, found)` pairs; tracks that are missing are left out.
     """
-    free, pairs = list(zip(answer.programs.tolist(), found)), []
-    for program, value in zip(instruments, asked):
-        track = next((t for t in free if t[0] == program), None)
-        if track is not None:
-            free.remove(track)
-            if value is not None:
-                pairs.append((value, track[1]))
-    return pairs
+    places = match_tracks(instruments, answer.programs)
+    return [(value, found[at]) for value, at in zip(asked, places) if at >= 0 and value is not None]
 
 
 def _score_density(asked, instruments, answer) -> dict:
@@ -389,7 +378,7 @@ _CONTROLS: list[Control] = [
         help="how many bars to generate (default: 8)",
         option="count",
         figures={"bars": Figure("bar count")},
-        score=_score_bars,
+        score=lambda asked, instruments, answer: {"bars": answer is not None and answer.n_bars == asked},
     ),
     Control(
         name="genre",
@@ -473,17 +462,3 @@ def all_controls() -> tuple[Control, ...]:
     global _sealed
     _sealed = True
     return tuple(_CONTROLS)
-
-
-__all__ = [
-    "Control",
-    "Described",
-    "Figure",
-    "all_controls",
-    "common_key",
-    "density_of",
-    "key_marks",
-    "parse_tempo",
-    "register",
-    "track_pairs",
-]

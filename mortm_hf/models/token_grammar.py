@@ -46,23 +46,10 @@ import numpy as np
 from .errors_mortm import GrammarError
 from .music_grid import COMMON_TIME, BarTable
 from .music_names import CATEGORY_PIANO, DRUMS, MAX_BAR_TICKS, METER_TICKS
-from .token_automaton import CLOSED, DIALECTS, H_END, Grammar, VocabularyTables
-from .token_plan import GenerationPlan, GrammarState
+from .token_automaton import CLOSED, H_END, Grammar, VocabularyTables
+from .token_plan import GenerationPlan
 from .token_vocabulary import BLOCK_KINDS, GENERATED_KINDS, MetricVocabulary, TokenKind
 
-
-__all__ = [
-    "DIALECTS",
-    "GENERATED_KINDS",
-    "GenerationPlan",
-    "Grammar",
-    "GrammarState",
-    "VocabularyTables",
-    "allowed",
-    "check",
-    "find_errors",
-    "infer_plan",
-]
 
 K = TokenKind
 ROWS_AT_ONCE, PIECES_AT_ONCE = 256, 1024

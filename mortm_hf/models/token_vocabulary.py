@@ -18,85 +18,44 @@ import numpy as np
 
 from .errors_mortm import VocabularyError
 from .music_names import (
-    CATEGORY_PIANO,
-    CATEGORY_SAX,
-    CHORD_BASSES,
+    BASS_NAMES,
     CHORD_QUALITIES,
     CHORD_ROOTS,
-    DRUMS,
-    EXTRA_CHORD_QUALITIES,
-    EXTRA_CHORD_ROOTS,
     GENRES,
     KEY_NAMES,
     MAX_BAR_TICKS,
     MAX_DURATION,
-    METER_TICKS,
     METERS,
-    TEMPO_CENTRES,
+    QUALITY_NAMES,
+    ROOT_NAMES,
     TEMPO_NAMES,
 )
 from .token_controls import all_controls
 
 
 VOCABULARY_VERSION = "1"
-
 LONG_DURATIONS = tuple(range(312, 769, 24))
 
-
-# What a token is, apart from controls. The numbers are internal (never stored).
-_LANGUAGE = {
-    "OTHER": 0,
-    "PAD": 1,
-    "BOS": 2,  # <EOS>: upstream's start token
-    "END": 3,  # <TE>
-    "TRACK_END": 4,  # <ESEQ>
-    "TAG_END": 5,
-    "SYSTEM": 6,
-    "PAST": 7,
-    "FUTURE": 8,
-    "CONST_M": 9,
-    "CONST_C": 10,
-    "MGEN": 11,
-    "CGEN": 12,
-    "META": 13,
-    "BAR": 14,  # <SME>
-    "BLANK": 15,
-    "ONSET": 16,
-    "PITCH": 17,
-    "DURATION": 18,
-    "VELOCITY": 19,
-    "CHORD_ROOT": 20,
-    "CHORD_QUALITY": 21,
-    "CHORD_BASS": 22,
-}
+# Kinds of one token, and that token. `<EOS>` is upstream's *start*, `<SME>` opens a bar.
+_MARKS = dict(
+    pair.split("=")
+    for pair in (
+        "PAD=<PAD> BOS=<EOS> END=<TE> TRACK_END=<ESEQ> TAG_END=<TAG_END> SYSTEM=<SYSTEM> PAST=<PAST_M> "
+        "FUTURE=<FUTURE_M> CONST_M=<CONST_M> CONST_C=<CONST_C> MGEN=<MGEN> CGEN=<CGEN> META=<META> BAR=<SME> "
+        "BLANK=<BLANK>"
+    ).split()
+)
 CONTROLS = all_controls()
-_KINDS_OF_CONTROLS = {control.kind: len(_LANGUAGE) + place for place, control in enumerate(CONTROLS)}
-TokenKind = IntEnum("TokenKind", {**_LANGUAGE, **_KINDS_OF_CONTROLS}, module=__name__)
+# What a token is: a part of the language, or a control. The numbers are internal (never stored).
+_KINDS = ["OTHER", *_MARKS, *"ONSET PITCH DURATION VELOCITY CHORD_ROOT CHORD_QUALITY CHORD_BASS".split()]
+TokenKind = IntEnum("TokenKind", [*_KINDS, *(control.kind for control in CONTROLS)], start=0, module=__name__)
 TokenKind.__doc__ = "What a token is: a part of the language, or a control (`token_controls`)."
 CONTROL_KINDS = {control.name: TokenKind[control.kind] for control in CONTROLS}
 # markers of the blocks of a prompt, and of the generated field behind them, in their order
 BLOCK_KINDS = (TokenKind.PAST, TokenKind.FUTURE, TokenKind.CONST_M, TokenKind.CONST_C)
 GENERATED_KINDS = (TokenKind.MGEN, TokenKind.CGEN, TokenKind.META)
 
-
-_FIXED = {
-    "<PAD>": TokenKind.PAD,
-    "<EOS>": TokenKind.BOS,
-    "<TE>": TokenKind.END,
-    "<ESEQ>": TokenKind.TRACK_END,
-    "<TAG_END>": TokenKind.TAG_END,
-    "<SYSTEM>": TokenKind.SYSTEM,
-    "<PAST_M>": TokenKind.PAST,
-    "<FUTURE_M>": TokenKind.FUTURE,
-    "<CONST_M>": TokenKind.CONST_M,
-    "<CONST_C>": TokenKind.CONST_C,
-    "<MGEN>": TokenKind.MGEN,
-    "<CGEN>": TokenKind.CGEN,
-    "<META>": TokenKind.META,
-    "<SME>": TokenKind.BAR,
-    "<BLANK>": TokenKind.BLANK,
-}
-
+_KIND_OF_MARK = {token: TokenKind[kind] for kind, token in _MARKS.items()}
 # kind -> (token prefix, token suffix, number of values the lookup array covers)
 _VALUED = {
     TokenKind.ONSET: ("s_", "", MAX_BAR_TICKS),
@@ -105,16 +64,16 @@ _VALUED = {
     TokenKind.VELOCITY: ("v_", "", 128),
 }
 _NAMED = {
-    TokenKind.CHORD_ROOT: ("CR_", "", CHORD_ROOTS + EXTRA_CHORD_ROOTS),
-    TokenKind.CHORD_QUALITY: ("CQ_", "", CHORD_QUALITIES + EXTRA_CHORD_QUALITIES),
-    TokenKind.CHORD_BASS: ("CB_", "", CHORD_BASSES),
+    TokenKind.CHORD_ROOT: ("CR_", "", ROOT_NAMES),
+    TokenKind.CHORD_QUALITY: ("CQ_", "", QUALITY_NAMES),
+    TokenKind.CHORD_BASS: ("CB_", "", BASS_NAMES),
     **{TokenKind[c.kind]: (*c.form, list(c.names)) for c in CONTROLS},
 }
 
 
 def token_meaning(token: str) -> tuple[TokenKind, int]:
     """(kind, value) of a token name; `(OTHER, -1)` for names outside the language."""
-    fixed = _FIXED.get(token)
+    fixed = _KIND_OF_MARK.get(token)
     if fixed is not None:
         return fixed, -1
     for kind, (prefix, suffix, names) in _NAMED.items():
@@ -136,7 +95,7 @@ def upstream_pro_tokens() -> list[str]:
     tokens += "<INST_PIANO> <MotifGen> <MGEN> <CGEN>".split()
     tokens += [f"k_{k}" for k in KEY_NAMES] + ["<SME>", "<BLANK>"] + [f"s_{i}" for i in range(97)]
     tokens += [f"CR_{r}" for r in CHORD_ROOTS] + [f"CQ_{q}" for q in CHORD_QUALITIES]
-    tokens += [f"CB_{b}" for b in CHORD_BASSES] + [f"p_{i}" for i in range(128)] + [f"d_{i}" for i in range(289)]
+    tokens += [f"CB_{b}" for b in BASS_NAMES] + [f"p_{i}" for i in range(128)] + [f"d_{i}" for i in range(289)]
     tokens += ["<ESEQ>", "<TE>", "<META>"] + [f"<GEN_MEASURE_COUNT_{i}>" for i in range(1, 9)]
     tokens += [f"<NOTE_DENSE_{i}>" for i in range(1, 11)] + [f"<GENRE_{g}>" for g in GENRES]
     return tokens + "<thinking> <KEY> <DENCE> <GENRE> <LENGTH>".split()
@@ -149,7 +108,8 @@ def default_tokens() -> list[str]:
     tokens += [f"<INST_{i}>" for i in range(128)] + ["<INST_DRUMS>"]
     tokens += [f"<TS_{n}/{d}>" for n, d in METERS] + [f"<BPM_{x}>" for x in TEMPO_NAMES]
     tokens += [f"<GEN_MEASURE_COUNT_{i}>" for i in range(9, 17)]
-    tokens += [f"CR_{r}" for r in EXTRA_CHORD_ROOTS] + [f"CQ_{q}" for q in EXTRA_CHORD_QUALITIES]
+    tokens += [f"CR_{r}" for r in ROOT_NAMES[len(CHORD_ROOTS) :]]
+    tokens += [f"CQ_{q}" for q in QUALITY_NAMES[len(CHORD_QUALITIES) :]]
     tokens += "<EVAL> <HUMAN> <AI> <UNK> <MASK> <CLS> <SEP>".split()
     known = set(tokens)
     return tokens + [token for control in CONTROLS for token in control.tokens() if token not in known]
@@ -242,33 +202,3 @@ class MetricVocabulary:
     def lookup(self, kind: TokenKind) -> np.ndarray:
         """Array value -> id, -1 where the table has no such token: `vocabulary.lookup(TokenKind.PITCH)[pitch]`."""
         return self._lookup[kind]
-
-
-__all__ = [
-    "BLOCK_KINDS",
-    "CATEGORY_PIANO",
-    "CATEGORY_SAX",
-    "CHORD_BASSES",
-    "CHORD_QUALITIES",
-    "CHORD_ROOTS",
-    "CONTROLS",
-    "CONTROL_KINDS",
-    "DRUMS",
-    "EXTRA_CHORD_QUALITIES",
-    "EXTRA_CHORD_ROOTS",
-    "GENERATED_KINDS",
-    "GENRES",
-    "KEY_NAMES",
-    "LONG_DURATIONS",
-    "MAX_BAR_TICKS",
-    "MAX_DURATION",
-    "METERS",
-    "METER_TICKS",
-    "TEMPO_CENTRES",
-    "VOCABULARY_VERSION",
-    "MetricVocabulary",
-    "TokenKind",
-    "default_tokens",
-    "token_meaning",
-    "upstream_pro_tokens",
-]

@@ -23,7 +23,7 @@ import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from .errors_mortm import MidiError, PromptError, VocabularyError
-from .midi_files import Caps, is_symusic, read_midi, to_midi_score
+from .midi_files import Caps, is_symusic, read_midi, symusic, to_midi_score
 from .music_instruments import match_programs
 from .music_score import MetricScore, is_score
 from .prompt_building import MetricPrompt, build_prompt, parse_prompt
@@ -36,12 +36,6 @@ from .token_headers import describe
 from .token_vocabulary import CONTROLS, VOCABULARY_VERSION, MetricVocabulary, TokenKind, default_tokens
 from .upstream_codec import decode_upstream, encode_upstream
 from .upstream_vocabulary import upstream_vocabulary
-
-
-try:  # transformers asks for every package imported outside `try`, also for type checking
-    import symusic
-except ImportError:
-    symusic = None
 
 
 def _read_table(vocab_file) -> dict[str, int]:
@@ -254,15 +248,10 @@ class MortmTokenizer(PreTrainedTokenizer):
         )
         stated = {} if key is None else {"key": next(c for c in CONTROLS if c.name == "key").read(key)}
         header = describe(facts, stated)
-        return np.concatenate(
-            [
-                [vocabulary.id(TokenKind.BOS)],
-                encode_header(vocabulary, known_header(vocabulary, header, stated)),
-                [vocabulary.id(TokenKind.MGEN)],
-                encode_tracks(vocabulary, score, velocity),
-                [vocabulary.id(TokenKind.END)],
-            ]
-        ).astype(np.int32)
+        begin, mark, end = (vocabulary.id(kind) for kind in (TokenKind.BOS, TokenKind.MGEN, TokenKind.END))
+        head = encode_header(vocabulary, known_header(vocabulary, header, stated))
+        tracks = encode_tracks(vocabulary, score, velocity)
+        return np.concatenate([[begin], head, [mark], tracks, [end]]).astype(np.int32)
 
     def decode_score(self, ids, strict: bool = False) -> MetricScore:
         """The music of the generated field (or of tracks without any field marker) on the grid.

@@ -42,16 +42,6 @@ _CATEGORY_NAMES = {CATEGORY_PIANO: "PIANO", CATEGORY_SAX: "SAX"}
 # The program that a decoded category is written with.
 DECODED_PROGRAM = {CATEGORY_PIANO: 0, CATEGORY_SAX: 65}
 
-__all__ = [
-    "CATEGORY_PROGRAMS",
-    "CATEGORY_PROGRAMS_49",
-    "decode_upstream",
-    "encode_upstream",
-    "encode_upstream_tracks",
-    "parse_upstream",
-    "upstream_categories",
-]
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # names
@@ -362,11 +352,11 @@ def _read_block(kind: np.ndarray, value: np.ndarray) -> MetricScore:
     loud = pad[at + 2] == TokenKind.VELOCITY
     velocity = np.where(loud, np.maximum(shifted[at + 2], 1), DEFAULT_VELOCITY)
     onset = bar_of[at] * BAR_TICKS + value[onset_at]
-    track, pitch, duration = track_of[at], value[at], value[at + 1]
-    order = np.lexsort((-velocity, duration, pitch, onset, track))
-    track, onset, pitch, duration, velocity = (a[order] for a in (track, onset, pitch, duration, velocity))
-    fresh = np.ones(len(track), dtype=bool)  # of equal notes the loudest stays
-    fresh[1:] = (np.diff(track) != 0) | (np.diff(onset) != 0) | (np.diff(pitch) != 0) | (np.diff(duration) != 0)
+    place = np.stack([track_of[at], onset, value[at], value[at + 1]])
+    order = np.lexsort((-velocity, *place[::-1]))
+    place, velocity = place[:, order], velocity[order]
+    fresh = np.append(True, (place[:, 1:] != place[:, :-1]).any(axis=0))[: len(order)]  # of equal notes the loudest
+    track, onset, pitch, duration = place[:, fresh]
 
     # Chords can stand in every track; the field has one chord line.
     chords = None
@@ -386,10 +376,10 @@ def _read_block(kind: np.ndarray, value: np.ndarray) -> MetricScore:
         programs = np.zeros(1, dtype=np.int16)
     return MetricScore(
         bars=BarTable.regular(COMMON_TIME, n_bars),
-        track=track[fresh],
-        onset=onset[fresh],
-        pitch=pitch[fresh],
-        duration=duration[fresh],
+        track=track,
+        onset=onset,
+        pitch=pitch,
+        duration=duration,
         velocity=velocity[fresh],
         programs=programs,
         tempo=np.full(n_bars, -1, dtype=np.int16),

@@ -7,7 +7,7 @@ import torch
 from mortm_hf.data.packing import IGNORE, Document, PackDataset, fill_row, generator, pack_rows, single_pack
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.training import attention
-from tests.models.test_modeling_mortm_attention import flash, switch, tiny_config  # noqa: F401
+from tests.models.test_attention_mortm import flash, switch, tiny_config  # noqa: F401
 
 
 SIZES = ((30, 1, 17), (40, 24), (64,))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_modeling_mortm_attention import eager_flex, flash, switch  # noqa: F401 (fixtures)
+from test_attention_mortm import eager_flex, flash, switch  # noqa: F401 (fixtures)
 from upstream_loader import upstream_config, upstream_weights
 
 from mortm_hf.models.configuration_bertm import BertmConfig

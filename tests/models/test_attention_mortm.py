@@ -8,14 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mortm_hf.models.attention_mortm import alibi_as_dimensions, alibi_slopes, flash_functions
 from mortm_hf.models.configuration_mortm import MortmConfig
-from mortm_hf.models.modeling_mortm import (
-    MortmForCausalLM,
-    MortmModel,
-    alibi_as_dimensions,
-    alibi_slopes,
-    flash_functions,
-)
+from mortm_hf.models.modeling_mortm import MortmForCausalLM, MortmModel
 
 
 def tiny_config(**options) -> MortmConfig:
