@@ -30,6 +30,7 @@ from transformers import AutoConfig
 
 from ..bundled import find_model
 from ..data.checkpoint_songs import joined, members_of, read_members, write_members
+from ..data.open import OWN_CORPUS
 from ..data.schema import Song
 from ..data.score_store import ScoreStore
 from ..data.song_reading import fingerprint
@@ -40,7 +41,7 @@ from ..models.errors_mortm import TrainingError
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
-from .own_songs import CORPUS, LEAST_SONGS, read_songs, split_songs
+from .own_songs import LEAST_SONGS, read_songs, split_songs
 from .recipe import RECIPES, Recipe, parse_recipe
 from .run import holds_run, without_bars
 from .tasks import pretrain_task
@@ -203,9 +204,9 @@ def finetune(
     )
     after = _score(str(work / "final"), tokenizer, windows["test"])
     if windows["test"]:
-        report.before = summarise(before, windows["test"])[CORPUS]
-        report.after = summarise(after, windows["test"])[CORPUS]
-        report.difference = summarise(after, windows["test"], against=before)[CORPUS]
+        report.before = summarise(before, windows["test"])[OWN_CORPUS]
+        report.after = summarise(after, windows["test"])[OWN_CORPUS]
+        report.difference = summarise(after, windows["test"], against=before)[OWN_CORPUS]
     else:
         report.notes.append("no window of the held-out songs could be measured: they are too short")
     report.minutes = round((time.time() - started) / 60, 1)
