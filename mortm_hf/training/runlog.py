@@ -54,6 +54,17 @@ def read_log(path: str | Path) -> list[dict]:
     return lines
 
 
+def append_line(path: Path, line: dict) -> None:
+    """Write one more line of a `log.jsonl`, with the time.
+
+    Args:
+        path: the file.
+        line: plain JSON types.
+    """
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write(json.dumps({"time": datetime.now().isoformat(timespec="seconds"), **line}) + "\n")
+
+
 def clock_of(text: str) -> datetime:
     """Hour and minute of "HH:MM".
 
@@ -133,8 +144,7 @@ class RunLog(TrainerCallback):
     def write(self, **line) -> None:
         """Append one line (the first process only)."""
         if is_first_process():
-            with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"time": datetime.now().isoformat(timespec="seconds"), **line}) + "\n")
+            append_line(self.path, line)
 
     def _close_cut_line(self) -> None:
         """A kill may have left half a line: what comes next must not be glued to it."""
