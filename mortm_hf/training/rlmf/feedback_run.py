@@ -228,6 +228,8 @@ def main(words: list[str] | None = None) -> int:
         words: by default those of this process.
     """
 
-    return command_line(
-        "rlmf", __doc__, lambda path, rest: train(recipe := read_recipe(path, rest), output_of(recipe)), words
-    )
+    def run(path: str, rest: list[str]):
+        recipe = read_recipe(path, rest)
+        return train(recipe, output_of(recipe))
+
+    return command_line("rlmf", __doc__, run, words)
