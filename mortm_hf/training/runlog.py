@@ -26,7 +26,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..models.errors_mortm import TrainingError
-from .routing import ExpertAlarm, RouterStatistics
+from .routing import ExpertAlarm, RouterStatistics, in_a_group
 
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def clock_of(text: str) -> datetime:
 
 def _first_process_decides(*decisions: bool) -> list[bool]:
     """Clocks differ between processes: all do what the first one decided, or they would wait for each other."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not in_a_group():
         return list(decisions)
     flags = torch.tensor(decisions, dtype=torch.uint8)
     if torch.distributed.get_backend() == "nccl":
@@ -90,9 +90,7 @@ def _first_process_decides(*decisions: bool) -> list[bool]:
 
 def is_first_process() -> bool:
     """Whether this process writes files."""
-    return not (
-        torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
-    )
+    return not (in_a_group() and torch.distributed.get_rank())
 
 
 class RunLog(TrainerCallback):
