@@ -25,7 +25,10 @@ COMMANDS = (generate, tokenize, info, convert, train, data, eval, rlmf, live)
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line on a wrong option instead of the whole usage."""
+    """One line on a wrong option instead of the whole usage; examples stand in the help as they are written."""
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see {self.prog} --help)\n")

@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from ..models.errors_mortm import ConversionError
-from .files import Outputs, write_json
+from .files import Outputs
+from .options import given
 
 
 CONVERT_EXAMPLES = """examples:
@@ -28,6 +29,9 @@ EXPORT_EXAMPLES = """examples:
   mortm export-upstream my-model -o upstream
   mortm export-upstream my-model-trained-on --like my-model -o upstream"""
 
+# the options that are words of `convert_checkpoint`
+OPTIONS = "config vocab tokenizer version lora lora_merged extend_vocab allow overwrite".split()
+
 
 def add_command(commands) -> None:
     """Adds `convert` and `export-upstream` to the parser's commands."""
@@ -36,35 +40,31 @@ def add_command(commands) -> None:
         help="turn an upstream .pth checkpoint into a model folder",
         description="Turns an upstream checkpoint (4.0 to 4.9) into a folder for from_pretrained.",
         epilog=CONVERT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "input", type=Path, nargs="?", help="upstream's .pth file (or a converted folder, with --extend-vocab)"
-    )
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="the folder to write")
-    parser.add_argument(
-        "--config", type=Path, metavar="JSON", help="upstream's options (default: config.json beside it)"
-    )
-    parser.add_argument("--vocab", type=Path, metavar="JSON", help="upstream's vocab_list.json")
-    parser.add_argument("--tokenizer", metavar="TABLE", help="a published token table: pro, pro2, omega@4.6.18, ...")
-    parser.add_argument("--version", metavar="X.Y", help="the upstream release, where the keys leave a choice")
-    parser.add_argument(
+    add = parser.add_argument
+    add("input", type=Path, nargs="?", help="upstream's .pth file (or a converted folder, with --extend-vocab)")
+    add("-o", "--output", type=Path, metavar="FOLDER", help="the folder to write")
+    add("--config", type=Path, metavar="JSON", help="upstream's options (default: config.json beside it)")
+    add("--vocab", type=Path, metavar="JSON", help="upstream's vocab_list.json")
+    add("--tokenizer", metavar="TABLE", help="a published token table: pro, pro2, omega@4.6.18, ...")
+    add("--version", metavar="X.Y", help="the upstream release, where the keys leave a choice")
+    add(
         "--lora",
         choices=("merge", "keep"),
         default="merge",
         help="LoRA: add it to the weights (default), or keep it as a PEFT adapter",
     )
-    parser.add_argument(
+    add(
         "--lora-merged",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="the weights hold their LoRA deltas already (saved in eval mode), or do not",
     )
-    parser.add_argument("--extend-vocab", action="store_true", help="move it to the default token table, to fine-tune")
-    parser.add_argument("--allow", action="store_true", help="accept missing and unused tensors")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
-    parser.add_argument("--check", type=Path, metavar="FOLDER", help="compare with upstream's numbers in FOLDER")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to a JSON file as well")
+    add("--extend-vocab", action="store_true", help="move it to the default token table, to fine-tune")
+    add("--allow", action="store_true", help="accept missing and unused tensors")
+    add("--overwrite", action="store_true", help="replace a folder that exists")
+    add("--check", type=Path, metavar="FOLDER", help="compare with upstream's numbers in FOLDER")
+    add("--json", type=Path, metavar="FILE", help="write the report to a JSON file as well")
     parser.set_defaults(run=run_convert, parser=parser)
 
     parser = commands.add_parser(
@@ -72,12 +72,12 @@ def add_command(commands) -> None:
         help="write upstream's files from a model folder",
         description="Writes model.pth, config.json and vocab_list.json from a model folder, converted or made here.",
         epilog=EXPORT_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", type=Path, help="a model folder")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True, help="the folder to write")
-    parser.add_argument("--like", type=Path, metavar="FOLDER", help="the converted folder that it was trained from")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
+    add = parser.add_argument
+    add("input", type=Path, help="a model folder")
+    add("-o", "--output", type=Path, metavar="FOLDER", required=True, help="the folder to write")
+    add("--like", type=Path, metavar="FOLDER", help="the converted folder that it was trained from")
+    add("--overwrite", action="store_true", help="replace a folder that exists")
     parser.set_defaults(run=run_export)
 
 
@@ -89,38 +89,22 @@ def run_convert(args: argparse.Namespace) -> None:
     """
     from ..conversion.from_upstream import convert_checkpoint
 
-    with Outputs([args.input] if args.input else []) as out:
-        staged = out.stage(args.json) if args.json else None
+    failed = []
+    with Outputs([args.input] if args.input else [], args.json) as out:
         if args.check is not None:
             from ..conversion.parity import check_folder, table
 
             rows = check_folder(args.check)
             print(table(rows))
-            if staged:
-                write_json(staged, [row.as_dict() for row in rows])
+            out.report([row.as_dict() for row in rows])
             failed = [row.case for row in rows if row.passed is False]
         elif args.input is None or args.output is None:
             args.parser.error("give a checkpoint and -o FOLDER, or --check FOLDER")
         elif args.input.is_dir():
             _extend(args)
-            failed = []
         else:
-            report = convert_checkpoint(
-                args.input,
-                args.output,
-                config=args.config,
-                vocab=args.vocab,
-                tokenizer=args.tokenizer,
-                version=args.version,
-                lora=args.lora,
-                lora_merged=args.lora_merged,
-                extend_vocab=args.extend_vocab,
-                allow=args.allow,
-                overwrite=args.overwrite,
-            )
-            failed = []
-            if staged:
-                write_json(staged, report.as_dict())
+            report = convert_checkpoint(args.input, args.output, **given(args, OPTIONS))
+            out.report(report.as_dict())
             _print(report, args.output)
     if failed:
         raise ConversionError(f"differs from upstream: {', '.join(failed)}", "conversion.parity")

@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 
 from ..models.errors_mortm import CommandError
-from .files import Outputs, write_json
-from .options import at_least, names, number
+from .files import Outputs, print_skipped
+from .options import at_least, given, names, number
 
 
 BUILD_EXAMPLES = """examples:
@@ -46,6 +46,9 @@ PUSH_EXAMPLES = """examples:
 
 Needs a token of the Hub (`hf auth login`)."""
 
+# the options that are words of `build_dataset`
+BUILD_OPTIONS = "chords split_from_folders seed column config revision overwrite materialize packs".split()
+
 
 def add_command(commands) -> None:
     """Adds `data` with its own commands to the parser's commands."""
@@ -55,86 +58,72 @@ def add_command(commands) -> None:
         description="Prepares MIDI for training, describes it, pushes it to the Hub.",
     )
     inner = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_build(inner)
-    _add_stats(inner)
-    _add_push(inner)
-
-
-def _sub(inner, name: str, help: str, description: str, epilog: str):
-    return inner.add_parser(
-        name,
-        help=help,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    for add_inner in (_add_build, _add_stats, _add_push):
+        add_inner(inner)
 
 
 def _add_build(inner) -> None:
-    parser = _sub(
-        inner,
+    parser = inner.add_parser(
         "build",
-        "prepare MIDI as a data set",
-        "Reads MIDI and writes a data set of songs (Arrow). Files that cannot be used are skipped and listed.",
-        BUILD_EXAMPLES,
+        help="prepare MIDI as a data set",
+        description="Reads MIDI and writes a data set of songs (Arrow). Files that cannot be used are skipped and "
+        "listed.",
+        epilog=BUILD_EXAMPLES,
     )
-    parser.add_argument("source", nargs="+", help="folders, archives, MIDI files, a training pack or owner/name")
-    parser.add_argument("-o", "--output", required=True, type=Path, help="the folder to make")
-    parser.add_argument(
+    add = parser.add_argument
+    add("source", nargs="+", help="folders, archives, MIDI files, a training pack or owner/name")
+    add("-o", "--output", required=True, type=Path, help="the folder to make")
+    add(
         "--chords",
         choices=("estimate", "annotated", "none"),
         default="estimate",
         help="chords where no annotation gives them (default: estimate)",
     )
-    parser.add_argument("--split-from-folders", action="store_true", help="folders named train, validation, test")
-    parser.add_argument(
-        "--validation", type=number(-1e-9, 0.9), default=0.05, metavar="SHARE", help="of songs without a split (0.05)"
-    )
-    parser.add_argument(
-        "--test", type=number(-1e-9, 0.9), default=0.05, metavar="SHARE", help="of songs without a split (0.05)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
-    parser.add_argument("--corpora", type=names, help="only these corpora of a training pack, e.g. pop909,lieder")
-    parser.add_argument("--column", help="column of the MIDI bytes in a data set (default: found by name)")
-    parser.add_argument("--config", metavar="NAME", help="configuration of a data set that has several")
-    parser.add_argument("--revision", help="branch, tag or commit of a data set of the Hub (default: the newest)")
-    parser.add_argument("--processes", type=at_least(1), help="default: one, or one a core from 2000 files on")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set made of something else")
-    parser.add_argument("--materialize", action="store_true", help="also draw examples once and keep their ids")
-    parser.add_argument("--recipe", type=Path, metavar="YAML", help="data section that says how to draw them")
-    parser.add_argument("--packs", type=at_least(1), help="packs of each split to keep (default: as the notes fill)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and skipped files here")
+    add("--split-from-folders", action="store_true", help="folders named train, validation, test")
+    add("--validation", type=number(-1e-9, 0.9), default=0.05, metavar="SHARE", help="of songs without a split (0.05)")
+    add("--test", type=number(-1e-9, 0.9), default=0.05, metavar="SHARE", help="of songs without a split (0.05)")
+    add("--seed", type=int, default=0, help="of the splits (default: 0)")
+    add("--corpora", type=names, help="only these corpora of a training pack, e.g. pop909,lieder")
+    add("--column", help="column of the MIDI bytes in a data set (default: found by name)")
+    add("--config", metavar="NAME", help="configuration of a data set that has several")
+    add("--revision", help="branch, tag or commit of a data set of the Hub (default: the newest)")
+    add("--processes", type=at_least(1), help="default: one, or one a core from 2000 files on")
+    add("--overwrite", action="store_true", help="replace a data set made of something else")
+    add("--materialize", action="store_true", help="also draw examples once and keep their ids")
+    add("--recipe", type=Path, metavar="YAML", help="data section that says how to draw them")
+    add("--packs", type=at_least(1), help="packs of each split to keep (default: as the notes fill)")
+    add("--json", type=Path, metavar="FILE", help="write counts and skipped files here")
     parser.set_defaults(run=run_build)
 
 
 def _add_stats(inner) -> None:
-    parser = _sub(
-        inner,
+    parser = inner.add_parser(
         "stats",
-        "describe a data set",
-        "Counts of bars, meters, keys, tempi, instruments, notes, tokens and skipped files, with plots.",
-        STATS_EXAMPLES,
+        help="describe a data set",
+        description="Counts of bars, meters, keys, tempi, instruments, notes, tokens and skipped files, with plots.",
+        epilog=STATS_EXAMPLES,
     )
-    parser.add_argument("source", help="a prepared data set, or anything that `mortm data build` takes")
-    parser.add_argument("-o", "--output", type=Path, help="folder for report.md, stats.json and plots (.png)")
-    parser.add_argument("--split", choices=("train", "validation", "test"), help="only this split")
-    parser.add_argument("--windows", type=at_least(1), default=2000, help="windows to count tokens of (default: 2000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    add = parser.add_argument
+    add("source", help="a prepared data set, or anything that `mortm data build` takes")
+    add("-o", "--output", type=Path, help="folder for report.md, stats.json and plots (.png)")
+    add("--split", choices=("train", "validation", "test"), help="only this split")
+    add("--windows", type=at_least(1), default=2000, help="windows to count tokens of (default: 2000)")
+    add("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.set_defaults(run=run_stats)
 
 
 def _add_push(inner) -> None:
-    parser = _sub(
-        inner,
+    parser = inner.add_parser(
         "push",
-        "push a data set to the Hub",
-        "Pushes a prepared data set as Parquet with a card that states its content and licences.",
-        PUSH_EXAMPLES,
+        help="push a data set to the Hub",
+        description="Pushes a prepared data set as Parquet with a card that states its content and licences.",
+        epilog=PUSH_EXAMPLES,
     )
-    parser.add_argument("folder", type=Path, help="a prepared data set")
-    parser.add_argument("repo", help="owner/name")
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--title", help="title of the card (default: the name)")
+    add = parser.add_argument
+    add("folder", type=Path, help="a prepared data set")
+    add("repo", help="owner/name")
+    add("--private", action="store_true", help="make the repository private")
+    add("--title", help="title of the card (default: the name)")
     parser.set_defaults(run=run_push)
 
 
@@ -155,36 +144,25 @@ def run_build(args: argparse.Namespace) -> None:
                 recipe = _call(read_data, args.recipe, ["--output_dir", str(args.output)])
             except ValueError as error:
                 raise CommandError(str(error)) from None
-    with Outputs() as out:
-        staged = out.stage(args.json) if args.json else None
+    with Outputs(json=args.json) as out:
         made = _call(
             data.build_dataset,
             args.source if len(args.source) > 1 else args.source[0],
             args.output,
-            chords=args.chords,
             selection=selection,
-            split_from_folders=args.split_from_folders,
             shares=(max(args.validation, 0.0), max(args.test, 0.0)),
-            seed=args.seed,
-            column=args.column,
-            config=args.config,
-            revision=args.revision,
             num_proc=args.processes,
-            overwrite=args.overwrite,
-            materialize=args.materialize,
             recipe=recipe,
-            packs=args.packs,
+            **given(args, BUILD_OPTIONS),
         )
         report = dataset.read_report(args.output)
-        if staged:
-            write_json(staged, {k: v for k, v in report.items() if k not in ("version", "digest", "plan")})
+        out.report({k: v for k, v in report.items() if k not in ("version", "digest", "plan")})
     for name, part in report["splits"].items():
         chords = ", ".join(f"{count} {source}" for source, count in part["chords"].items())
         print(f"{name}: {part['songs']} songs, {part['bars']} bars, {part['notes']} notes; chords: {chords}")
     skipped = report["skipped"]
     for problem in skipped[:5]:
-        named = "" if problem["file"] in problem["message"] else f"{problem['file']}: "
-        print(f"skipped: {named}{problem['message']}", file=sys.stderr)
+        print_skipped(problem["file"], problem["message"])
     if len(skipped) > 5:
         print(f"skipped: {len(skipped) - 5} more, all listed in {args.output / 'skipped.csv'}", file=sys.stderr)
     _print_ineffective(report)
@@ -224,8 +202,7 @@ def run_stats(args: argparse.Namespace) -> None:
     data, dataset, sources, stats = (_module(name) for name in ("", "dataset", "sources", "song_statistics"))
     if args.output and args.output.exists() and not args.output.is_dir():
         raise CommandError(f"{args.output} is a file: name a folder", "command.output")
-    with Outputs() as out, tempfile.TemporaryDirectory() as temporary:
-        staged = out.stage(args.json) if args.json else None
+    with Outputs(json=args.json) as out, tempfile.TemporaryDirectory() as temporary:
         folder, label = Path(args.source), args.source
         if sources.kind_of(folder) != "saved":
             folder = Path(temporary) / "songs"
@@ -233,8 +210,7 @@ def run_stats(args: argparse.Namespace) -> None:
         store = _call(data.load_songs, folder, args.split)
         skipped = _call(dataset.read_report, folder).get("skipped", [])
         figures = stats.dataset_stats(store, windows=args.windows, skipped=skipped)
-        if staged:
-            write_json(staged, figures)
+        out.report(figures)
         if args.output:
             files = _call(stats.write_stats, figures, args.output, label)
             print(f"{args.output}: {', '.join(file.name for file in files)}")

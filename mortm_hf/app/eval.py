@@ -20,8 +20,9 @@ from pathlib import Path
 from ..bundled import find_model
 from ..evaluation.eval_data import open_data
 from ..models.errors_mortm import CommandError
+from ..training.refusals import refused_as
 from .files import Outputs, find_midi, write_json
-from .options import at_least, number
+from .options import at_least, given, number, require_packages
 
 
 RECIPE = "starter"  # names the corpora and windows of a pack where no other is named
@@ -44,37 +45,34 @@ def add_command(commands) -> None:
         help="measure a model, or generated music",
         description="Measures a checkpoint, or a folder of generated MIDI files, against a split of a data set.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="checkpoint folder, or folder of MIDI files")
-    parser.add_argument("--data", required=True, type=Path, help="training pack, prepared data set, or MIDI folder")
-    parser.add_argument("--split", choices=("train", "validation", "test"), help="default: test")
-    parser.add_argument("--recipe", help="names corpora and fixed windows (default for a pack: starter)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="DIR", help="write report.md, report.json and pictures here"
-    )
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", type=Path, help="checkpoint folder, or folder of MIDI files")
+    add("--data", required=True, type=Path, help="training pack, prepared data set, or MIDI folder")
+    add("--split", choices=("train", "validation", "test"), help="default: test")
+    add("--recipe", help="names corpora and fixed windows (default for a pack: starter)")
+    add("--json", type=Path, metavar="FILE", help="write all figures here")
+    add("-o", "--output", type=Path, metavar="DIR", help="write report.md, report.json and pictures here")
 
-    much = parser.add_argument_group("how much")
-    much.add_argument("--quick", action="store_true", help="few samples and windows: minutes on one core")
-    much.add_argument("--parts", help="some of bits,grammar,control,music,chords (default: all)")
-    much.add_argument("--samples", type=at_least(2), metavar="N", help="samples a set (default: 200; quick: 12)")
-    much.add_argument("--windows", type=at_least(0), metavar="N", help="windows of each corpus for bits (0: all)")
-    much.add_argument("--chord-songs", type=at_least(0), metavar="N", help="songs of each corpus for chords (0: all)")
-    much.add_argument("--batch", type=at_least(1), metavar="N", help="samples drawn together (default: 32)")
+    add = parser.add_argument_group("how much").add_argument
+    add("--quick", action="store_true", help="few samples and windows: minutes on one core")
+    add("--parts", help="some of bits,grammar,control,music,chords (default: all)")
+    add("--samples", type=at_least(2), metavar="N", help="samples a set (default: 200; quick: 12)")
+    many = {"type": at_least(0), "metavar": "N"}
+    add("--windows", dest="bits_windows", **many, help="windows of each corpus for bits (0: all)")
+    add("--chord-songs", **many, help="songs of each corpus for chords (0: all)")
+    add("--batch", type=at_least(1), metavar="N", help="samples drawn together (default: 32)")
 
-    drawing = parser.add_argument_group("sampling")
-    drawing.add_argument("--temperature", type=number(0), help="default: the model's")
-    drawing.add_argument("--top-p", type=number(0, 1), help="default: the model's")
-    drawing.add_argument("--min-p", type=number(0, 1), help="default: the model's")
-    drawing.add_argument("--seed", type=at_least(0), default=0, help="default: 0")
+    add = parser.add_argument_group("sampling").add_argument
+    add("--temperature", type=number(0), help="default: the model's")
+    add("--top-p", type=number(0, 1), help="default: the model's")
+    add("--min-p", type=number(0, 1), help="default: the model's")
+    add("--seed", type=at_least(0), default=0, help="default: 0")
 
-    machine = parser.add_argument_group("machine")
-    machine.add_argument("--threads", type=at_least(1), help="threads of torch")
-    machine.add_argument("--device", default="cpu", help="e.g. cpu, cuda (default: cpu)")
-    machine.add_argument(
-        "--cache", type=Path, metavar="DIR", help="keep songs and finished parts here (default: DIR/cache)"
-    )
+    add = parser.add_argument_group("machine").add_argument
+    add("--threads", type=at_least(1), help="threads of torch")
+    add("--device", default="cpu", help="e.g. cpu, cuda (default: cpu)")
+    add("--cache", type=Path, metavar="DIR", help="keep songs and finished parts here (default: DIR/cache)")
     parser.set_defaults(run=run)
 
 
@@ -84,20 +82,10 @@ def read_parts(text: str | None) -> tuple[str, ...]:
 
     if text is None:
         return PARTS
-    asked = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in asked if part not in PARTS]
-    if unknown or not asked:
+    asked = {part.strip() for part in text.split(",")} - {""}
+    if not asked or asked - set(PARTS):
         raise CommandError(f"--parts takes {', '.join(PARTS)}, got {text!r}")
     return tuple(part for part in PARTS if part in asked)
-
-
-def require_libraries() -> None:
-    """Fail at the start when a library of the extra is not there."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("mir_eval", "muspy", "scipy", "matplotlib") if find_spec(name) is None]
-    if missing:
-        raise CommandError(f"mortm eval needs {', '.join(missing)}: pip install 'mortm_hf[eval]'", "command.missing")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -111,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
         DataError: bad data.
         TrainingError: no such recipe.
     """
-    require_libraries()
+    require_packages("mortm eval needs", ["mir_eval", "muspy", "scipy", "matplotlib"], "eval")
     import torch
 
     from ..evaluation.plots import draw_all
@@ -131,20 +119,17 @@ def run(args: argparse.Namespace) -> None:
         except OSError as error:
             raise CommandError(f"cannot write to {args.output}: {error.strerror or error}", "command.output") from None
     cache = args.cache or (args.output / "cache" if args.output else None)
-    with Outputs() as out:
-        report = out.stage(args.json) if args.json else None
-        page = out.stage(args.output / "report.md") if args.output else None
-        copy = out.stage(args.output / "report.json") if args.output else None
+    with Outputs(json=args.json) as out:
+        page, copy = (out.stage(args.output / f"report.{kind}") if args.output else None for kind in ("md", "json"))
         began = time.perf_counter()
         result = evaluate(args, parts, files, is_model, cache)
         result["about"]["seconds"] = round(time.perf_counter() - began)
         pictures = draw_all(result, lambda name: out.stage(args.output / name)) if args.output else []
         text = markdown(result, pictures)
-        if page:
+        out.report(result)
+        if args.output:
             page.write_text(text, encoding="utf-8")
-        for target in (report, copy):
-            if target:
-                write_json(target, result)
+            write_json(copy, result)
     print(text)
     if args.output:
         print(f"{args.output / 'report.md'}, {args.output / 'report.json'}, {len(pictures)} pictures")
@@ -165,10 +150,8 @@ def evaluate(args, parts, files, is_model: bool, cache) -> dict:
     from ..evaluation.suite import Evaluation, Settings, music_of_files
     from ..models.tokenization_mortm import MortmTokenizer
 
-    given = {"samples": args.samples, "bits_windows": args.windows, "chord_songs": args.chord_songs}
-    given |= {"batch": args.batch, "seed": args.seed}
-    given = {name: value for name, value in given.items() if value is not None}
-    settings = Settings.quick(**given) if args.quick else Settings(**given)
+    asked = given(args, ("samples", "bits_windows", "chord_songs", "batch", "seed"))
+    settings = (Settings.quick if args.quick else Settings)(**asked)
     progress = sys.stderr.isatty()
     data = open_songs(args.data, args.split, args.recipe, cache, args.folder if is_model else None)
     about = {
@@ -268,7 +251,7 @@ def choose_sampling(config, args):
     names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
     known = config.to_diff_dict()
     chosen = {**SAMPLING_DEFAULTS, **{n: known[n] for n in names if known.get(n) is not None}}
-    chosen |= {n: getattr(args, n) for n in ("temperature", "top_p", "min_p") if getattr(args, n, None) is not None}
+    chosen |= given(args, ("temperature", "top_p", "min_p"))
     return Sampling(**{n: chosen[n] for n in names if n in chosen})
 
 
@@ -290,20 +273,14 @@ def load_model(folder: Path, device: str):
     from ..models.tokenization_mortm import MortmTokenizer
     from ..training.run import without_bars
 
-    try:
+    with refused_as(f"cannot load a model from {folder}", CommandError, "command.input"), without_bars():
         config = AutoConfig.from_pretrained(folder)
         if not isinstance(config, MortmConfig) or not config.is_causal:
             raise CommandError(
                 f"{folder} holds a {config.model_type} model: mortm eval measures generators (MORTM)", "command.input"
             )
         tokenizer = MortmTokenizer.from_pretrained(folder)
-        with without_bars():
-            model = MortmForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    except CommandError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CommandError(f"cannot load a model from {folder}: {reason}", "command.input") from None
+        model = MortmForCausalLM.from_pretrained(folder, dtype=torch.float32)
     try:
         return model.eval().to(device), tokenizer
     except (RuntimeError, AssertionError) as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Outputs:
 
     Args:
         inputs: files that are read and must not be overwritten.
+        json: file for `report`; None: none was asked for.
 
     ```python
     with Outputs() as out:
@@ -35,7 +37,8 @@ class Outputs:
     ```                                    # renamed here; an exception removes what was staged
     """
 
-    def __init__(self, inputs=()):
+    def __init__(self, inputs=(), json: Path | None = None):
+        self._json = json
         self._inputs = {os.path.realpath(path) for path in inputs}
         self._staged: dict[Path, Path] = {}
 
@@ -67,7 +70,18 @@ class Outputs:
         self._staged[path] = Path(name)
         return self._staged[path]
 
+    def report(self, content) -> None:
+        """Write the JSON file, if it was asked for.
+
+        Args:
+            content: plain JSON types.
+        """
+        if self._json:
+            write_json(self._staged[self._json], content)
+
     def __enter__(self) -> Outputs:
+        if self._json:
+            self.stage(self._json)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -91,6 +105,16 @@ def write_json(path: Path, content) -> None:
         content: plain JSON types.
     """
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def print_skipped(file: str, reason: str) -> None:
+    """One line on stderr for a file that cannot be used.
+
+    Args:
+        file: its name, as it was given.
+        reason: may name it.
+    """
+    print(f"skipped: {'' if file in reason else f'{file}: '}{reason}", file=sys.stderr)
 
 
 def find_midi(paths) -> list[Path]:

@@ -3,8 +3,8 @@
 Design decisions
 - The options are the words of `mortm_hf.pipeline("midi-generation")`, the rows of `token_controls` among them; one
   that is not given is not passed on, so the defaults are the pipeline's own.
-- What can fail early fails early: outputs, soundfont and the MIDI file are checked before the model is loaded, and
-  all files of a run appear together at its end.
+- What can fail early fails early: outputs and soundfont are checked before the model is loaded; all files of a run
+  appear together at its end.
 
 Knows: the pipeline's call. Must not know: prompts, tokens, sampling.
 """
@@ -19,8 +19,9 @@ from pathlib import Path
 from ..bundled import find_model
 from ..models.errors_mortm import CommandError
 from ..models.token_headers import CONTROLS
-from .files import Outputs, write_json
-from .options import at_least, chords, names, number, span, suffixed
+from ..training.refusals import refused_as
+from .files import Outputs
+from .options import at_least, chords, given, names, number, span, suffixed
 
 
 EXAMPLES = """examples:
@@ -46,58 +47,50 @@ def add_command(commands) -> None:
         help="continue, rewrite, accompany or invent music",
         description="Generates new bars for a MIDI file, or music from nothing.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", nargs="?", type=Path, help="MIDI file to work on; none: music from nothing")
-    parser.add_argument("-o", "--output", required=True, type=suffixed(".mid", ".midi"), help="MIDI file to write")
+    add = parser.add_argument
+    add("input", nargs="?", type=Path, help="MIDI file to work on; none: music from nothing")
+    add("-o", "--output", required=True, type=suffixed(".mid", ".midi"), help="MIDI file to write")
 
     music = parser.add_argument_group("the music")
+    add = music.add_argument
     kinds = {"text": str, "names": names, "count": at_least(1), "number": number(0)}
     for control in CONTROLS:
         option = "--" + control.name.replace("_", "-")
-        music.add_argument(option, type=kinds[control.option], metavar=control.metavar, help=control.help)
-    place = music.add_mutually_exclusive_group()
-    place.add_argument("--start", type=at_least(0), metavar="BAR", help="first new bar (default: after the last)")
-    place.add_argument("--infill", type=span, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")
-    music.add_argument("--tracks", type=names, help="tracks of the file to keep and play along with: numbers or names")
-    music.add_argument(
-        "--past", type=at_least(0), metavar="N", help="bars before the new ones to listen to (default: 8)"
-    )
-    music.add_argument("--future", type=at_least(0), metavar="N", help="bars after the rewritten ones (default: 4)")
-    music.add_argument("--chords", type=chords, help='one a bar, repeating, e.g. "C Am F G", or a file of the song\'s')
-    music.add_argument(
+        add(option, type=kinds[control.option], metavar=control.metavar, help=control.help)
+    place = music.add_mutually_exclusive_group().add_argument
+    place("--start", type=at_least(0), metavar="BAR", help="first new bar (default: after the last)")
+    place("--infill", type=span, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")
+    add("--tracks", type=names, help="tracks of the file to keep and play along with: numbers or names")
+    add("--past", type=at_least(0), metavar="N", help="bars before the new ones to listen to (default: 8)")
+    add("--future", type=at_least(0), metavar="N", help="bars after the rewritten ones (default: 4)")
+    add("--chords", type=chords, help='one a bar, repeating, e.g. "C Am F G", or a file of the song\'s')
+    add(
         "--velocity", action=argparse.BooleanOptionalAction, default=None, help="write loudness (default: as the file)"
     )
-    music.add_argument("--pitch-range", type=span, metavar="A:B", help="lowest and highest MIDI pitch, e.g. 48:72")
-    music.add_argument("--scale", help='only notes of this key, e.g. "C major"')
-    music.add_argument("--window", type=at_least(1), metavar="N", help="bars written at a time (default: 8)")
-    music.add_argument(
-        "--new-bars-only", action="store_true", default=None, help="write only the new bars of the new tracks"
-    )
+    add("--pitch-range", type=span, metavar="A:B", help="lowest and highest MIDI pitch, e.g. 48:72")
+    add("--scale", help='only notes of this key, e.g. "C major"')
+    add("--window", type=at_least(1), metavar="N", help="bars written at a time (default: 8)")
+    add("--new-bars-only", action="store_true", default=None, help="write only the new bars of the new tracks")
 
-    drawing = parser.add_argument_group("sampling")
-    drawing.add_argument("--num", type=at_least(1), default=1, metavar="N", help="how many versions (default: 1)")
-    drawing.add_argument("--seed", type=at_least(0), help="the same seed gives the same music")
-    drawing.add_argument("--temperature", type=number(0), help="above 1 bolder, below 1 safer (default: 1)")
-    drawing.add_argument(
-        "--top-p", type=number(0, 1), help="draw from tokens of this total probability (default: 0.95)"
-    )
-    drawing.add_argument("--top-k", type=at_least(1), help="draw from this many likeliest tokens")
-    drawing.add_argument(
+    add = parser.add_argument_group("sampling").add_argument
+    add("--num", type=at_least(1), default=1, metavar="N", help="how many versions (default: 1)")
+    add("--seed", type=at_least(0), help="the same seed gives the same music")
+    add("--temperature", type=number(0), help="above 1 bolder, below 1 safer (default: 1)")
+    add("--top-p", type=number(0, 1), help="draw from tokens of this total probability (default: 0.95)")
+    add("--top-k", type=at_least(1), help="draw from this many likeliest tokens")
+    add(
         "--fast",
         choices=("fp32", "int8"),
         help="decode on the CPU in less time: fp32 gives the same music, int8 rounds the weights and takes least",
     )
-    drawing.add_argument(
-        "--model",
-        help="folder, run, bundled name or repository (default: mortm-small)",
-    )
+    add("--model", help="folder, run, bundled name or repository (default: mortm-small)")
 
-    more = parser.add_argument_group("further outputs, beside OUTPUT")
-    more.add_argument("--wav", action="store_true", help="sound")
-    more.add_argument("--png", action="store_true", help="piano roll, new bars shaded")
-    more.add_argument("--soundfont", type=Path, metavar="FILE", help="SF2 or SF3 bank (default: pretty_midi's)")
-    more.add_argument("--json", type=Path, metavar="FILE", help="figures of the run, and the token ids")
+    add = parser.add_argument_group("further outputs, beside OUTPUT").add_argument
+    add("--wav", action="store_true", help="sound")
+    add("--png", action="store_true", help="piano roll, new bars shaded")
+    add("--soundfont", type=Path, metavar="FILE", help="SF2 or SF3 bank (default: pretty_midi's)")
+    add("--json", type=Path, metavar="FILE", help="figures of the run, and the token ids")
     parser.set_defaults(run=run)
 
 
@@ -129,12 +122,8 @@ def load_pipeline(model: str | None, device: str | None = None):
 
     transformers.utils.logging.disable_progress_bar()  # of loading; generating has one of its own
     try:
-        return pipeline("midi-generation", model=model, **({} if device is None else {"device": device}))
-    except (OSError, ValueError) as error:
-        if isinstance(getattr(error, "code", None), str):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise CommandError(f"cannot load a model from {model}: {reason}", "command.input") from None
+        with refused_as(f"cannot load a model from {model}", CommandError, "command.input"):
+            return pipeline("midi-generation", model=model, **({} if device is None else {"device": device}))
     finally:
         transformers.utils.logging.enable_progress_bar()
 
@@ -146,7 +135,6 @@ def run(args: argparse.Namespace) -> None:
         MortmError: bad options, files or requests.
     """
     from ..data.synthesis import find_soundfont
-    from ..models.midi_files import load_score
     from .rendering import draw_piano_roll, render_wav, require_matplotlib
 
     args.model = args.model and find_model(args.model)
@@ -158,17 +146,14 @@ def run(args: argparse.Namespace) -> None:
     soundfont = find_soundfont(args.soundfont) if args.wav or args.soundfont else None
     if args.png:
         require_matplotlib()
-    if args.input is not None:
-        load_score(args.input)
 
     paths = output_paths(args.output, args.num)
-    with Outputs([args.input] if args.input else []) as out:
+    with Outputs([args.input] if args.input else [], args.json) as out:
         staged = [out.stage(path) for path in paths]
         sounds = [out.stage(path.with_suffix(".wav")) for path in paths] if args.wav else []
         pictures = [out.stage(path.with_suffix(".png")) for path in paths] if args.png else []
-        report = out.stage(args.json) if args.json else None
 
-        request = {word: getattr(args, word) for word in REQUEST if getattr(args, word) is not None}
+        request = given(args, REQUEST)
         if args.tracks:
             request["tracks"] = [int(name) if name.isdigit() else name for name in args.tracks]
         pipe = load_pipeline(args.model, "cpu" if args.fast else None)
@@ -184,8 +169,7 @@ def run(args: argparse.Namespace) -> None:
         for target, path, result in zip(pictures, paths, results):
             new = None if args.new_bars_only else tuple(result["bars"])
             draw_piano_roll(result["score"], target, highlight=new, title=path.name)
-        if report:
-            write_json(report, _figures(args, paths, results, request, seconds))
+        out.report(_figures(args, paths, results, request, seconds))
     suffixes = [suffix for suffix, asked in ((".wav", args.wav), (".png", args.png)) if asked]
     for path in paths:
         print(", ".join(map(str, [path, *map(path.with_suffix, suffixes)])))

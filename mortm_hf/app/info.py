@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import Outputs, write_json
+from .files import Outputs
 
 
 EXAMPLES = """examples:
@@ -20,6 +20,7 @@ EXAMPLES = """examples:
 Bars and tracks count from 0, as in every other command."""
 
 _PITCHES = "C C# D Eb E F F# G Ab A Bb B".split()
+_QUANTISED = ("duplicates", "zero_length", "clipped", "cut_bars", "ignored_meters")
 
 
 def add_command(commands) -> None:
@@ -29,10 +30,10 @@ def add_command(commands) -> None:
         help="bars, meters, tempo, key and tracks of a MIDI file",
         description="Shows what a MIDI file holds: bars, meters, tempo, key, tracks and notes.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", type=Path, help="MIDI file")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a JSON file as well")
+    add = parser.add_argument
+    add("input", type=Path, help="MIDI file")
+    add("--json", type=Path, metavar="FILE", help="write everything to a JSON file as well")
     parser.set_defaults(run=run)
 
 
@@ -42,11 +43,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         MidiError: unreadable or empty file.
     """
-    with Outputs([args.input]) as out:
-        staged = out.stage(args.json) if args.json else None
+    with Outputs([args.input], args.json) as out:
         facts = describe(args.input)
-        if staged:
-            write_json(staged, facts)
+        out.report(facts)
     _print(facts)
 
 
@@ -59,19 +58,17 @@ def describe(midi) -> dict:
     Raises:
         MidiError: unreadable or empty input.
     """
-    from ..models.midi_files import load_score, read_midi
+    from ..models.midi_files import open_midi
     from ..models.music_harmony import estimate_key
     from ..models.music_instruments import instrument_name
     from ..models.music_names import DRUMS, METERS
     from .names import key_name
 
-    score = load_score(midi)
-    music = read_midi(midi)  # of the path: what is wrong with a file is said with its name
+    score, music = open_midi(midi)
     changes = np.flatnonzero(np.append(True, music.bars.meter[1:] != music.bars.meter[:-1]))
     ends = np.append(changes[1:], music.n_bars)
-    tempi = [(t.time, round(float(t.qpm), 2)) for t in score.tempos]
     # ties in time: the last event holds
-    tempi = sorted(dict(tempi).items())
+    tempi = [qpm for _, qpm in sorted({t.time: round(float(t.qpm), 2) for t in score.tempos}.items())]
     key = music.key if music.key not in (None, "Unknown") else None
     shown_key = key or estimate_key(music)  # None where only drums play
     tracks = []
@@ -89,7 +86,6 @@ def describe(midi) -> dict:
                 "highest": None if drums else _pitch_name(int(pitch.max())),
             }
         )
-    report = music.report
     return {
         "file": str(midi) if isinstance(midi, str | Path) else None,
         "bars": music.n_bars,
@@ -100,22 +96,16 @@ def describe(midi) -> dict:
         ],
         "irregular_bars": np.flatnonzero(music.bars.irregular).tolist(),
         "tempo": {
-            "first": tempi[0][1] if tempi else None,
-            "lowest": min(v for _, v in tempi) if tempi else None,
-            "highest": max(v for _, v in tempi) if tempi else None,
+            "first": tempi[0] if tempi else None,
+            "lowest": min(tempi, default=None),
+            "highest": max(tempi, default=None),
             "events": len(tempi),
         },
         "key": key_name(shown_key) if shown_key else None,
         "key_from": "file" if key else "estimate",
         "notes": music.n_notes,
         "tracks": tracks,
-        "quantised": {
-            "duplicates": report.duplicates,
-            "zero_length": report.zero_length,
-            "clipped": report.clipped,
-            "cut_bars": report.cut_bars,
-            "ignored_meters": report.ignored_meters,
-        },
+        "quantised": {name: getattr(music.report, name) for name in _QUANTISED},
     }
 
 

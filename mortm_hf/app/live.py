@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..bundled import default_model, find_model
 from ..models.errors_mortm import LiveError
-from .files import Outputs, write_json
+from .files import Outputs
 from .options import number
 
 
@@ -42,31 +42,25 @@ def add_command(commands) -> None:
         help="play with a MORTM Live checkpoint",
         description="Hears some instruments and plays the others, in real time or along a MIDI file.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", nargs="?", type=Path, help="MIDI file to play along")
-    parser.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="MIDI file to write: all that was heard and played"
-    )
-    parser.add_argument("--model", type=Path, help="folder of a MORTM Live checkpoint (default: the bundled one)")
-    parser.add_argument(
-        "--play", type=int, nargs="+", default=[1], metavar="SLOT", help="slots of the model (default 1)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("file", nargs="?", type=Path, help="MIDI file to play along")
+    add("-o", "--out", type=Path, metavar="FILE", help="MIDI file to write: all that was heard and played")
+    add("--model", type=Path, help="folder of a MORTM Live checkpoint (default: the bundled one)")
+    add("--play", type=int, nargs="+", default=[1], metavar="SLOT", help="slots of the model (default 1)")
+    add(
         "--slots", type=int, nargs="+", metavar="SLOT", help="slot of each track of the file, -1 for none (by program)"
     )
-    parser.add_argument("--bpm", type=number(20, 400), help="quarters a minute (default 120, or the file's)")
-    parser.add_argument("--threshold", type=number(0, 1), default=0.5, help="cells above it sound (default 0.5)")
-    parser.add_argument("--lead", type=number(0, 2), default=0.08, help="seconds a chunk is cut early (default 0.08)")
-    parser.add_argument("--follow", action="store_true", help="follow the tempo of what is heard")
-    parser.add_argument("--input", metavar="PORT", help="MIDI port to hear")
-    parser.add_argument("--output", metavar="PORT", help="MIDI port to play on")
-    parser.add_argument(
-        "--virtual", action="store_true", help="make ports of these names for others to connect to (not on Windows)"
-    )
-    parser.add_argument("--seconds", type=number(0), help="end after so many seconds (default: Ctrl-C)")
-    parser.add_argument("--ports", action="store_true", help="list the MIDI ports, and stop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what happened (chunks, misses, latencies)")
+    add("--bpm", type=number(20, 400), help="quarters a minute (default 120, or the file's)")
+    add("--threshold", type=number(0, 1), default=0.5, help="cells above it sound (default 0.5)")
+    add("--lead", type=number(0, 2), default=0.08, help="seconds a chunk is cut early (default 0.08)")
+    add("--follow", action="store_true", help="follow the tempo of what is heard")
+    add("--input", metavar="PORT", help="MIDI port to hear")
+    add("--output", metavar="PORT", help="MIDI port to play on")
+    add("--virtual", action="store_true", help="make ports of these names for others to connect to (not on Windows)")
+    add("--seconds", type=number(0), help="end after so many seconds (default: Ctrl-C)")
+    add("--ports", action="store_true", help="list the MIDI ports, and stop")
+    add("--json", type=Path, metavar="FILE", help="write what happened (chunks, misses, latencies)")
     parser.set_defaults(run=run)
 
 
@@ -94,21 +88,14 @@ def run(args: argparse.Namespace) -> None:
         threshold=args.threshold,
         follow=args.follow,
     )
-    with Outputs([args.file] if args.file else []) as out:
-        staged = out.stage(args.json) if args.json else None
+    with Outputs([args.file] if args.file else [], args.json) as out:
         if args.file is not None:
             _along(session, args, out.stage(args.out))
         else:
             _in_real_time(session, args)
-        if staged:
-            write_json(staged, session.statistics.summary())
-    happened = session.statistics.summary()
-    print(
-        ", ".join(
-            f"{name} {value:.1f}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in happened.items()
-        )
-    )
+        happened = session.statistics.summary()
+        out.report(happened)
+    print(", ".join(f"{name} {round(value, 1)}" for name, value in happened.items()))
 
 
 def load_session(folder, **options):
@@ -142,10 +129,10 @@ def load_session(folder, **options):
 def _along(session, args: argparse.Namespace, staged: Path) -> None:
     from tqdm.auto import tqdm
 
-    from ..models.midi_files import load_score, read_midi
+    from ..models.midi_files import open_midi
     from .live_session import play_along
 
-    score, quantised = load_score(args.file), read_midi(args.file)
+    score, quantised = open_midi(args.file)
     slots = session.processor.slot_of_tracks(quantised.programs) if args.slots is None else args.slots
     if not set(slots) & set(session.others):
         tracks = ", ".join(

@@ -28,6 +28,16 @@ from ..models.music_grid import TICKS_PER_QUARTER
 GRID = TICKS_PER_QUARTER // 4  # ticks of a sixteenth
 PHASE_GAIN, TEMPO_GAIN = 0.15, 0.04
 FOLLOW_RANGE = 0.25  # the tempo stays within this share of the one that was set
+COUNTS = ("chunks", "misses", "skipped", "late_events", "dropped_events")
+
+
+def seconds_a_tick(bpm: float) -> float:
+    """How long a tick lasts.
+
+    Args:
+        bpm: quarters a minute.
+    """
+    return 60.0 / (bpm * TICKS_PER_QUARTER)
 
 
 @dataclass(frozen=True)
@@ -69,11 +79,10 @@ class LiveStatistics:
 
     def summary(self) -> dict:
         """Counts, and median, 95th percentile and maximum of the latency in milliseconds."""
-        found = {k: getattr(self, k) for k in ("chunks", "misses", "skipped", "late_events", "dropped_events")}
+        found = {name: getattr(self, name) for name in COUNTS}
         if self.latencies:
-            times = 1000 * np.array(self.latencies)
-            found |= {"p50_ms": float(np.median(times)), "p95_ms": float(np.percentile(times, 95))}
-            found["max_ms"] = float(times.max())
+            times = 1000 * np.percentile(self.latencies, (50, 95, 100))
+            found |= dict(zip(("p50_ms", "p95_ms", "max_ms"), times.tolist()))
         return found
 
 
@@ -137,12 +146,12 @@ class LiveSession:
             now: seconds of the session's clock.
         """
         self.reset()
-        self._reference = (float(now), 0.0, 60.0 / (self._set_bpm * TICKS_PER_QUARTER))
+        self._reference = (float(now), 0.0, seconds_a_tick(self._set_bpm))
 
     @property
     def bpm(self) -> float:
         """The tempo, as it is followed."""
-        return 60.0 / (self._reference[2] * TICKS_PER_QUARTER)
+        return seconds_a_tick(self._reference[2])  # its own inverse
 
     def set_tempo(self, bpm: float) -> None:
         """A new tempo from the next undecided chunk on.
@@ -154,7 +163,7 @@ class LiveSession:
             LiveError: outside 20 to 400.
         """
         self._set_bpm = self._checked(bpm)
-        self._set_speed(60.0 / (self._set_bpm * TICKS_PER_QUARTER), 0.0)
+        self._set_speed(seconds_a_tick(self._set_bpm), 0.0)
 
     def time_of(self, tick: float) -> float:
         """Seconds of the session's clock.
@@ -230,7 +239,7 @@ class LiveSession:
         if abs(error) > GRID / 3:
             return  # nobody knows which side it belongs to
         seconds = self._reference[2]
-        wanted = 60.0 / (self._set_bpm * TICKS_PER_QUARTER)
+        wanted = seconds_a_tick(self._set_bpm)
         changed = seconds * (1 + TEMPO_GAIN * error / GRID)
         changed = min(max(changed, wanted * (1 - FOLLOW_RANGE)), wanted * (1 + FOLLOW_RANGE))
         self._set_speed(changed, PHASE_GAIN * error * seconds)
@@ -255,14 +264,13 @@ class LiveSession:
         while now >= self.next_cut():
             cut = self.next_cut()
             roll = self._running_chunk()
-            events = self._answer(roll)
+            answer += self._answer(roll)
             done = finished() if finished is not None else now
             self.statistics.chunks += 1
             if finished is not None:
                 self.statistics.latencies.append(max(0.0, done - max(cut, now)))
             if done > self.time_of(self._chunk * self.ticks):
                 self.statistics.misses += 1
-            answer += events
         return answer
 
     def _running_chunk(self) -> np.ndarray:
@@ -324,8 +332,8 @@ class LiveSession:
         made = self.processor.from_logits(
             output.logits[0, 0].float().cpu().numpy(), self.threshold, polyphony=self.polyphony, before=self._sounding
         )
-        silent = [2 * slot + part for slot in self.others for part in (0, 1)]
-        made[..., silent] = 0.0
+        for slot in self.others:
+            made[..., 2 * slot : 2 * slot + 2] = 0.0
         self._chunk += 1
         events = self._events_of(made)
         self._own = made
@@ -367,7 +375,7 @@ class LiveSession:
     def reset(self) -> None:
         """Back to the beginning: nobody has played anything."""
         self._chunk = 0
-        self._reference = (0.0, 0.0, 60.0 / (self._set_bpm * TICKS_PER_QUARTER))
+        self._reference = (0.0, 0.0, seconds_a_tick(self._set_bpm))
         self._events: deque[LiveEvent] = deque()
         self._held: dict[tuple[int, int], int] = {}
         self._lost_ends: set[tuple[int, int]] = set()  # of notes whose end was dropped
@@ -398,15 +406,14 @@ def play_along(session: LiveSession, score, slots: list[int] | None = None, on_c
         roll[..., 2 * slot : 2 * slot + 2] = 0.0
     given = processor.roll_to_notes(roll)
     session.start(0.0)
-    edges = [(int(o), int(s), int(p), int(v)) for s, o, p, v in zip(*_columns(given, "onset"), strict=True)]
-    edges += [(int(o + d), int(s), int(p), 0) for s, o, p, d in zip(*_columns(given, "duration"), strict=True)]
+    edges = [(given.onset, given.velocity), (given.onset + given.duration, np.zeros_like(given.velocity))]
+    edges = np.concatenate([np.stack([tick, given.slot, given.pitch, loud], 1) for tick, loud in edges]).tolist()
     edges.sort(key=lambda e: (e[0], e[3] > 0))  # ends before beginnings
-    chunks, answer, at = len(roll) // session.ticks, [], 0
+    chunks, answer, waiting = len(roll) // session.ticks, [], deque(edges)
     for chunk in range(chunks):
-        while at < len(edges) and edges[at][0] < (chunk + 1) * session.ticks:
-            tick, slot, pitch, velocity = edges[at]
-            session.push(session.time_of(tick), slot, pitch, velocity)
-            at += 1
+        while waiting and waiting[0][0] < (chunk + 1) * session.ticks:
+            tick, *note = waiting.popleft()
+            session.push(session.time_of(tick), *note)
         answer += session.advance(session.next_cut())
         if on_chunk is not None:
             on_chunk(chunk + 1, chunks)
@@ -414,10 +421,6 @@ def play_along(session: LiveSession, score, slots: list[int] | None = None, on_c
     both = [np.concatenate([getattr(given, k), getattr(played, k)]) for k in given.__dataclass_fields__]
     order = np.lexsort((both[2], both[1], both[0]))
     return type(given)(*(column[order] for column in both))
-
-
-def _columns(notes, last: str):
-    return (notes.slot, notes.onset, notes.pitch, notes.velocity if last == "onset" else notes.duration)
 
 
 def notes_of_events(events: list[LiveEvent], session: LiveSession, end: int):

@@ -7,7 +7,63 @@ checked by the package).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+
+from ..models.errors_mortm import CommandError
+
+
+@contextmanager
+def packages_of(what: str, extra: str) -> Iterator[None]:
+    """Imports of packages that not everybody has.
+
+    Args:
+        what: what needs them.
+        extra: of the package, which brings them.
+
+    Raises:
+        CommandError: one is missing (`command.missing`).
+    """
+    try:
+        yield
+    except ImportError as error:
+        needs = f"{what} needs more packages ({error.name})"
+        raise CommandError(f'{needs}: pip install "mortm_hf[{extra}]"', "command.missing") from None
+
+
+def require_packages(what: str, names: Iterable[str], extra: str) -> None:
+    """Fail at the start where packages are not there.
+
+    Args:
+        what: begins the message: what needs them.
+        names: of modules.
+        extra: of the package, which brings them.
+
+    Raises:
+        CommandError: one is missing (`command.missing`).
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise CommandError(f"{what} {', '.join(missing)}: pip install 'mortm_hf[{extra}]'", "command.missing")
+
+
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict:
+    """The options among `names` that were given (or have a default), as keyword arguments.
+
+    Args:
+        args: the parsed command line.
+        names: of options.
+    """
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
+
+
+def _read(kind: type, what: str, text: str):
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected {what}, got {text!r}") from None
 
 
 def at_least(low: int):
@@ -21,10 +77,7 @@ def at_least(low: int):
     """
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        value = _read(int, "a whole number", text)
         if value < low:
             raise argparse.ArgumentTypeError(f"must be at least {low}, got {value}")
         return value
@@ -44,10 +97,7 @@ def number(low: float, high: float = float("inf")):
     """
 
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+        value = _read(float, "a number", text)
         if not low < value <= high:
             limit = f"above {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
             raise argparse.ArgumentTypeError(f"must be {limit}, got {text}")

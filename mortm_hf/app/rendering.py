@@ -11,7 +11,6 @@ Knows: scores, matplotlib (imported when a picture is drawn, extra `[app]`). Mus
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import wave
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..models.music_names import DRUMS, METERS, TEMPO_CENTRES
 from ..models.music_score import MetricScore
 from .files import Outputs
 from .names import drum_name, key_name
+from .options import require_packages
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,8 +103,7 @@ def require_matplotlib() -> None:
     Raises:
         CommandError: matplotlib is missing (`command.missing`).
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CommandError("pictures need matplotlib: pip install 'mortm_hf[app]'", "command.missing")
+    require_packages("pictures need", ["matplotlib"], "app")
 
 
 def _title_of(score) -> str:
@@ -157,6 +156,7 @@ def _figure(music: MetricScore, first: int, last: int, highlight, title: str):
     figure = Figure(figsize=(15, height))
     FigureCanvasAgg(figure)
     colours = _track_colours(music)
+    shades = _shades(music, colours, highlight, bar)
     _heading(figure, music, first, last, highlight, title, colours, height)
     top = height - head
     for a, b in systems:
@@ -165,17 +165,15 @@ def _figure(music: MetricScore, first: int, last: int, highlight, title: str):
         # notes that ring into this system from the one before
         into = shown & (bar < a) & (music.onset + music.duration > music.bars.start[a])
         ringing = np.flatnonzero(into & ~drums)
-        numbered = False
         if roll:
             axes = figure.add_axes([0.055, (top - roll) / height, wide, roll / height])
             _grid(axes, music, a, b, highlight, numbers=True)
-            _draw_pitched(axes, music, np.union1d(rows[~drums[rows]], ringing), low, high, colours, highlight, bar)
-            numbered = True
+            _draw_pitched(axes, music, np.union1d(rows[~drums[rows]], ringing), low, high, shades)
             top -= roll
         if strip:
             axes = figure.add_axes([0.055, (top - strip) / height, wide, (strip - 0.06) / height])
-            _grid(axes, music, a, b, highlight, numbers=not numbered)
-            _draw_drums(axes, music, rows[drums[rows]], lanes, colours, highlight, bar)
+            _grid(axes, music, a, b, highlight, numbers=not roll)
+            _draw_drums(axes, music, rows[drums[rows]], lanes, shades)
             top -= strip
         top -= gap
     return figure
@@ -205,13 +203,12 @@ def _heading(figure, music, first, last, highlight, title, colours, height) -> N
     if highlight:
         facts.append(f"new: bars {highlight[0]} to {highlight[1] - 1}")
     figure.text(0.055, 1 - 0.53 / height, "   ·   ".join(facts), fontsize=10, color=GREY, va="top")
-    sounding = music.sounding_tracks()
-    shown = np.flatnonzero(sounding) if sounding.dtype == bool else sounding
+    shown = music.sounding_tracks().tolist()[:12]
     handles = [
         Line2D([], [], marker="D" if music.programs[t] == DRUMS else "s", linestyle="", markersize=8, color=colours[t])
-        for t in shown.tolist()[:12]
+        for t in shown
     ]
-    labels = [_track_label(music, t) for t in shown.tolist()[:12]]
+    labels = [_track_label(music, t) for t in shown]
     if highlight:
         handles.append(Line2D([], [], marker="s", linestyle="", markersize=9, color=NEW, markeredgecolor=NEW_EDGE))
         labels.append("new")
@@ -241,8 +238,7 @@ def _grid(axes, music: MetricScore, a: int, b: int, highlight, numbers: bool) ->
     lines = music.bars.start[a : b + 1]
     axes.set_xlim(lines[0], lines[-1])
     axes.set_ylim(0, 1)
-    for side in ("top", "right", "bottom", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xticks([])
     tall = axes.get_xaxis_transform()
@@ -271,20 +267,19 @@ def _grid(axes, music: MetricScore, a: int, b: int, highlight, numbers: bool) ->
                 )
 
 
-def _shades(music: MetricScore, rows: np.ndarray, colours: list[str], highlight, bar: np.ndarray) -> np.ndarray:
-    """`[rows, 3]` colours: loud notes are full, soft ones paler, and given notes step back a little behind new ones.
-    Blended with white rather than transparent, so that unisons stay clean."""
+def _shades(music: MetricScore, colours: list[str], highlight, bar: np.ndarray) -> np.ndarray:
+    """`[n, 3]` colours of the notes: loud ones are full, soft ones paler, and given ones step back a little behind new
+    ones. Blended with white rather than transparent, so that unisons stay clean."""
     from matplotlib.colors import to_rgb
 
-    alpha = 0.55 + 0.45 * np.clip((music.velocity[rows] - 20) / 80, 0, 1)
+    alpha = 0.55 + 0.45 * np.clip((music.velocity - 20) / 80, 0, 1)
     if highlight is not None:
-        new = (bar[rows] >= highlight[0]) & (bar[rows] < highlight[1])
-        alpha = np.where(new, alpha, alpha * 0.72)
-    rgb = np.array([to_rgb(colour) for colour in colours])[music.track[rows]]
+        alpha = np.where((bar >= highlight[0]) & (bar < highlight[1]), alpha, alpha * 0.72)
+    rgb = np.array([to_rgb(colour) for colour in colours])[music.track]
     return 1 - alpha[:, None] * (1 - rgb)
 
 
-def _draw_pitched(axes, music, rows, low, high, colours, highlight, bar) -> None:
+def _draw_pitched(axes, music: MetricScore, rows, low: int, high: int, shades: np.ndarray) -> None:
     from matplotlib.collections import PolyCollection
 
     axes.set_ylim(low - 0.5, high + 0.5)
@@ -303,16 +298,16 @@ def _draw_pitched(axes, music, rows, low, high, colours, highlight, bar) -> None
     right = np.maximum(right - 0.8, left + 1.5)  # a hair of air between repeated notes
     pitch = music.pitch[rows]
     # Earlier tracks lie on top and are slimmer, so that unisons of two tracks show both.
-    half = 0.45 - 0.15 * (1 - (music.track[rows] + 1) / len(colours))
+    half = 0.45 - 0.15 * (1 - (music.track[rows] + 1) / len(music.programs))
     corners = np.stack([left, right, right, left], 1), np.stack([pitch - half] * 2 + [pitch + half] * 2, 1)
-    faces = _shades(music, rows, colours, highlight, bar)
+    faces = shades[rows]
     axes.add_collection(
         PolyCollection(np.stack(corners, 2), facecolors=faces, edgecolors=faces * 0.75, linewidths=0.5, zorder=2),
         autolim=False,
     )
 
 
-def _draw_drums(axes, music, rows, lanes, colours, highlight, bar) -> None:
+def _draw_drums(axes, music: MetricScore, rows, lanes, shades: np.ndarray) -> None:
     axes.set_ylim(-0.7, len(lanes) - 0.3)
     for lane in range(0, len(lanes), 2):
         axes.axhspan(lane - 0.5, lane + 0.5, color="#0B1F3A", alpha=0.035, linewidth=0, zorder=0.6)
@@ -324,7 +319,7 @@ def _draw_drums(axes, music, rows, lanes, colours, highlight, bar) -> None:
         np.searchsorted(lanes, music.pitch[rows]),
         s=6 + 26 * np.clip(music.velocity[rows] / 127, 0, 1),
         marker="D",
-        color=_shades(music, rows, colours, highlight, bar),
+        color=shades[rows],
         linewidths=0,
         zorder=2,
         clip_on=False,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from ..models.errors_mortm import CommandError
+from .options import packages_of
 
 
 EXAMPLES = """examples:
@@ -32,10 +33,10 @@ def add_command(commands) -> None:
         help="align a model with a musical reward (PPO, GRPO, RLOO)",
         description="Trains a model by reinforcement learning: its music is rated by BERTM or by rules.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="YAML file, or the name of a recipe of the package (rlmf_rules, rlmf_quality)")
-    parser.add_argument("fields", nargs=argparse.REMAINDER, metavar="--field value", help="fields of the recipe")
+    add = parser.add_argument
+    add("recipe", help="YAML file, or the name of a recipe of the package (rlmf_rules, rlmf_quality)")
+    add("fields", nargs=argparse.REMAINDER, metavar="--field value", help="fields of the recipe")
     parser.set_defaults(run=run)
 
 
@@ -47,15 +48,10 @@ def run(args: argparse.Namespace) -> None:
     """
     import importlib.util
 
-    try:
+    with packages_of("reinforcement learning", "rlmf"):
         from ..training.recipe import describe_fields
         from ..training.rlmf.feedback_recipe import KIND, read_recipe
         from ..training.rlmf.feedback_run import output_of, train
-    except ImportError as error:
-        raise CommandError(
-            f'reinforcement learning needs more packages ({error.name}): pip install "mortm_hf[rlmf]"',
-            "command.missing",
-        ) from None
     if "--fields" in args.fields:
         print(describe_fields(KIND))
         return

@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from ..models.errors_mortm import CommandError
-from .files import Outputs, find_midi, write_json
+from ..training.refusals import refused_as
+from .files import Outputs, find_midi, print_skipped
 from .options import span, suffixed
 
 
@@ -37,22 +39,22 @@ def add_command(commands) -> None:
         help="MIDI files to token ids",
         description="Turns MIDI files into token ids. Files that cannot be read are skipped and listed.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("input", nargs="+", type=Path, help="MIDI files, or folders searched for them")
-    parser.add_argument("-o", "--output", required=True, type=suffixed(".jsonl", ".npz"), help=".jsonl or .npz file")
-    parser.add_argument("--model", help="folder or repository whose tokenizer to use (default: the built-in table)")
-    parser.add_argument("--bars", type=span, metavar="A:B", help="only bars A to B - 1 (default: all)")
-    parser.add_argument("--key", help='key to write, e.g. "C major" (default: the file\'s, else estimated)')
-    parser.add_argument(
+    add = parser.add_argument
+    add("input", nargs="+", type=Path, help="MIDI files, or folders searched for them")
+    add("-o", "--output", required=True, type=suffixed(".jsonl", ".npz"), help=".jsonl or .npz file")
+    add("--model", help="folder or repository whose tokenizer to use (default: the built-in table)")
+    add("--bars", type=span, metavar="A:B", help="only bars A to B - 1 (default: all)")
+    add("--key", help='key to write, e.g. "C major" (default: the file\'s, else estimated)')
+    add(
         "--velocity",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="write velocities (default: where they vary)",
     )
-    parser.add_argument("--tokens", action="store_true", help="write the tokens' names beside their ids (.jsonl)")
-    parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be used")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and the skipped files here")
+    add("--tokens", action="store_true", help="write the tokens' names beside their ids (.jsonl)")
+    add("--strict", action="store_true", help="stop at the first file that cannot be used")
+    add("--json", type=Path, metavar="FILE", help="write counts and the skipped files here")
     parser.set_defaults(run=run)
 
 
@@ -69,11 +71,8 @@ def load_tokenizer(model: str | None):
 
     if model is None:
         return MortmTokenizer()
-    try:
+    with refused_as(f"cannot load a tokenizer from {model}", CommandError, "command.input"):
         return MortmTokenizer.from_pretrained(model)
-    except OSError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CommandError(f"cannot load a tokenizer from {model}: {reason}", "command.input") from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -90,14 +89,13 @@ def run(args: argparse.Namespace) -> None:
     files = find_midi(args.input)
     skipped: list[dict[str, str]] = []
     lengths: list[int] = []
-    with Outputs(files) as out:
-        sink = (_Npz if args.output.suffix == ".npz" else _Jsonl)(out.stage(args.output))
-        report = out.stage(args.json) if args.json else None
+    with Outputs(files, args.json) as out:
+        target = out.stage(args.output)
         tokenizer = load_tokenizer(args.model)
         # An option that no file can satisfy is one error, not one per file.
         if args.key is not None:
             tokenizer.prompt(bars=1, instruments=[0], key=args.key)
-        with sink:
+        with (_npz if args.output.suffix == ".npz" else _jsonl)(target) as add:
             for file in tqdm(files, unit="file", disable=len(files) == 1 or not sys.stderr.isatty()):
                 try:
                     ids = tokenizer.encode_midi(file, bars=args.bars, key=args.key, velocity=args.velocity)
@@ -106,57 +104,44 @@ def run(args: argparse.Namespace) -> None:
                         raise
                     skipped.append({"file": str(file), "code": error.code, "reason": " ".join(str(error).split())})
                     continue
-                sink.add(str(file), ids, tokenizer.convert_ids_to_tokens(ids) if args.tokens else None)
+                add(str(file), ids, tokenizer.convert_ids_to_tokens(ids) if args.tokens else None)
                 lengths.append(len(ids))
         for item in skipped:
-            named = "" if item["file"] in item["reason"] else f"{item['file']}: "
-            print(f"skipped: {named}{item['reason']}", file=sys.stderr)
+            print_skipped(item["file"], item["reason"])
         if not lengths:
             raise CommandError(f"none of {len(files)} files could be tokenised", "command.input")
-        if report:
-            counts = {"files": len(lengths), "tokens": sum(lengths), "longest": max(lengths), "skipped": skipped}
-            write_json(report, counts)
+        out.report({"files": len(lengths), "tokens": sum(lengths), "longest": max(lengths), "skipped": skipped})
     left = f", {len(skipped)} skipped" if skipped else ""
     print(f"{args.output}: {len(lengths)} files, {sum(lengths)} tokens{left}")
 
 
-class _Jsonl:
-    """JSON lines, written as they come."""
+@contextmanager
+def _jsonl(path: Path):
+    """Adds lines of JSON, written as they come."""
 
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self):
-        self._file = self._path.open("w", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_):
-        self._file.close()
-
-    def add(self, file: str, ids: list[int], tokens: list[str] | None) -> None:
+    def add(file: str, ids: list[int], tokens: list[str] | None) -> None:
         row = {"file": file, "input_ids": ids} | ({"tokens": tokens} if tokens else {})
-        self._file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+        lines.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+    with path.open("w", encoding="utf-8") as lines:
+        yield add
 
 
-class _Npz:
-    """One compressed archive, written at the end."""
+@contextmanager
+def _npz(path: Path):
+    """Adds to one compressed archive, written at the end."""
+    files, rows = [], []
 
-    def __init__(self, path: Path):
-        self._path = path
-        self._files: list[str] = []
-        self._ids: list[np.ndarray] = []
+    def add(file: str, ids: list[int], _: None) -> None:
+        files.append(file)
+        rows.append(np.asarray(ids, dtype=np.int32))
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind is None and self._ids:
-            offsets = np.cumsum([0, *map(len, self._ids)])
-            with self._path.open("wb") as file:
-                np.savez_compressed(
-                    file, files=np.array(self._files), offsets=offsets, input_ids=np.concatenate(self._ids)
-                )
-
-    def add(self, file: str, ids: list[int], tokens: list[str] | None) -> None:
-        self._files.append(file)
-        self._ids.append(np.asarray(ids, dtype=np.int32))
+    yield add
+    if rows:
+        with path.open("wb") as archive:
+            np.savez_compressed(
+                archive,
+                files=np.array(files),
+                offsets=np.cumsum([0, *map(len, rows)]),
+                input_ids=np.concatenate(rows),
+            )

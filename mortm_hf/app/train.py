@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ..bundled import default_model
 from ..models.errors_mortm import CommandError
-from .files import Outputs, write_json
-from .options import at_least, number
+from .files import Outputs
+from .options import at_least, given, number, packages_of
 
 
 TRAIN_EXAMPLES = """examples:
@@ -47,20 +47,22 @@ Some songs are held out and never trained on: those that a data set or the metad
 names, else some are drawn. Chord annotations beside the files are heeded, genres and keys of a metadata.csv too.
 Interrupted, it goes on when it is run again."""
 
+# the options that are words of `finetune`
+FINETUNE_OPTIONS = "model lora passes learning_rate held_out seed overwrite keep_run".split()
+
 
 def add_command(commands) -> None:
     """Adds `train` and `finetune` to the parser's commands."""
-    raw = argparse.RawDescriptionHelpFormatter
     train = commands.add_parser(
         "train",
         help="train from a recipe",
         description="Trains (or goes on training) a model as a recipe states it.",
         epilog=TRAIN_EXAMPLES,
-        formatter_class=raw,
     )
-    train.add_argument("recipe", help="YAML file, or the name of a recipe of the package (mortm_small, starter, ...)")
-    train.add_argument("--fields", action="store_true", help="list the fields that can be given, and stop")
-    train.add_argument("words", nargs=argparse.REMAINDER, metavar="--field value", help="fields of the recipe")
+    add = train.add_argument
+    add("recipe", help="YAML file, or the name of a recipe of the package (mortm_small, starter, ...)")
+    add("--fields", action="store_true", help="list the fields that can be given, and stop")
+    add("words", nargs=argparse.REMAINDER, metavar="--field value", help="fields of the recipe")
     train.set_defaults(run=run_train)
 
     tune = commands.add_parser(
@@ -68,14 +70,12 @@ def add_command(commands) -> None:
         help="a checkpoint on your own MIDI files",
         description="Trains a checkpoint further on a folder of MIDI files and measures it on songs held out.",
         epilog=FINETUNE_EXAMPLES,
-        formatter_class=raw,
     )
-    tune.add_argument(
-        "input", nargs="+", type=Path, help="MIDI files, folders of them, or one data set of `mortm data build`"
-    )
-    tune.add_argument("-o", "--output", required=True, type=Path, help="folder to write")
-    tune.add_argument("--model", help="start from: folder, run, bundled name or repository (default: mortm-small)")
-    tune.add_argument(
+    add = tune.add_argument
+    add("input", nargs="+", type=Path, help="MIDI files, folders of them, or one data set of `mortm data build`")
+    add("-o", "--output", required=True, type=Path, help="folder to write")
+    add("--model", help="start from: folder, run, bundled name or repository (default: mortm-small)")
+    add(
         "--lora",
         nargs="?",
         const=16,
@@ -84,40 +84,33 @@ def add_command(commands) -> None:
         metavar="RANK",
         help="train adapters of this rank (16) instead of all weights",
     )
-    tune.add_argument("--passes", type=number(0), default=4.0, help="times the songs are gone through (default 4)")
-    tune.add_argument("--learning-rate", type=number(0, 1), help="peak rate (default 3e-4, with --lora 2e-3)")
-    tune.add_argument(
+    add("--passes", type=number(0), default=4.0, help="times the songs are gone through (default 4)")
+    add("--learning-rate", type=number(0, 1), help="peak rate (default 3e-4, with --lora 2e-3)")
+    add(
         "--held-out",
         type=number(0, 0.5),
         default=0.2,
         metavar="PART",
         help="part of the songs that is held out, half to select by, half to report (default 0.2)",
     )
-    tune.add_argument("--bf16", action="store_true", help="train in bf16 (GPUs, and CPUs with instructions for it)")
-    tune.add_argument("--seed", type=int, default=0, help="of the split and of all draws (default 0)")
-    tune.add_argument("--overwrite", action="store_true", help="replace a folder that exists")
-    tune.add_argument("--keep-run", action="store_true", help="keep the working folder (OUTPUT.run)")
-    tune.add_argument("--json", type=Path, metavar="FILE", help="write the figures and the skipped files here")
+    add("--bf16", action="store_true", help="train in bf16 (GPUs, and CPUs with instructions for it)")
+    add("--seed", type=int, default=0, help="of the split and of all draws (default 0)")
+    add("--overwrite", action="store_true", help="replace a folder that exists")
+    add("--keep-run", action="store_true", help="keep the working folder (OUTPUT.run)")
+    add("--json", type=Path, metavar="FILE", help="write the figures and the skipped files here")
     tune.set_defaults(run=run_finetune)
-
-
-def _missing(error: ImportError) -> CommandError:
-    return CommandError(
-        f'training needs more packages ({error.name}): pip install "mortm_hf[train]"', "command.missing"
-    )
 
 
 def run_train(args: argparse.Namespace) -> None:
     """Trains, or lists the fields.
 
     Raises:
-        TrainingError: the recipe cannot be trained. CommandError: files that are not there.
+        TrainingError: the recipe cannot be trained.
+        CommandError: files that are not there.
     """
-    try:
+    with packages_of("training", "train"):
         from ..training import tasks
         from ..training.recipe import describe_fields
-    except ImportError as error:
-        raise _missing(error) from None
     if args.fields or "--fields" in args.words:
         print(describe_fields(tasks.kind_of(args.recipe)))
         return
@@ -133,25 +126,11 @@ def run_finetune(args: argparse.Namespace) -> None:
     Raises:
         TrainingError: too few songs, a checkpoint that cannot be trained on them, an output that exists.
     """
-    try:
+    with packages_of("training", "train"):
         from ..training.finetune import finetune
-    except ImportError as error:
-        raise _missing(error) from None
-    with Outputs() as out:
-        staged = out.stage(args.json) if args.json else None
-        report = finetune(
-            args.input,
-            args.output,
-            model=args.model or default_model("finetune"),
-            lora=args.lora,
-            passes=args.passes,
-            learning_rate=args.learning_rate,
-            held_out=args.held_out,
-            seed=args.seed,
-            overwrite=args.overwrite,
-            keep_run=args.keep_run,
-            overrides=["--bf16", "True"] if args.bf16 else [],
-        )
-        if staged:
-            write_json(staged, report.as_dict())
+    words = ["--bf16", "True"] if args.bf16 else []
+    with Outputs(json=args.json) as out:
+        options = {"model": default_model("finetune"), **given(args, FINETUNE_OPTIONS), "overrides": words}
+        report = finetune(args.input, args.output, **options)
+        out.report(report.as_dict())
     print(report.text())

@@ -9,8 +9,6 @@ Knows: songs, prepared data sets. Must not know: tokens, models, how MIDI is pre
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from .dataset import read_report, save_splits, song_rows, write_report
 from .manifest import Selection
 from .schema import Song, SongRows, table_of
+from .whole_files import replace_folder
 
 
 class ScoreStore:
@@ -69,16 +68,12 @@ class ScoreStore:
         """
         from datasets import Dataset
 
-        folder = Path(folder)
-        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
         by_split = {s: [x for x in self.songs if x.split == s] for s in dict.fromkeys(self.labels("split"))}
         splits = {name or "train": Dataset(table_of(songs)) for name, songs in by_split.items()}
-        save_splits(splits, partial)
         skipped = [{"file": f, "code": "", "message": m} for f, m in self.skipped]
-        write_report(partial, {"digest": ""}, len(self) + len(skipped), splits, skipped)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        with replace_folder(folder) as partial:
+            save_splits(splits, partial)
+            write_report(partial, {"digest": ""}, len(self) + len(skipped), splits, skipped)
 
 
 def load_songs(

@@ -63,11 +63,6 @@ def kind_of(source) -> str:
     return "hub" if named else "missing"
 
 
-def is_saved_dataset(path: str | Path) -> bool:
-    """Whether a folder was written by `datasets`' `save_to_disk`."""
-    return kind_of(path) == "saved"
-
-
 def open_sources(
     source,
     *,
@@ -108,7 +103,8 @@ def open_sources(
     if config and not any(isinstance(s, DatasetSource) for s in sources):
         raise DataError(f"{source} is no data set with MIDI bytes: only those have configurations", "data.option")
     if not sum(len(s) for s in sources):
-        raise DataError(f"no MIDI file in {source}: expected {', '.join(MIDI_SUFFIXES)}")
+        what = f"the folder {source}" if kind_of(source) == "folder" else source
+        raise DataError(f"no MIDI file in {what}: expected {', '.join(MIDI_SUFFIXES)}")
     return sources
 
 

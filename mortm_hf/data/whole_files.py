@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,31 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
+
+
+@contextmanager
+def replace_folder(path: str | Path, first: bool = True) -> Iterator[Path]:
+    """Within the block a folder is made beside its place, afterwards it is renamed.
+
+    Args:
+        path: the folder to make or replace.
+        first: whether this process clears and renames; the others only write what is theirs.
+
+    Yields:
+        The temporary folder, which is not there yet.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.tmp")
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        if first:
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+    finally:
+        if first:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_json(path: str | Path, content, indent: int | None = None) -> None:

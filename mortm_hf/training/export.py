@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 import torch
 
 from .._registration import class_of
+from ..data.whole_files import replace_folder
 from ..models.families import FAMILIES
 
 
@@ -53,7 +53,6 @@ def export(source: str | Path | Sequence[str | Path], target: str | Path, size_l
             `size_limit`.
     """
     source, *others = [Path(s) for s in ([source] if isinstance(source, (str, Path)) else source)]
-    target = Path(target)
     named = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or ["no model"]
     if named[0] not in MODELS:
         raise ValueError(f"{source} holds {named[0]}; what is exported is one of {', '.join(MODELS)}")
@@ -68,18 +67,13 @@ def export(source: str | Path | Sequence[str | Path], target: str | Path, size_l
         for name, value in SAMPLING.items():
             setattr(model.generation_config, name, value)
         model.generation_config._from_model_config = False  # it is ours now, not derived from the model's
-    partial = target.with_name(target.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    model.to(torch.bfloat16).save_pretrained(partial)
-    reader.from_pretrained(source).save_pretrained(partial)
-    _keep_weights(partial)
-    size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-    if size > size_limit:
-        raise ValueError(f"{partial} takes {size} bytes, more than {size_limit}: train a smaller model")
-    if target.exists():
-        shutil.rmtree(target)
-    partial.rename(target)
+    with replace_folder(target) as partial:
+        model.to(torch.bfloat16).save_pretrained(partial)
+        reader.from_pretrained(source).save_pretrained(partial)
+        _keep_weights(partial)
+        size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        if size > size_limit:
+            raise ValueError(f"{target} takes {size} bytes, more than {size_limit}: train a smaller model")
     return size
 
 
@@ -89,7 +83,8 @@ def _keep_weights(folder: Path) -> None:
         path.unlink()
     for path in folder.glob("*config.json"):
         stated = json.loads(path.read_text(encoding="utf-8"))
-        stated = {name: value for name, value in stated.items() if name not in ("auto_map", "custom_pipelines")}
+        for name in ("auto_map", "custom_pipelines"):
+            stated.pop(name, None)
         if path.name == "config.json":
             stated["dtype"] = "float32"
         path.write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -30,9 +30,11 @@ from transformers import AutoConfig
 
 from ..bundled import find_model
 from ..data.checkpoint_songs import joined, members_of, read_members, write_members
+from ..data.open import OWN_CORPUS
 from ..data.schema import Song
 from ..data.score_store import ScoreStore
 from ..data.song_reading import fingerprint
+from ..data.whole_files import replace_folder
 from ..evaluation.bits_per_note import in_words, model_bits, summarise
 from ..evaluation.fixed_windows import Encoded, encode_windows, fixed_windows, window_bars
 from ..models.configuration_mortm import MortmConfig
@@ -40,19 +42,66 @@ from ..models.errors_mortm import TrainingError
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
-from .own_songs import CORPUS, LEAST_SONGS, read_songs, split_songs
-from .recipe import RECIPES, Recipe, parse_recipe
+from .own_songs import LEAST_SONGS, read_songs, split_songs
+from .recipe import RECIPES, Recipe, as_words, parse_recipe
+from .refusals import refused_as
 from .run import holds_run, without_bars
 from .tasks import pretrain_task
 
 
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [music, midi, symbolic-music, mortm]
+---
+# {name}
+
+The MORTM checkpoint `{base}`, trained further by `mortm finetune` ({method}).
+
+| | |
+|---|---|
+| songs | {songs} |
+| tokens | {tokens} in {steps} steps |
+| time | {minutes} minutes |
+{measured}
+Licence: that of the base checkpoint, and the rights in the songs it was trained on.
+
+```python
+from mortm_hf import pipeline
+
+pipe = pipeline("midi-generation", model=FOLDER)
+pipe("song.mid", bars=8)[0]["score"].dump_midi("new.mid")
+```
+{notes}"""
+_MEASURED = """| bits a note before | {before} |
+| bits a note after | {after} |
+| paired difference | {difference} |
+
+Measured on {songs} songs that took part in neither training nor selection: {windows} windows of {bars} given and \
+{bars} new bars. Intervals: 95 %, by bootstrap over songs.
+"""
 RATES = {"full": 3e-4, "lora": 2e-3}
 
 
 @dataclass
 class FinetuneReport:
-    """What was done and what it gave. `before`, `after`, `difference`: bits a note on the test songs with 95 %
-    intervals over songs (`difference` is paired; below 0 means better); empty where no window could be measured."""
+    """What was done and what it gave.
+
+    Attributes:
+        output: folder that was written.
+        model: the checkpoint it started from.
+        method: what was trained, in words.
+        songs: `{split: names}`.
+        skipped: `{"file", "reason"}` of what was left out.
+        steps: of training.
+        tokens: of training, padding included.
+        minutes: in all.
+        bars: given, and as many new ones, of a window that was measured.
+        before: bits a note on the test songs with a 95 % interval over songs; empty where no window could be measured.
+        after: the same of what was written.
+        difference: the same, paired; below 0 means better.
+        notes: for the reader.
+    """
 
     output: str
     model: str
@@ -89,7 +138,14 @@ class FinetuneReport:
 
 
 def encode_songs(vocabulary, songs: list[Song], max_length: int, bars: int) -> list[Encoded]:
-    """The consecutive windows of `bars` given and `bars` new bars of these songs."""
+    """The consecutive windows of these songs.
+
+    Args:
+        vocabulary: the token table.
+        songs: to cut.
+        max_length: tokens of the model's context.
+        bars: given, and as many new ones.
+    """
     store = ScoreStore(songs)
     return encode_windows(vocabulary, store, fixed_windows(store, bars, bars), max_length, bars, bars)[0]
 
@@ -97,15 +153,15 @@ def encode_songs(vocabulary, songs: list[Song], max_length: int, bars: int) -> l
 def load_tokenizer(model: str) -> tuple[MortmTokenizer, list[str]]:
     """The tokenizer to train with, and notes for the reader.
 
+    Args:
+        model: folder or repository of a checkpoint.
+
     Raises:
         TrainingError: no such checkpoint, another kind of model, or upstream's token table.
     """
-    try:
+    with refused_as(f"cannot load a checkpoint from {model}", code="training.model"):
         config = AutoConfig.from_pretrained(model)
         tokenizer = MortmTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TrainingError(f"cannot load a checkpoint from {model}: {reason}", "training.model") from None
     if not isinstance(config, MortmConfig) or not config.is_causal:
         raise TrainingError(f"{model} holds a {config.model_type} model; fine-tuning is for MORTM", "training.model")
     if tokenizer.dialect == "metric":
@@ -146,6 +202,9 @@ def finetune(
         passes: times the songs are gone through (a full one less where validation stops improving).
         learning_rate: peak; by default 3e-4, with adapters 2e-3.
         held_out: part of the songs that is not trained on, where their labels do not say it.
+        seed: of the split and of all draws.
+        overwrite: replace a folder that exists.
+        keep_run: keep `<output>.run`.
         overrides: words for fields of `recipes/finetune.yaml`, e.g. `["--bf16", "True"]`.
 
     Raises:
@@ -173,15 +232,20 @@ def finetune(
     if seen:
         remarks.append(f"{len(seen)} of the songs held out are among those that {model} was made with")
     bars = window_bars(parts["test"] + parts["validation"])
-    recipe = _recipe(work, model, parts["train"], lora, passes, learning_rate, seed, overrides)
+    config = AutoConfig.from_pretrained(model)
+    given = {"output_dir": work, "init": model, "seed": seed, "lora_rank": lora}
+    given["learning_rate"] = learning_rate or RATES["lora" if lora else "full"]
+    recipe = _recipe(given, config, parts["train"], passes, overrides)
     data, arguments = recipe.data, recipe.training
-    limit = AutoConfig.from_pretrained(model).max_position_embeddings
-    windows = {name: encode_songs(tokenizer.vocabulary, parts[name], limit, bars) for name in ("validation", "test")}
-    before = _score(model, tokenizer, windows["test"])
+    validation, test = (
+        encode_songs(tokenizer.vocabulary, parts[name], config.max_position_embeddings, bars)
+        for name in ("validation", "test")
+    )
+    before = _score(model, tokenizer, test)
     trainer = pretrain_task.train(
         recipe,
         {"train": ScoreStore(parts["train"]), "validation": ScoreStore(parts["validation"])},
-        windows["validation"] or None,
+        validation or None,
         tokenizer,
     )
     if not (work / "final").is_dir():
@@ -201,11 +265,10 @@ def finetune(
         bars=bars,
         notes=remarks,
     )
-    after = _score(str(work / "final"), tokenizer, windows["test"])
-    if windows["test"]:
-        report.before = summarise(before, windows["test"])[CORPUS]
-        report.after = summarise(after, windows["test"])[CORPUS]
-        report.difference = summarise(after, windows["test"], against=before)[CORPUS]
+    after = _score(str(work / "final"), tokenizer, test)
+    if test:
+        report.before, report.after = (summarise(bits, test)[OWN_CORPUS] for bits in (before, after))
+        report.difference = summarise(after, test, against=before)[OWN_CORPUS]
     else:
         report.notes.append("no window of the held-out songs could be measured: they are too short")
     report.minutes = round((time.time() - started) / 60, 1)
@@ -230,17 +293,14 @@ def _check_songs(work: Path, parts: dict[str, list[Song]], model: str) -> None:
         raise TrainingError(f"cannot write {work}: {error.strerror or error}", "training.output") from None
 
 
-def _recipe(work, model, songs, lora, passes, learning_rate, seed, overrides) -> Recipe:
-    """The recipe of the package with what the call decides."""
-    words = ["--output_dir", str(work), "--init", model, "--seed", str(seed), "--lora_rank", str(lora)]
-    words += ["--learning_rate", str(learning_rate or RATES["lora" if lora else "full"])]
-    config = AutoConfig.from_pretrained(model)
+def _recipe(given: dict, config: MortmConfig, songs: list[Song], passes: float, overrides: Sequence[str]) -> Recipe:
+    """The recipe of the package with what the call, the model and the songs decide."""
+    given["row_length"] = min(2048, config.max_position_embeddings)
     if not torch.cuda.is_available():
-        words += ["--use_cpu", "True"]
+        given["use_cpu"] = True
         if config.position_embedding_type == "rope":
-            words += ["--attention", attention.NAME]
-    words += ["--row_length", str(min(2048, config.max_position_embeddings))]
-    recipe = parse_recipe(RECIPES / "finetune.yaml", [*words, *overrides], pretrain_task.KIND)
+            given["attention"] = attention.NAME
+    recipe = parse_recipe(RECIPES / "finetune.yaml", [*as_words(given), *overrides], pretrain_task.KIND)
     data, arguments = recipe.data, recipe.training
     if not arguments.max_tokens and arguments.max_steps <= 0:
         scores = [song.score for song in songs]
@@ -265,56 +325,22 @@ def _score(model: str, tokenizer: MortmTokenizer, windows: list[Encoded]) -> np.
 
 def _ship(work: Path, output: Path, report: FinetuneReport) -> None:
     """`final/` with a card, the log and the figures -> `output`, in one rename."""
-    staged = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(work / "final", staged)
-    shutil.copy(work / "log.jsonl", staged / "finetune.log.jsonl")
-    (staged / "finetune.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-    (staged / "README.md").write_text(card(report), encoding="utf-8")
-    if output.exists():
-        shutil.rmtree(output)
-    staged.rename(output)
+    with replace_folder(output) as staged:
+        shutil.copytree(work / "final", staged)
+        shutil.copy(work / "log.jsonl", staged / "finetune.log.jsonl")
+        (staged / "finetune.json").write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+        (staged / "README.md").write_text(card(report), encoding="utf-8")
 
 
 def card(report: FinetuneReport) -> str:
     """The model card of a fine-tuned checkpoint."""
     base = Path(report.model).name if os.path.isdir(report.model) else report.model
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "tags: [music, midi, symbolic-music, mortm]",
-        "---",
-        f"# {Path(report.output).name}",
-        "",
-        f"The MORTM checkpoint `{base}`, trained further by `mortm finetune` ({report.method}).",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| songs | {', '.join(f'{len(v)} {k}' for k, v in report.songs.items())} |",
-        f"| tokens | {report.tokens} in {report.steps} steps |",
-        f"| time | {report.minutes} minutes |",
-    ]
+    songs = ", ".join(f"{len(paths)} {split}" for split, paths in report.songs.items())
+    notes = "".join(f"\nNote: {note}.\n" for note in report.notes)
+    measured = ""
     if report.after:
-        b, a, d = report.before, report.after, report.difference
-        lines += [
-            f"| bits a note before | {in_words(b)} |",
-            f"| bits a note after | {in_words(a)} |",
-            f"| paired difference | {in_words(d, '+.3f')} |",
-            "",
-            f"Measured on {a['songs']} songs that took part in neither training nor selection: {a['windows']} windows "
-            f"of {report.bars} given and {report.bars} new bars. Intervals: 95 %, by bootstrap over songs.",
-        ]
-    lines += [
-        "",
-        "Licence: that of the base checkpoint, and the rights in the songs it was trained on.",
-        "",
-        "```python",
-        "from mortm_hf import pipeline",
-        "",
-        'pipe = pipeline("midi-generation", model=FOLDER)',
-        'pipe("song.mid", bars=8)[0]["score"].dump_midi("new.mid")',
-        "```",
-    ]
-    lines += [f"\nNote: {note}." for note in report.notes]
-    return "\n".join(lines) + "\n"
+        bits = {"before": in_words(report.before), "after": in_words(report.after)}
+        bits["difference"] = in_words(report.difference, "+.3f")
+        measured = _MEASURED.format(**report.after, **bits, bars=report.bars)
+    known = vars(report) | {"base": base, "songs": songs, "measured": measured, "notes": notes}
+    return _CARD.format(name=Path(report.output).name, **known)

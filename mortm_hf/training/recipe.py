@@ -312,6 +312,16 @@ def _plain(kind: type) -> type:
     return dataclasses.make_dataclass(f"Plain{kind.__name__}", kept)
 
 
+def as_words(values: dict) -> list[str]:
+    """`--name value ...` words of an argument parser.
+
+    Args:
+        values: `{name: value}`; a list is several words.
+    """
+    parts = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    return [word for name, several in parts.items() for word in (f"--{name}", *map(str, several))]
+
+
 def _parse_options(path: Path, kinds: dict[str, type], given: dict[str, dict], words: Sequence[str]) -> dict[str, Any]:
     """`{section: object}`: the values of a file, and words of a command line over them."""
     flat: list[str] = []
@@ -322,9 +332,8 @@ def _parse_options(path: Path, kinds: dict[str, type], given: dict[str, dict], w
         structured[section] = {name: values.pop(name) for name in _structured(kind) if name in values}
         _check_structured(path, structured[section])
         for name, value in values.items():
-            value = json.dumps(value) if isinstance(value, dict) else value
             if value != []:
-                flat += [f"--{name}", *([str(v) for v in value] if isinstance(value, list) else [str(value)])]
+                flat += as_words({name: json.dumps(value) if isinstance(value, dict) else value})
     plain = [_plain(kind) for kind in kinds.values()]
     try:
         *parsed, rest = _Parser(plain).parse_args_into_dataclasses([*flat, *words], return_remaining_strings=True)

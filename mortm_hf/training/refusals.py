@@ -9,22 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 
-from ..models.errors_mortm import TrainingError
+from ..models.errors_mortm import MortmError, TrainingError
 
 
 @contextmanager
-def refused_as(what: str) -> Iterator[None]:
-    """Errors of a library within the block become a `TrainingError`; errors with a code of ours pass.
+def refused_as(what: str, kind: type[MortmError] = TrainingError, code: str | None = None) -> Iterator[None]:
+    """Errors of a library within the block become one of ours; errors with a code of ours pass.
 
     Args:
         what: what was tried; opens the message, which ends with the library's reason, in one line.
+        kind: class of the error that is raised.
+        code: its code; by default that of its class.
 
     Raises:
-        TrainingError: a library raised `ValueError`, `OSError` or `ImportError`.
+        MortmError: of this kind, where a library raised `ValueError`, `OSError` or `ImportError`.
     """
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
         if isinstance(getattr(error, "code", None), str):  # ours, with a remedy
             raise
-        raise TrainingError(f"{what}: {shorten(str(error), 300, placeholder=' ...')}") from None
+        raise kind(f"{what}: {shorten(str(error), 300, placeholder=' ...')}", code) from None

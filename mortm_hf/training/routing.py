@@ -14,9 +14,14 @@ from __future__ import annotations
 import torch
 
 
+def in_a_group() -> bool:
+    """Whether there are other processes to talk to."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def summed(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all processes (the tensor itself where there is one)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if in_a_group():
         device = tensor.device
         if torch.distributed.get_backend() == "nccl":
             tensor = tensor.cuda()
@@ -26,7 +31,11 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class RouterStatistics:
-    """Share of the chosen experts over one training step, by forward hooks on the routers."""
+    """Share of the chosen experts over one training step, by forward hooks on the routers.
+
+    Args:
+        model: whose routers are watched.
+    """
 
     def __init__(self, model: torch.nn.Module):
         self.routers = [(n, m) for n, m in model.named_modules() if type(m).__name__.endswith("Router")]

@@ -31,6 +31,7 @@ import transformers
 
 from ..data.checkpoint_songs import FILE as MEMBERS
 from ..data.packing import single_pack
+from ..data.whole_files import replace_folder, write_json
 from ..models.errors_mortm import TrainingError
 from .adapters import is_adapted, load_adapter, merged
 from .arguments import RunArguments
@@ -50,7 +51,11 @@ _OPTIMIZER_STATE = ("optimizer.pt", "optimizer.bin", "optimizer_0", "optimizer-0
 
 def holds_run(folder: Path) -> bool:
     """Whether there is a run to go on with, or its result."""
-    return any(found for name in _RESULTS for found in folder.glob(name))
+    return _has_any(folder, _RESULTS)
+
+
+def _has_any(folder: Path, patterns: Sequence[str]) -> bool:
+    return any(True for pattern in patterns for _ in folder.glob(pattern))
 
 
 def open_run(arguments: RunArguments, stated: dict, later: dict | None = None) -> Path:
@@ -101,9 +106,7 @@ def same_run(folder: Path, stated: dict, fresh: bool, later: dict | None = None)
             )
     elif is_first_process():  # the others would write the same, at the same time
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / ".recipe.json.tmp"
-        partial.write_text(json.dumps(stated, indent=1), encoding="utf-8")
-        partial.replace(path)
+        write_json(path, stated, indent=1)
 
 
 def _changes(before, stated, name: str = "") -> list[str]:
@@ -124,7 +127,7 @@ def newest_checkpoint(folder: str | Path) -> str | None:
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return any(True for name in _OPTIMIZER_STATE for _ in path.glob(name))
+        return _has_any(path, _OPTIMIZER_STATE)
 
     found = [p for p in Path(folder).glob("checkpoint-*") if p.name.partition("-")[2].isdigit() and complete(p)]
     return str(max(found, key=_step_of)) if found else None
@@ -222,9 +225,10 @@ def new_trainer(
     )
     trainer.run_log = log
     if validation is not None:
-        trainer.add_callback(
-            Selection(log, arguments.eval_tokens, arguments.early_stopping, trainer.save_result, validation.metric)
+        trainer.selection = Selection(
+            log, arguments.eval_tokens, arguments.early_stopping, trainer.save_result, validation.metric
         )
+        trainer.add_callback(trainer.selection)
     return trainer
 
 
@@ -238,8 +242,7 @@ def carry_out(trainer: PackTrainer) -> PackTrainer:
     """
     arguments = trainer.args
     folder = Path(arguments.output_dir)
-    checkpoint = None if arguments.fresh else newest_checkpoint(folder)
-    selection = next((c for c in trainer.callback_handler.callbacks if isinstance(c, Selection)), None)
+    checkpoint, selection = None if arguments.fresh else newest_checkpoint(folder), trainer.selection
     reached = _step_of(checkpoint) if checkpoint else 0
     over = reached >= arguments.max_steps or (selection is not None and selection.has_stopped(reached))
     if reached and over and (folder / "final").is_dir():
@@ -254,8 +257,7 @@ def carry_out(trainer: PackTrainer) -> PackTrainer:
         print(f"{folder} goes on from step {reached}", file=sys.stderr, flush=True)
     with ending_gracefully(trainer.run_log.stop_soon):
         trainer.train(resume_from_checkpoint=checkpoint)
-    early = selection is not None and selection.patience and selection.since >= selection.patience
-    if early or trainer.state.global_step >= arguments.max_steps:
+    if (selection is not None and selection.is_over) or trainer.state.global_step >= arguments.max_steps:
         _finish(trainer, folder, arguments.select_best)
     elif newest_checkpoint(folder) is None:
         trainer._save_checkpoint(trainer.model, trial=None)
@@ -265,28 +267,23 @@ def carry_out(trainer: PackTrainer) -> PackTrainer:
 def _finish(trainer: PackTrainer, folder: Path, select_best: bool) -> None:
     """Writes `final/`."""
     best = folder / BEST if select_best and (folder / BEST).is_dir() else None
-    staged, final = folder / ".final.tmp", folder / "final"
-    if is_first_process():
-        shutil.rmtree(staged, ignore_errors=True)
-    if is_adapted(trainer.model):
-        if best is not None:
-            load_adapter(trainer.model, best)
-        if is_first_process():
+    adapted, first = is_adapted(trainer.model), is_first_process()
+    if adapted and best is not None:
+        load_adapter(trainer.model, best)
+    with replace_folder(folder / "final", first) as staged:
+        if not adapted and best is None:
+            trainer.save_result(str(staged))
+        elif first and adapted:
             model = merged(trainer.model)
             model.config.use_cache = True
             model.save_pretrained(staged)
             trainer.processing_class.save_pretrained(staged)
-    elif best is not None:
-        if is_first_process():
+        elif first:
             shutil.copytree(best, staged, ignore=shutil.ignore_patterns("best.json"))
-    else:
-        trainer.save_result(str(staged))
-    if is_first_process():
-        (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, of use to this run only
-        if (folder / MEMBERS).is_file():
-            shutil.copy(folder / MEMBERS, staged)
-        shutil.rmtree(final, ignore_errors=True)
-        staged.rename(final)
+        if first:
+            (staged / "training_args.bin").unlink(missing_ok=True)  # a pickle, of use to this run only
+            if (folder / MEMBERS).is_file():
+                shutil.copy(folder / MEMBERS, staged)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

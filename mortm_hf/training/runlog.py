@@ -26,7 +26,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..models.errors_mortm import TrainingError
-from .routing import ExpertAlarm, RouterStatistics
+from .routing import ExpertAlarm, RouterStatistics, in_a_group
 
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,17 @@ def read_log(path: str | Path) -> list[dict]:
     return lines
 
 
+def append_line(path: Path, line: dict) -> None:
+    """Write one more line of a `log.jsonl`, with the time.
+
+    Args:
+        path: the file.
+        line: plain JSON types.
+    """
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write(json.dumps({"time": datetime.now().isoformat(timespec="seconds"), **line}) + "\n")
+
+
 def clock_of(text: str) -> datetime:
     """Hour and minute of "HH:MM".
 
@@ -68,7 +79,7 @@ def clock_of(text: str) -> datetime:
 
 def _first_process_decides(*decisions: bool) -> list[bool]:
     """Clocks differ between processes: all do what the first one decided, or they would wait for each other."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not in_a_group():
         return list(decisions)
     flags = torch.tensor(decisions, dtype=torch.uint8)
     if torch.distributed.get_backend() == "nccl":
@@ -79,9 +90,7 @@ def _first_process_decides(*decisions: bool) -> list[bool]:
 
 def is_first_process() -> bool:
     """Whether this process writes files."""
-    return not (
-        torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
-    )
+    return not (in_a_group() and torch.distributed.get_rank())
 
 
 class RunLog(TrainerCallback):
@@ -133,8 +142,7 @@ class RunLog(TrainerCallback):
     def write(self, **line) -> None:
         """Append one line (the first process only)."""
         if is_first_process():
-            with open(self.path, "a", encoding="utf-8") as handle:
-                handle.write(json.dumps({"time": datetime.now().isoformat(timespec="seconds"), **line}) + "\n")
+            append_line(self.path, line)
 
     def _close_cut_line(self) -> None:
         """A kill may have left half a line: what comes next must not be glued to it."""

@@ -16,7 +16,7 @@ from ..data.checkpoint_songs import joined, members_of, read_members, write_memb
 from ..data.fixed_examples import FixedPacks
 from ..data.open import build_store
 from ..data.score_store import ScoreStore, load_songs
-from ..data.sources import is_saved_dataset
+from ..data.sources import kind_of
 from ..models.errors_mortm import TrainingError
 from ..models.tokenization_mortm import MortmTokenizer
 from .arguments import EPOCHS, DataRecipe, RunArguments
@@ -107,7 +107,7 @@ def source_of_fixed(folder: str | Path, required: bool = True) -> str | None:
     """
     folder = Path(folder).resolve()
     source = folder.parents[1] if (folder / "examples.json").is_file() else folder.parent
-    if is_saved_dataset(source):
+    if kind_of(source) == "saved":
         return str(source)
     if required:
         raise TrainingError(

@@ -25,15 +25,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..models.errors_mortm import TrainingError
 from .publish import SafePush
 from .runlog import RunLog
-from .validation import BitsPerNote, MeanLosses
+from .validation import BitsPerNote, MeanLosses, Selection
 
 
 class SettleBias(TrainerCallback):
-    """Moves the routers' bias when a step is done (see `MortmTopKRouter.update_bias`)."""
+    """Moves the routers' bias when a step is done (see `MortmTopKRouter.update_bias`).
+
+    Args:
+        model: whose routers are looked for.
+    """
 
     def __init__(self, model):
-        self.routers = [module for module in model.modules() if getattr(module, "has_bias", False) is True]
-        self.routers = [module for module in self.routers if hasattr(module, "update_bias")]
+        found = (m for m in model.modules() if getattr(m, "has_bias", False) is True)
+        self.routers = [module for module in found if hasattr(module, "update_bias")]
 
     def on_step_end(self, args, state, control, **kwargs):
         for router in self.routers:
@@ -60,9 +64,11 @@ class PackTrainer(SafePush, Trainer):
 
     Attributes:
         run_log: the log of the run that it carries out (`run.new_trainer`).
+        selection: what keeps the best model of the run, or None.
     """
 
     run_log: RunLog | None = None
+    selection: Selection | None = None
 
     def __init__(self, *args, validation: BitsPerNote | MeanLosses | None = None, **kwargs):
         model = kwargs.get("model", args[0] if args else None)
@@ -109,14 +115,12 @@ class PackTrainer(SafePush, Trainer):
             if self._balanced:
                 logs["aux_loss"] = round(float(self._balance) / self._balanced, 4)
                 self._balance, self._balanced = None, 0
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, RunLog):
-                    speed = callback.speed(self.state.global_step)
-                    if speed is not None:
-                        logs["tokens_per_second"] = speed
-                    if callback.load:  # for the curves: 1 is even
-                        shares = [share * len(layer) for layer in callback.load for share in layer]
-                        logs |= {"expert_share_least": min(shares), "expert_share_most": max(shares)}
+            speed = self.run_log and self.run_log.speed(self.state.global_step)
+            if speed is not None:
+                logs["tokens_per_second"] = speed
+            if self.run_log and self.run_log.load:  # for the curves: 1 is even
+                shares = [share * len(layer) for layer in self.run_log.load for share in layer]
+                logs |= {"expert_share_least": min(shares), "expert_share_most": max(shares)}
         super().log(logs, *args, **kwargs)
 
     def _save(self, *args, **kwargs):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..data.score_store import ScoreStore
+from ..data.whole_files import replace_folder
 from ..evaluation.bits_per_note import model_bits
 from ..evaluation.fixed_windows import GIVEN, Encoded, Window, encode_windows, fixed_windows, read_windows, window_bars
 from ..models.errors_mortm import TrainingError
@@ -171,22 +171,6 @@ def mean_losses(model, batches, names: Sequence[str]) -> dict[str, float]:
     return {name: total / max(1, len(batches)) for name, total in sums.items()}
 
 
-def batches_to_measure(arguments, rows: int, songs: int) -> int:
-    """How many batches of the validation songs are measured: about `eval_limit` windows, or one a song.
-
-    Args:
-        arguments: of the run (`eval_windows`, `eval_limit`).
-        rows: windows of a batch.
-        songs: of the validation split.
-
-    Raises:
-        TrainingError: `eval_windows` names a file, which only generators of tokens can be measured on.
-    """
-    if arguments.eval_windows != ALL_WINDOWS:
-        raise TrainingError(f"eval_windows is {ALL_WINDOWS} or empty for this task, not {arguments.eval_windows}")
-    return math.ceil((arguments.eval_limit or songs) / rows)
-
-
 class MeanLosses:
     """Measures a model by its losses on fixed batches; `measure(model)` gives `{"eval_loss": ...}`.
 
@@ -213,6 +197,28 @@ class MeanLosses:
         return {f"eval_{n}": v for n, v in found.items()} | {"eval_seconds": round(time.perf_counter() - started, 2)}
 
 
+def losses_of(arguments, rows: int, stores: dict, batches: Callable[[int], Sequence]) -> MeanLosses | None:
+    """What a run is validated by that has no notes to count: about `eval_limit` windows, or one a song.
+
+    Args:
+        arguments: of the run (`eval_windows`, `eval_limit`).
+        rows: windows of a batch.
+        stores: `{"validation": songs}`.
+        batches: makes so many batches of the validation songs.
+
+    Returns:
+        None where the run is not validated.
+
+    Raises:
+        TrainingError: `eval_windows` names a file, which only generators of tokens can be measured on.
+    """
+    if not arguments.eval_windows:
+        return None
+    if arguments.eval_windows != ALL_WINDOWS:
+        raise TrainingError(f"eval_windows is {ALL_WINDOWS} or empty for this task, not {arguments.eval_windows}")
+    return MeanLosses(batches(math.ceil((arguments.eval_limit or len(stores["validation"])) / rows)))
+
+
 class Selection(TrainerCallback):
     """Asks for validation every so many tokens, keeps the best model and stops a run that has stopped improving.
 
@@ -236,6 +242,11 @@ class Selection(TrainerCallback):
         for line in read_log(self.log.path):
             if self.metric in line and line["step"] <= step:
                 self._count(line[self.metric])
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there were as many validations without a new best as stop the run."""
         return bool(self.patience) and self.since >= self.patience
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -260,14 +271,12 @@ class Selection(TrainerCallback):
         if not metrics or self.metric not in metrics:
             return
         if self._count(metrics[self.metric]):
-            self._keep(state.global_step, metrics)
-        if self.patience and self.since >= self.patience and state.global_step < state.max_steps:
+            figures = {k: v for k, v in metrics.items() if k.startswith(self.metric)}
+            step = {"step": state.global_step, "tokens": self.log.tokens(state.global_step)}
+            keep_best(self.folder, self.save, "best.json", step | figures)
+        if self.is_over and state.global_step < state.max_steps:
             self.log.write(event="early_stop", step=state.global_step, best=self.best)
             control.should_training_stop = control.should_save = True
-
-    def _keep(self, step: int, metrics: dict) -> None:
-        figures = {k: v for k, v in metrics.items() if k.startswith(self.metric)}
-        keep_best(self.folder, self.save, "best.json", {"step": step, "tokens": self.log.tokens(step), **figures})
 
 
 def keep_best(folder: Path, save: Callable[[str], None], name: str, figures: dict) -> None:
@@ -279,11 +288,7 @@ def keep_best(folder: Path, save: Callable[[str], None], name: str, figures: dic
         name: of the file of figures beside the weights.
         figures: its content.
     """
-    staged, target = folder / f".{BEST}.tmp", folder / BEST
-    if is_first_process():
-        shutil.rmtree(staged, ignore_errors=True)
-    save(str(staged))
-    if is_first_process():
-        (staged / name).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        staged.rename(target)
+    with replace_folder(folder / BEST, is_first_process()) as staged:
+        save(str(staged))
+        if is_first_process():
+            (staged / name).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

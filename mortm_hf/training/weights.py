@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from ..models.errors_mortm import TrainingError
+from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .adapters import CONFIGS
 from .arguments import RunArguments
@@ -44,35 +45,39 @@ def load_weights(kind, source: str, **options):
         return kind.from_pretrained(source, **options)
 
 
-def fresh_weights(kind, config, arguments: RunArguments):
-    """A model of this configuration with the attention that the arguments name.
+def load_tokenizer(arguments: RunArguments) -> MortmTokenizer:
+    """The tokenizer of `init`, or the default one.
+
+    Args:
+        arguments: of the run.
+
+    Raises:
+        TrainingError: it cannot be loaded.
+    """
+    return load_weights(MortmTokenizer, arguments.init) if arguments.init else MortmTokenizer()
+
+
+def make_model(kind, config, arguments: RunArguments, **labels):
+    """The model of a run, fp32: fresh, seeded by the arguments, or the one of `init`; computed as they say.
 
     Args:
         kind: class of the model.
-        config: its configuration.
+        config: its configuration; None: load `init`.
         arguments: of the run.
+        labels: words of the configuration to load with.
 
     Raises:
-        TrainingError: there is no such attention.
+        TrainingError: it cannot be loaded, or attention or experts cannot be computed so.
     """
-    with refused_as(f"attention {arguments.attention}"):
-        return kind._from_config(config, attn_implementation=arguments.attention or None)
-
-
-def set_experts(model, arguments: RunArguments) -> None:
-    """How the experts are computed, where the arguments say it.
-
-    Args:
-        model: changed in place.
-        arguments: of the run.
-
-    Raises:
-        TrainingError: they cannot be computed so.
-    """
-    name = arguments.experts_implementation
-    if name:
-        with refused_as(f"experts_implementation {name}"):
-            model.set_experts_implementation(name)
+    prepare_weights(arguments)
+    attention_of = {"attn_implementation": arguments.attention or None}
+    if config is None:
+        model = load_weights(kind, arguments.init, dtype=torch.float32, **attention_of, **labels)
+    else:
+        with refused_as(f"attention {arguments.attention}"):
+            model = kind._from_config(config, **attention_of)
+    set_experts(model, arguments)
+    return model
 
 
 def spread(model, arguments: RunArguments, checkpoint: str | None):
@@ -114,3 +119,19 @@ def spread(model, arguments: RunArguments, checkpoint: str | None):
     )
     set_experts(found, arguments)
     return found
+
+
+def set_experts(model, arguments: RunArguments) -> None:
+    """How the experts are computed, where the arguments say it.
+
+    Args:
+        model: changed in place.
+        arguments: of the run.
+
+    Raises:
+        TrainingError: they cannot be computed so.
+    """
+    name = arguments.experts_implementation
+    if name:
+        with refused_as(f"experts_implementation {name}"):
+            model.set_experts_implementation(name)

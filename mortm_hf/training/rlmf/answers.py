@@ -15,12 +15,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ...models.inputs_bertm import pad_rows
 from ...models.midi_files import to_midi_score
 from ...models.music_score import append_bars
 from ...models.token_codec import parse_segment
 from ...models.token_vocabulary import TokenKind
 from .policy import MortmPolicy
-from .prompts import Prompt, left_padded
+from .prompts import Prompt
 
 
 @torch.no_grad()
@@ -36,20 +37,27 @@ def sample(
     """The answer's ids (without padding) of every prompt, sampled from the masked policy under a seed of their own.
 
     Rows are sampled in batches of prompts of similar length; the random numbers depend on seed and batch alone.
+
+    Args:
+        policy: the masked policy.
+        tokenizer: of the policy.
+        prompts: to answer.
+        response_length: most tokens of an answer.
+        seed: of the sampling.
+        batch: rows sampled together.
+        temperature: of the sampling.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     device = next(policy.parameters()).device
     found: list[np.ndarray] = [np.zeros(0, np.int64)] * len(prompts)
-    kept = torch.get_rng_state()
-    kept_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
+    with torch.random.fork_rng():
         for at in range(0, len(order), batch):
             rows = order[at : at + batch]
-            ids, mask = left_padded([prompts[i] for i in rows], tokenizer.pad_token_id)
+            ids, mask = pad_rows([prompts[i].ids for i in rows], tokenizer.pad_token_id, device, "left")
             torch.manual_seed(seed * 100_003 + at)
             out = policy.generate(
-                input_ids=torch.from_numpy(ids).to(device),
-                attention_mask=torch.from_numpy(mask).long().to(device),
+                input_ids=ids,
+                attention_mask=mask,
                 max_new_tokens=response_length,
                 do_sample=True,
                 temperature=temperature,
@@ -58,18 +66,19 @@ def sample(
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
-            answers = out[:, ids.shape[1] :].cpu().numpy()
-            for i, row in zip(rows, answers):
+            for i, row in zip(rows, out[:, ids.shape[1] :].cpu().numpy()):
                 found[i] = row[row != tokenizer.pad_token_id]
-    finally:
-        torch.set_rng_state(kept)
-        if kept_cuda is not None:
-            torch.cuda.set_rng_state_all(kept_cuda)
     return found
 
 
 def passage(tokenizer, prompt: np.ndarray, answer: np.ndarray):
-    """The given bars and the answer as one `symusic.Score`, and how many bars were given."""
+    """The given bars and the answer as one `symusic.Score`, and how many bars were given.
+
+    Args:
+        tokenizer: of the policy.
+        prompt: ids, ending with `<MGEN>`.
+        answer: ids.
+    """
     segment = parse_segment(tokenizer.vocabulary, np.concatenate([prompt, answer]))
     past, new = segment.blocks.get(int(TokenKind.PAST)), segment.generated
     if past is None:

@@ -28,6 +28,8 @@ from ...evaluation.copying import copied_from
 from ...evaluation.distances import distribution_distances, diversity
 from ...evaluation.model_answers import AnswerCache, Ask, Sampling, answer_all
 from ...models.errors_mortm import RlmfError
+from ...models.inputs_bertm import pad_rows
+from ...models.music_score import MetricScore
 from ...models.token_codec import parse_segment
 from .grammar_masks import GrammarMasks
 from .policy import MortmPolicy
@@ -42,7 +44,9 @@ class Arm:
     """The answers of one model to all prompts.
 
     Attributes:
-        answers: `[seeds][prompts]` ids. rewards: `{name: [seeds, prompts]}`, `"reward"` the one learnt on.
+        name: of the model.
+        answers: `[seeds][prompts]` ids.
+        rewards: `{name: [seeds, prompts]}`, `"reward"` the one learnt on.
         kl: `[seeds, prompts]` nats to the frozen policy, None where it was not measured.
     """
 
@@ -65,7 +69,14 @@ def answer_prompts(
     """`[seeds][prompts]` answers, sampled at temperature 1 under the grammar, at most `budget` tokens each.
 
     Args:
-        cache: folder for finished answers; `identity` tells the models in it apart (a fingerprint of the weights).
+        model: the policy.
+        tokenizer: of the policy.
+        prompts: to answer.
+        budget: most tokens of an answer.
+        seeds: of the sampling.
+        cache: folder for finished answers.
+        identity: tells the models in it apart (a fingerprint of the weights).
+        batch: rows sampled together.
     """
     masks = GrammarMasks(tokenizer, len(tokenizer.vocabulary), budget)
     asks = [Ask(p.ids, masks.plan(p.ids), budget) for p in prompts]
@@ -76,28 +87,39 @@ def answer_prompts(
     return found
 
 
-def rows_of(prompts: Sequence[Prompt], answers: Sequence[np.ndarray], pad: int, batch: int = 32):
+def rows_of(prompts: Sequence[Prompt], answers: Sequence[np.ndarray], pad: int, batch: int = 32, device=None):
     """Batches of (indices, ids `[B, T]`, mask of real tokens, first answer position of each row), padded on the right
-    as a reward sees them: prompt and answer side by side."""
+    as a reward sees them: prompt and answer side by side.
+
+    Args:
+        prompts: that were answered.
+        answers: ids of each.
+        pad: id of padding.
+        batch: rows of a batch.
+        device: where the tensors go.
+    """
     sizes = np.array([len(p.ids) + len(a) for p, a in zip(prompts, answers)])
     order = np.argsort(sizes, kind="stable")
     for at in range(0, len(order), batch):
         rows = order[at : at + batch]
-        ids = np.full((len(rows), int(sizes[rows].max())), pad, dtype=np.int64)
-        for i, r in enumerate(rows):
-            ids[i, : sizes[r]] = np.concatenate([prompts[r].ids, answers[r]])
-        mask = np.arange(ids.shape[1])[None] < sizes[rows, None]
-        yield rows, torch.from_numpy(ids), torch.from_numpy(mask), torch.tensor([len(prompts[r].ids) for r in rows])
+        ids, mask = pad_rows([np.concatenate([prompts[r].ids, answers[r]]) for r in rows], pad, device)
+        yield rows, ids, mask.bool(), torch.tensor([len(prompts[r].ids) for r in rows], device=device)
 
 
 @torch.no_grad()
 def rate(reward, prompts: Sequence[Prompt], answers: Sequence[np.ndarray], pad: int = 0) -> dict[str, np.ndarray]:
-    """`{"reward": [prompts], term: [prompts]}` of a reward of (ids, mask), before any shaping."""
+    """`{"reward": [prompts], term: [prompts]}` of a reward, before any shaping.
+
+    Args:
+        reward: module of (ids, mask).
+        prompts: that were answered.
+        answers: ids of each.
+        pad: id of padding.
+    """
     found: dict[str, np.ndarray] = {}
     device = next(iter(reward.parameters()), torch.zeros(0)).device
-    for rows, ids, mask, _ in rows_of(prompts, answers, pad):
-        total = reward(ids.to(device), mask.to(device))
-        for name, values in {"reward": total, **getattr(reward, "last", {})}.items():
+    for rows, ids, mask, _ in rows_of(prompts, answers, pad, device=device):
+        for name, values in {"reward": reward(ids, mask), **getattr(reward, "last", {})}.items():
             found.setdefault(name, np.zeros(len(prompts)))[rows] = values.double().cpu().numpy()
     return found
 
@@ -109,16 +131,21 @@ def divergence(
     """`[prompts]` log-probability of each answer under the policy less that under the reference, in nats: over samples
     of the policy its mean is the KL. Both must be masked alike.
 
+    Args:
+        policy: that answered.
+        reference: compared with.
+        prompts: that were answered.
+        answers: ids of each.
+        pad: id of padding.
+
     Raises:
         RlmfError: one of them has no grammar set, or another budget.
     """
     if policy.grammar is None or reference.grammar is None or policy.grammar.budget != reference.grammar.budget:
         raise RlmfError("policy and reference must be masked with one budget: call set_grammar on both", "rlmf.model")
     found = np.zeros(len(prompts))
-    device = next(policy.parameters()).device
-    for rows, ids, mask, start in rows_of(prompts, answers, pad):
-        ids, mask = ids.to(device), mask.to(device)
-        scored = mask & (torch.arange(ids.shape[1], device=device) >= start.to(device)[:, None])
+    for rows, ids, mask, start in rows_of(prompts, answers, pad, device=policy.device):
+        scored = mask & (torch.arange(ids.shape[1], device=ids.device) >= start[:, None])
         totals = []
         for model in (policy, reference):
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
@@ -129,7 +156,12 @@ def divergence(
 
 
 def best_of(answers: Sequence[Sequence[np.ndarray]], rewards: np.ndarray) -> list[np.ndarray]:
-    """Of `[N][prompts]` answers and their rewards `[N, prompts]`, the best answer of every prompt."""
+    """The best answer of every prompt.
+
+    Args:
+        answers: `[N][prompts]` ids.
+        rewards: `[N, prompts]` of them.
+    """
     return [answers[int(n)][i] for i, n in enumerate(np.argmax(rewards, axis=0))]
 
 
@@ -138,7 +170,12 @@ def best_of(answers: Sequence[Sequence[np.ndarray]], rewards: np.ndarray) -> lis
 
 
 def passages_of(tokenizer, answers: Sequence[np.ndarray]):
-    """The generated bars of answers as quantised music (None where there is none)."""
+    """The generated bars of answers as quantised music (None where there is none).
+
+    Args:
+        tokenizer: of the policy.
+        answers: ids, each behind its marker where that is not the answer's own.
+    """
     return [parse_segment(tokenizer.vocabulary, np.asarray(a)).generated for a in answers]
 
 
@@ -148,14 +185,16 @@ def self_bleu(passages, order: int = 4, seed: int = 0, references: int = 31) -> 
     duration. 1: every passage is put together from the others' phrases. (Zhu et al. 2018, "Texygen".)
 
     Args:
+        passages: scores, None among them.
+        order: longest n-gram.
+        seed: of the draw.
         references: how many other passages each is compared with, drawn at random.
     """
     grams = [[_grams(score, n) for n in range(1, order + 1)] for score in passages]
     rng = np.random.default_rng(seed)
     values = []
     for i, mine in enumerate(grams):
-        others = np.setdiff1d(np.arange(len(grams)), [i])
-        others = rng.permutation(others)[:references]
+        others = rng.permutation(np.delete(np.arange(len(grams)), i))[:references]
         logs = []
         for n in range(order):
             best: Counter = Counter()
@@ -183,6 +222,9 @@ def describe(arm: Arm, tokenizer, prompts: Sequence[Prompt], train=None) -> dict
     """The figures of one arm.
 
     Args:
+        arm: the answers, rated.
+        tokenizer: of the policy.
+        prompts: that were answered.
         train: training songs (`MetricScore`), for what is copied; None: left out.
 
     Returns:
@@ -193,17 +235,15 @@ def describe(arm: Arm, tokenizer, prompts: Sequence[Prompt], train=None) -> dict
     found = {"rewards": {n: intervals.mean(v.mean(0), clusters) for n, v in arm.rewards.items()}}
     if arm.kl is not None:
         found["kl"] = intervals.mean(arm.kl.mean(0), clusters)
-    sets = [passages_of(tokenizer, answers) for answers in arm.answers]
     corpora = [p.corpus for p in prompts]
-    human = passages_of(tokenizer, [np.concatenate([p.ids[-1:], p.answer]) for p in prompts])
+    sets = [_sounding(passages_of(tokenizer, answers)) for answers in arm.answers]
+    human = _sounding(passages_of(tokenizer, [np.concatenate([p.ids[-1:], p.answer]) for p in prompts]))
     measured: dict[str, list[float]] = {}
     for passages in sets:
-        keep = [i for i, s in enumerate(passages) if s is not None and s.n_notes]
-        music = [passages[i] for i in keep]
+        music = list(passages.values())
         values = {k: v for k, v in diversity(music).items() if k != "vendi"} | {"self_bleu": self_bleu(music)}
-        given = [i for i, s in enumerate(human) if s is not None and s.n_notes]
         apart = distribution_distances(
-            music, [corpora[i] for i in keep], [human[i] for i in given], [corpora[i] for i in given]
+            music, [corpora[i] for i in passages], list(human.values()), [corpora[i] for i in human]
         )
         values |= {f"distance_{name}": v.get("mean", float("nan")) for name, v in apart.items()}
         values["notes_per_answer"] = float(np.mean([s.n_notes for s in music]))
@@ -211,8 +251,8 @@ def describe(arm: Arm, tokenizer, prompts: Sequence[Prompt], train=None) -> dict
             measured.setdefault(name, []).append(value)
     if len(sets) > 1:
         within = []
-        for group in zip(*sets):
-            music = [s for s in group if s is not None and s.n_notes]
+        for i in range(len(prompts)):
+            music = [passages[i] for passages in sets if i in passages]
             if len(music) > 1:
                 within.append(diversity(music)["pairwise_distance"])
         measured["distance_within_prompt"] = [float(np.mean(within))]
@@ -221,14 +261,25 @@ def describe(arm: Arm, tokenizer, prompts: Sequence[Prompt], train=None) -> dict
         for name, values in measured.items()
     }
     if train is not None:
-        flat = [s for passages in sets for s in passages if s is not None and s.n_notes]
-        found["copied"] = copied_from(train, flat).summary()
+        found["copied"] = copied_from(train, [s for passages in sets for s in passages.values()]).summary()
     return found
+
+
+def _sounding(passages) -> dict[int, MetricScore]:
+    """The passages that have notes, by their places."""
+    return {i: score for i, score in enumerate(passages) if score is not None and score.n_notes}
 
 
 def paired(before: Arm, after: Arm, prompts: Sequence[Prompt], name: str = "reward") -> dict:
     """The difference of a reward, song by song: its mean with interval, its standard error over songs and how many of
-    them it measures (`z`)."""
+    them it measures (`z`).
+
+    Args:
+        before: one arm.
+        after: the other, on the same prompts.
+        prompts: that were answered.
+        name: of the reward.
+    """
     clusters, index = np.unique([p.cluster for p in prompts], return_inverse=True)
     gain = after.rewards[name].mean(0) - before.rewards[name].mean(0)
     songs = np.bincount(index, weights=gain) / np.bincount(index)
@@ -241,10 +292,16 @@ def non_inferior(before: dict, after: dict, name: str, margin: float = MARGIN) -
     """Whether a diversity figure of `describe` fell by no more than `margin` of its value before.
 
     The verdict takes the spread over seeds into account: the drop plus two standard errors must stay within it.
+
+    Args:
+        before: figures of one arm.
+        after: figures of the other.
+        name: of the figure.
+        margin: share that may be lost.
     """
     a, b = before["figures"][name], after["figures"][name]
-    ratio = b["value"] / a["value"] if a["value"] else float("nan")
-    error = (
-        np.sqrt(a["std"] ** 2 / max(a["n"], 1) + b["std"] ** 2 / max(b["n"], 1)) / a["value"] if a["value"] else 0.0
-    )
+    ratio, error = float("nan"), 0.0
+    if a["value"]:
+        ratio = b["value"] / a["value"]
+        error = np.sqrt(sum(arm["std"] ** 2 / max(arm["n"], 1) for arm in (a, b))) / a["value"]
     return {"ratio": ratio, "error": float(error), "met": bool(ratio - 2 * error >= 1 - margin), "margin": margin}

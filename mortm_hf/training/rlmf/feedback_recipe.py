@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 from ...data.manifest import Selection
 from ...models.errors_mortm import RlmfError, TrainingError
 from ..arguments import selection_of
-from ..recipe import RecipeKind, find_recipe, parse_recipe
+from ..recipe import RecipeKind, as_words, find_recipe, parse_recipe
 from .prompts import PromptRecipe
 from .trl_release import require_trl
 
@@ -171,16 +171,8 @@ class Recipe:
 
     def prompts(self) -> PromptRecipe:
         """How prompts are cut."""
-        data = self.data
-        return PromptRecipe(
-            past=data.past,
-            bars=data.bars,
-            tracks=data.tracks,
-            least_tracks=data.least_tracks,
-            prompt_length=data.prompt_length,
-            response_length=int(self.training["response_length"]),
-            chords=data.chords,
-        )
+        given = dataclasses.asdict(self.data) | {"response_length": int(self.training["response_length"])}
+        return PromptRecipe(**{entry.name: given[entry.name] for entry in dataclasses.fields(PromptRecipe)})
 
     def stated(self) -> dict:
         """Everything, for a record beside the results."""
@@ -188,7 +180,11 @@ class Recipe:
 
     @classmethod
     def restated(cls, stated: dict) -> Recipe:
-        """The recipe that `stated` (of a run's `recipe.json`) came from."""
+        """The recipe that a record came from.
+
+        Args:
+            stated: content of a run's `recipe.json`.
+        """
         kinds = {"model": ModelSection, "data": DataSection, "run": RunSection, "reward": RewardSection}
         parts = {name: dict(stated[name]) for name in (*kinds, "training")}
         if "corpora" in stated:  # as runs stated them once
@@ -197,6 +193,9 @@ class Recipe:
 
     def arguments(self, output_dir: str | Path):
         """TRL's `PPOConfig`.
+
+        Args:
+            output_dir: the run's folder.
 
         Raises:
             RlmfError: TRL is missing or another release, or a value it does not accept.
@@ -208,10 +207,7 @@ class Recipe:
         values = dict(self.training, output_dir=str(output_dir))
         if not torch.cuda.is_available():
             values["use_cpu"] = True
-        words = []
-        for name, value in values.items():
-            if value is not None:
-                words += [f"--{name}", *([str(v) for v in value] if isinstance(value, list) else [str(value)])]
+        words = as_words({name: value for name, value in values.items() if value is not None})
         try:
             (found,) = HfArgumentParser(PPOConfig, exit_on_error=False).parse_args_into_dataclasses(words)
         except Exception as error:  # argparse and transformers each have their own
@@ -242,9 +238,8 @@ def read_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:
     judges = [term for term in reward.terms if isinstance(term, dict) and term.get("kind") == "judge"]
     if model.judge and not judges:
         raise RlmfError(f"{file}: judge is given, but the reward has no term of the kind judge")
-    if model.judge:
-        for term in judges:
-            term["model"] = model.judge
+    for term in judges if model.judge else ():
+        term["model"] = model.judge
     if run.algorithm not in ALGORITHMS:
         raise RlmfError(f"{file}: no algorithm {run.algorithm!r}; there are {', '.join(ALGORITHMS)}")
     return Recipe(model, found.data, run, reward, {**TRAINING_DEFAULTS, **found.training})

@@ -14,9 +14,9 @@ Knows: all of this package. Must not know: argparse, matplotlib.
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,11 +25,13 @@ import transformers
 from ...bundled import default_model, find_model
 from ...data.open import build_store
 from ...data.score_store import ScoreStore
+from ...data.whole_files import replace_file
 from ...models.errors_mortm import RlmfError
 from ...models.tokenization_mortm import MortmTokenizer
+from ..refusals import refused_as
 from ..run import command_line
 from ..runlog import is_first_process
-from .feedback_recipe import Recipe, read_recipe
+from .feedback_recipe import ModelSection, Recipe, read_recipe
 from .policy import load_critic, load_policy, make_critic
 from .prompts import Prompt, first_bar_prompts, prompt_dataset
 from .rewards import HumanBaseline, RewardAdapter, Shaping, build_reward
@@ -48,27 +50,41 @@ def output_of(recipe: Recipe) -> Path:
     return Path(folder)
 
 
-def _data_of(recipe: Recipe) -> str:
-    if not recipe.data.data:
-        raise RlmfError("no data: give the folder of a training pack with --data", "rlmf.data")
-    if not Path(recipe.data.data).exists() and recipe.data.data.count("/") != 1:  # else a data set of the Hub
-        raise RlmfError(f"there is no {recipe.data.data}: give the folder of a training pack with --data", "rlmf.data")
-    return recipe.data.data
+def _require_data(recipe: Recipe) -> None:
+    data = recipe.data.data
+    if not data or (not Path(data).exists() and data.count("/") != 1):  # else a data set of the Hub
+        missing = f"there is no {data}" if data else "no data"
+        raise RlmfError(f"{missing}: give the folder of a training pack with --data", "rlmf.data")
 
 
 def read_songs(recipe: Recipe, output_dir: str | Path, split: str | None = None) -> ScoreStore:
     """The songs of a recipe's corpora.
 
+    Args:
+        recipe: of the run.
+        output_dir: the run's folder, for what is prepared.
+        split: instead of the recipe's.
+
     Raises:
         RlmfError: no data named, or not there.
     """
-    _data_of(recipe)
+    _require_data(recipe)
     cache = recipe.data.cache or str(Path(output_dir) / "stores")
     return build_store(recipe.data.data, recipe.selection(), split or recipe.data.split, cache)
 
 
 def make_prompts(recipe: Recipe, songs: ScoreStore, tokenizer, output_dir: str | Path | None = None) -> list[Prompt]:
-    """The prompts of a run; with a folder, `prompts.json` lists them and the songs left out, with reasons."""
+    """The prompts of a run.
+
+    Args:
+        recipe: of the run.
+        songs: to cut them from.
+        tokenizer: of the policy.
+        output_dir: folder for `prompts.json`, which lists them and the songs left out, with reasons; None: no list.
+
+    Raises:
+        RlmfError: no song gives a prompt (`rlmf.data`).
+    """
     prompts, skipped = first_bar_prompts(songs, tokenizer, recipe.prompts(), recipe.data.limit)
     if not prompts:
         first = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
@@ -84,9 +100,8 @@ def make_prompts(recipe: Recipe, songs: ScoreStore, tokenizer, output_dir: str |
 
 def _write(path: Path, content) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + f".partial-{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def load_tokenizer(folder: str | Path) -> MortmTokenizer:
@@ -95,10 +110,8 @@ def load_tokenizer(folder: str | Path) -> MortmTokenizer:
     Raises:
         RlmfError: there is none that can be read.
     """
-    try:
+    with refused_as(f"cannot load a tokenizer from {folder}", RlmfError, "rlmf.model"):
         return MortmTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise RlmfError(f"cannot load a tokenizer from {folder}: {error}", "rlmf.model") from None
 
 
 def train(
@@ -107,12 +120,16 @@ def train(
     songs: ScoreStore | None = None,
     prompts: list[Prompt] | None = None,
     draw: Callable | None = None,
-    callbacks: list | None = None,
+    callbacks: Sequence = (),
 ):
     """Run a recipe and return the trainer; `output_dir/final` holds the result.
 
     Args:
-        songs, prompts: to use instead of reading them. draw: `(score, path, highlight, title)` draws a picture.
+        recipe: of the run.
+        output_dir: the run's folder.
+        songs: to use instead of reading them.
+        prompts: to use instead of cutting them.
+        draw: `(score, path, highlight, title)` draws a picture.
         callbacks: transformers' callbacks to add.
 
     Raises:
@@ -121,29 +138,29 @@ def train(
     require_trl()
     from accelerate import PartialState
 
-    folder = Path(output_dir)
+    from .ppo import RUN_STATE, AdaptiveKL, MusicPPOTrainer, SampleWriter, UpdateLog, end_at_signal
+
+    folder, model, run = Path(output_dir), recipe.model, recipe.run
     if (folder / "final").exists():
         raise RlmfError(f"{folder} holds a finished run: give another --output_dir")
     if prompts is None and songs is None:
-        _data_of(recipe)
-    if recipe.run.threads:
-        torch.set_num_threads(recipe.run.threads)
+        _require_data(recipe)
+    if run.threads:
+        torch.set_num_threads(run.threads)
     args = recipe.arguments(folder)
     transformers.set_seed(args.seed)
-    policy_name = recipe.model.policy or default_model("rlmf")
-    source, origin = find_model(recipe.model.resume or policy_name), find_model(recipe.model.reference or policy_name)
+    policy_name = model.policy or default_model("rlmf")
+    source, origin = find_model(model.resume or policy_name), find_model(model.reference or policy_name)
     tokenizer = load_tokenizer(source)
     reward = build_reward(recipe.reward.terms, tokenizer)
-    policy = load_policy(source, recipe.model.experts, recipe.model.attention)
-    reference = load_policy(origin, recipe.model.experts, recipe.model.attention)
-    for model in (policy, reference):
-        model.set_grammar(tokenizer, args.response_length)
+    policy, reference = (load_policy(name, model.experts, model.attention) for name in (source, origin))
+    for one in (policy, reference):
+        one.set_grammar(tokenizer, args.response_length)
     critic = None
-    if recipe.run.algorithm == "ppo":
-        if recipe.model.resume:
-            critic = load_critic(source, recipe.model.experts, recipe.model.attention)
-        else:
-            critic = make_critic(policy, recipe.model.critic_hidden or None, recipe.model.critic_layers)
+    if run.algorithm == "ppo" and model.resume:
+        critic = load_critic(source, model.experts, model.attention)
+    elif run.algorithm == "ppo":
+        critic = make_critic(policy, model.critic_hidden or None, model.critic_layers)
     if prompts is None:
         if songs is None:
             with PartialState().main_process_first():  # one process writes the store (`args` has no world size yet)
@@ -157,55 +174,50 @@ def train(
         pairs = [p.ids for p in prompts], [p.answer for p in prompts]
         baseline = HumanBaseline(reward, *pairs, pad=tokenizer.pad_token_id, marker=tokenizer.vocabulary["<MGEN>"])
     adapter = RewardAdapter(reward, shaping, policy.config, baseline)
-    peft_config = None
-    if recipe.model.lora_rank:
-        peft_config = _lora(recipe)
-    if recipe.run.algorithm != "ppo":
-        from .group import train_group
-
-        return train_group(
-            recipe, args, tokenizer, policy, reference, adapter, prompts, folder, draw, callbacks, peft_config
+    added = [UpdateLog(folder), *callbacks]
+    if run.sample_every:
+        shown, place = prompts[: run.sample_count], folder / "samples"
+        added.append(SampleWriter(policy, tokenizer, shown, place, run.sample_every, args.response_length, draw))
+    others = {"callbacks": added, "peft_config": _lora(model) if model.lora_rank else None}
+    if run.algorithm == "ppo":
+        state = Path(source) / RUN_STATE
+        if model.resume and state.is_file():
+            before = json.loads(state.read_text(encoding="utf-8"))
+            shaping.sums = torch.tensor(before["reward_sums"], dtype=torch.float64)
+            if run.target_kl:
+                args.kl_coef = before["kl_coef"]
+        trainer = MusicPPOTrainer(
+            args=args,
+            processing_class=tokenizer,
+            model=policy,
+            ref_model=reference,
+            reward_model=adapter,
+            train_dataset=prompt_dataset(prompts),
+            value_model=critic,
+            critic_learning_rate=run.critic_learning_rate or None,
+            adaptive_kl=AdaptiveKL(run.target_kl, run.kl_horizon) if run.target_kl else None,
+            **others,
         )
-    from .ppo import RUN_STATE, AdaptiveKL, MusicPPOTrainer, SampleWriter, UpdateLog, end_at_signal
+        save = trainer.save_final
+    else:
+        from .group import group_trainer, save_final
 
-    state = Path(source) / RUN_STATE
-    if recipe.model.resume and state.is_file():
-        before = json.loads(state.read_text(encoding="utf-8"))
-        shaping.sums = torch.tensor(before["reward_sums"], dtype=torch.float64)
-        if recipe.run.target_kl:
-            args.kl_coef = before["kl_coef"]
-    extra = [UpdateLog(folder), *(callbacks or [])]
-    if recipe.run.sample_every:
-        shown = prompts[: recipe.run.sample_count]
-        place = folder / "samples"
-        extra.append(
-            SampleWriter(policy, tokenizer, shown, place, recipe.run.sample_every, args.response_length, draw)
+        trainer = group_trainer(
+            run.algorithm, args, tokenizer, policy, reference, adapter, prompts, run.group, **others
         )
-    trainer = MusicPPOTrainer(
-        args=args,
-        processing_class=tokenizer,
-        model=policy,
-        ref_model=reference,
-        reward_model=adapter,
-        train_dataset=prompt_dataset(prompts),
-        value_model=critic,
-        critic_learning_rate=recipe.run.critic_learning_rate or None,
-        adaptive_kl=AdaptiveKL(recipe.run.target_kl, recipe.run.kl_horizon) if recipe.run.target_kl else None,
-        callbacks=extra,
-        peft_config=peft_config,
-    )
+        save = functools.partial(save_final, trainer)
     if end_at_signal(trainer):
-        trainer.save_final(folder / "final")
+        save(folder / "final")
     return trainer
 
 
-def _lora(recipe: Recipe):
+def _lora(model: ModelSection):
     try:
         from peft import LoraConfig, TaskType
     except ImportError:
         raise RlmfError("adapters need PEFT: pip install 'mortm_hf[rlmf]'", "rlmf.model") from None
-    targets = [name.strip() for name in recipe.model.lora_targets.split(",") if name.strip()]
-    rank = recipe.model.lora_rank
+    targets = [name.strip() for name in model.lora_targets.split(",") if name.strip()]
+    rank = model.lora_rank
     return LoraConfig(task_type=TaskType.CAUSAL_LM, r=rank, lora_alpha=2 * rank, target_modules=targets)
 
 

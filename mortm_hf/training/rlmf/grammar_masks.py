@@ -14,6 +14,8 @@ Knows: the grammar, ids. Must not know: models, TRL.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
@@ -32,35 +34,35 @@ class GrammarMasks:
     """The masks of one vocabulary.
 
     Args:
-        tokenizer: `MortmTokenizer`. size: `vocab_size` of the model. budget: most tokens of an answer with its `<TE>`;
-            None: no limit (an answer cut short is then incomplete).
+        tokenizer: `MortmTokenizer`.
+        size: `vocab_size` of the model.
+        budget: most tokens of an answer with its `<TE>`; None: no limit (an answer cut short is then incomplete).
     """
 
     def __init__(self, tokenizer, size: int, budget: int | None = None):
         self.tokenizer, self.size, self.budget = tokenizer, size, budget
         self.tables = VocabularyTables(tokenizer.vocabulary, tokenizer.dialect, size)
-        self._plans: dict[bytes, GenerationPlan] = {}
+        self._plan = functools.lru_cache(KEPT_PLANS)(
+            lambda prompt: infer_plan(tokenizer.vocabulary, np.frombuffer(prompt, np.int64), tokenizer.dialect)
+        )
 
     def plan(self, prompt: np.ndarray) -> GenerationPlan:
         """What the field after a prompt (ending with its marker, padding removed) must be."""
-        key = prompt.tobytes()
-        found = self._plans.get(key)
-        if found is None:
-            if len(self._plans) >= KEPT_PLANS:
-                self._plans.clear()
-            found = infer_plan(self.tokenizer.vocabulary, prompt, self.tokenizer.dialect)
-            self._plans[key] = found
-        return found
+        return self._plan(np.asarray(prompt, dtype=np.int64).tobytes())
 
     def shortest(self, prompt: np.ndarray) -> int:
         """Tokens of the shortest answer that the grammar allows after a prompt."""
-        grammar = Grammar(self.tables, [self.plan(np.asarray(prompt, dtype=np.int64))])
+        grammar = Grammar(self.tables, [self.plan(prompt)])
         return int(grammar.closing_cost(grammar.start())[0])
 
     def sequence(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """`[B, T]` ids (and the mask of real tokens) -> `[B, T, V]` bool, what may follow each position.
 
         Prompts and padding allow everything: no loss is taken there.
+
+        Args:
+            ids: `[B, T]` rows of prompt and answer.
+            mask: `[B, T]` real tokens; None: all.
 
         Raises:
             RlmfError: a row without the marker of a generated field (`rlmf.data`).

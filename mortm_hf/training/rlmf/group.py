@@ -16,23 +16,29 @@ Knows: TRL 1.12.0, masked policies, rewards. Must not know: critics, songs, how 
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from ...data.whole_files import replace_folder
 from ...models.errors_mortm import RlmfError
-from .policy import MortmPolicy, freeze
-from .ppo import SampleWriter, UpdateLog, check_before_training, end_at_signal
+from ...models.inputs_bertm import pad_rows
+from .policy import MortmPolicy, save_policy
+from .ppo import number_of_processes, prepare_models
 from .prompts import Prompt, prompt_dataset
 from .rewards import RewardAdapter
 
 
 class GroupReward:
-    """A `RewardAdapter` as the function that TRL's group trainers call."""
+    """A `RewardAdapter` as the function that TRL's group trainers call.
+
+    Args:
+        adapter: the reward.
+        pad: id of padding.
+    """
 
     __name__ = "music"
 
@@ -42,37 +48,36 @@ class GroupReward:
     @torch.no_grad()
     def __call__(self, completion_ids, prompt_ids, **_) -> list[float]:
         """Ids of answers and of their prompts (lists of lists) -> one number each, shaped as under PPO."""
-        rows = [torch.tensor([*prompt, *answer]) for prompt, answer in zip(prompt_ids, completion_ids)]
-        device = next(iter(self.adapter.parameters()), torch.zeros(0)).device
-        lengths = torch.tensor([len(r) for r in rows])
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad)
-        mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
-        backbone = self.adapter.backbone
-        states = backbone(ids.to(device), mask.to(device)).last_hidden_state
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompt_ids, completion_ids)]
+        ids, mask = pad_rows(rows, self.pad, next(iter(self.adapter.parameters()), torch.zeros(0)).device)
+        states = self.adapter.backbone(ids, mask.bool()).last_hidden_state
         self.adapter.drain()
         return states[:, 0, 0].float().tolist()
+
+
+_ALIKE = "output_dir seed use_cpu temperature learning_rate lr_scheduler_type weight_decay report_to".split()
 
 
 def group_arguments(algorithm: str, args, group: int):
     """TRL's `GRPOConfig` or `RLOOConfig` that does what a `PPOConfig` says.
 
+    Args:
+        algorithm: "grpo" or "rloo".
+        args: the `PPOConfig` of the recipe.
+        group: answers to a prompt.
+
     Raises:
         RlmfError: rows that cannot be cut into groups (`rlmf.recipe`).
     """
-    from trl import GRPOConfig, RLOOConfig
-
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = args.per_device_train_batch_size
+    together = rows * number_of_processes()
     if group < 2:
         raise RlmfError(f"{algorithm} compares the answers to one prompt: group must be 2 or more, got {group}")
-    if (rows * processes) % group:
-        raise RlmfError(f"{rows * processes} rows cannot be cut into groups of {group}: change one of them")
-    updates = -(-int(args.total_episodes) // (rows * processes))
-    kind = GRPOConfig if algorithm == "grpo" else RLOOConfig
-    return kind(
-        output_dir=args.output_dir,
-        seed=args.seed,
-        use_cpu=args.use_cpu,
+    if together % group:
+        raise RlmfError(f"{together} rows cannot be cut into groups of {group}: change one of them")
+    updates = -(-int(args.total_episodes) // together)
+    return (GRPOConfig if algorithm == "grpo" else RLOOConfig)(
+        **{name: getattr(args, name) for name in _ALIKE},
         bf16=False,  # precision is the policy's own
         gradient_checkpointing=False,
         per_device_train_batch_size=rows // args.num_mini_batches,
@@ -82,18 +87,13 @@ def group_arguments(algorithm: str, args, group: int):
         max_steps=updates * args.num_mini_batches * args.num_ppo_epochs,
         num_generations=group,
         max_completion_length=args.response_length,
-        temperature=args.temperature,
         top_p=1.0,
         top_k=0,
         beta=0.0,
         epsilon=args.cliprange,
-        learning_rate=args.learning_rate,
-        lr_scheduler_type=args.lr_scheduler_type,
-        weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm or 0.0,
         logging_steps=1,
         save_strategy="no",
-        report_to=args.report_to,
         disable_tqdm=True,
     )
 
@@ -107,71 +107,49 @@ def group_trainer(
     adapter: RewardAdapter,
     prompts: Sequence[Prompt],
     group: int = 4,
-    callbacks: list | None = None,
-    peft_config=None,
+    **others,
 ):
-    """`GRPOTrainer` or `RLOOTrainer` on a masked policy; `args` is the `PPOConfig` of the recipe.
+    """`GRPOTrainer` or `RLOOTrainer` on a masked policy.
+
+    Args:
+        algorithm: "grpo" or "rloo".
+        args: the `PPOConfig` of the recipe.
+        tokenizer: of the policy.
+        policy: with its grammar set.
+        reference: masked alike; it is frozen.
+        adapter: the reward.
+        prompts: to answer.
+        group: answers to a prompt.
+        others: `callbacks` and `peft_config`, as the trainers take them.
 
     Raises:
-        RlmfError: as `check_before_training`; groups that do not fit the batch.
+        RlmfError: as `prepare_models`; groups that do not fit the batch.
     """
-    from trl import GRPOTrainer, RLOOTrainer
-
-    check_before_training(args, tokenizer, policy, None, reference, [p.ids for p in prompts], policy.grammar)
-    if args.gradient_checkpointing:
-        policy.gradient_checkpointing_enable()
-    asked = args.bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
-    policy.autocast = reference.autocast = torch.bfloat16 if asked else None
+    prepare_models(args, tokenizer, policy, reference, None, [p.ids for p in prompts])
     trainer = (GRPOTrainer if algorithm == "grpo" else RLOOTrainer)(
         model=policy,
         reward_funcs=GroupReward(adapter, tokenizer.pad_token_id),
         args=group_arguments(algorithm, args, group),
         train_dataset=prompt_dataset(prompts, text=True, tokenizer=tokenizer),
         processing_class=tokenizer,
-        callbacks=callbacks,
-        peft_config=peft_config,
+        **others,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
     if args.kl_coef:
         trainer.beta = args.kl_coef
-        trainer.ref_model = trainer.accelerator.prepare_model(freeze(reference), evaluation_mode=True)
+        trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
     return trainer
 
 
-def train_group(
-    recipe,
-    args,
-    tokenizer,
-    policy: MortmPolicy,
-    reference: MortmPolicy,
-    adapter: RewardAdapter,
-    prompts: Sequence[Prompt],
-    folder: Path,
-    draw: Callable | None = None,
-    callbacks: list | None = None,
-    peft_config=None,
-):
-    """Run a recipe whose algorithm is "grpo" or "rloo"; `folder/final` holds the policy."""
-    run = recipe.run
-    extra = [UpdateLog(folder), *(callbacks or [])]
-    if run.sample_every:
-        shown = prompts[: run.sample_count]
-        place = folder / "samples"
-        extra.append(SampleWriter(policy, tokenizer, shown, place, run.sample_every, args.response_length, draw))
-    trainer = group_trainer(
-        run.algorithm, args, tokenizer, policy, reference, adapter, prompts, run.group, extra, peft_config
-    )
-    if end_at_signal(trainer) and trainer.accelerator.is_main_process:
-        partial = folder / f"final.partial-{os.getpid()}"
-        result = trainer.accelerator.unwrap_model(trainer.model)
-        if hasattr(result, "merge_and_unload"):
-            result.save_pretrained(partial / "adapter")
-            result = result.merge_and_unload()
-        result.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        if (folder / "final").exists():
-            shutil.rmtree(folder / "final")
-        partial.rename(folder / "final")
+def save_final(trainer, folder: Path) -> None:
+    """Write the policy that a group trainer made, whole (see `policy.save_policy`).
+
+    Args:
+        trainer: after its training.
+        folder: to write.
+    """
+    if trainer.accelerator.is_main_process:
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        with replace_folder(folder) as partial:
+            save_policy(policy, trainer.processing_class, partial, merge=True)
     trainer.accelerator.wait_for_everyone()
-    return trainer

@@ -27,12 +27,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...models.errors_mortm import RlmfError
 from ...models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
+from ..adapters import is_adapted
+from ..refusals import refused_as
 from .grammar_masks import GrammarMasks
 
 
 ILLEGAL = -1e4  # logit of a token that the grammar forbids
 VALUE_FOLDER = "value"
-_NO_DROPOUT = {"hidden_dropout": 0.0, "activation_dropout": 0.0, "attention_dropout": 0.0, "classifier_dropout": 0.0}
+_DROPOUTS = ("hidden_dropout", "activation_dropout", "attention_dropout", "classifier_dropout")
 
 
 class _LearnsInEval:
@@ -75,7 +77,12 @@ class MortmPolicy(_LearnsInEval, MortmForCausalLM):
     grammar: GrammarMasks | None = None
 
     def set_grammar(self, tokenizer, budget: int | None = None) -> None:
-        """Mask with the grammar of a tokenizer; `budget`: most tokens of an answer (see `GrammarMasks`)."""
+        """Mask with the grammar of a tokenizer.
+
+        Args:
+            tokenizer: `MortmTokenizer`.
+            budget: most tokens of an answer (see `GrammarMasks`).
+        """
         self.grammar = GrammarMasks(tokenizer, self.config.vocab_size, budget)
         self.sampling_seconds = 0.0
 
@@ -92,6 +99,11 @@ class MortmPolicy(_LearnsInEval, MortmForCausalLM):
         """As MORTM's, with the logits of illegal tokens at -1e4.
 
         Args:
+            input_ids: `[B, T]` ids.
+            attention_mask: `[B, T]` mask of real tokens.
+            position_ids: `[B, T]` positions.
+            past_key_values: the cache.
+            logits_to_keep: how many of the last positions, or which, get logits.
             grammar_mask: `[B, V]` what may follow the last token (`generate()` passes it). Without it `input_ids` must
                 be whole sequences: no cached past.
         """
@@ -153,15 +165,18 @@ class MortmCritic(_LearnsInEval, MortmForSequenceClassification):
     plain_class = MortmForSequenceClassification
 
 
-def load_policy(folder: str | Path, experts: str | None = None, attention: str | None = None) -> MortmPolicy:
+def load_policy(folder: str | Path, experts: str = "", attention: str = "") -> MortmPolicy:
     """A policy from a MORTM folder or repository: fp32, without dropout, not masked yet.
+
+    Args:
+        folder: the folder or repository.
+        experts: transformers' experts interface; "": as the folder says.
+        attention: attention implementation; "": transformers' choice.
 
     Raises:
         RlmfError: no causal MORTM there (`rlmf.model`).
     """
-    policy = _load(MortmPolicy, folder, attention)
-    if experts:
-        policy.set_experts_implementation(experts)
+    policy = _load(MortmPolicy, folder, experts, attention)
     # What is merged into a rollout's settings must not change the distribution (TRL measures it from raw logits).
     settings = policy.generation_config
     for name in ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "repetition_penalty", "min_p"):
@@ -172,17 +187,15 @@ def load_policy(folder: str | Path, experts: str | None = None, attention: str |
     return policy
 
 
-def _load(kind, folder, attention):
-    options = dict(_NO_DROPOUT, dtype=torch.float32)
-    if attention:
-        options["attn_implementation"] = attention
-    try:
-        model = kind.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RlmfError(f"cannot load a model from {folder}: {reason}", "rlmf.model") from None
+def _load(kind, folder: str | Path, experts: str, attention: str):
+    with refused_as(f"cannot load a model from {folder}", RlmfError, "rlmf.model"):
+        model = kind.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention or None, **dict.fromkeys(_DROPOUTS, 0.0)
+        )
     if not model.config.is_causal:
         raise RlmfError(f"{folder} reads in both directions: a policy or a critic is causal", "rlmf.model")
+    if experts:
+        model.set_experts_implementation(experts)
     return model.train()
 
 
@@ -195,6 +208,7 @@ def make_critic(policy: MortmPolicy, hidden: int | None = None, layers: int = 0)
     """A critic with the policy's layers and a score of zero everywhere.
 
     Args:
+        policy: whose layers it starts from.
         hidden: width of a hidden layer in its head; None: one matrix.
         layers: take this many of the lowest layers; 0: all.
     """
@@ -216,20 +230,48 @@ def make_critic(policy: MortmPolicy, hidden: int | None = None, layers: int = 0)
     return critic.train()
 
 
-def load_critic(folder: str | Path, experts: str | None = None, attention: str | None = None) -> MortmCritic:
-    """The critic of a saved pair: of `folder/value`."""
+def load_critic(folder: str | Path, experts: str = "", attention: str = "") -> MortmCritic:
+    """The critic of a saved pair: of `folder/value`.
+
+    Args:
+        folder: of the pair.
+        experts: see `load_policy`.
+        attention: see `load_policy`.
+
+    Raises:
+        RlmfError: no critic there (`rlmf.model`).
+    """
     place = Path(folder) / VALUE_FOLDER
     if not place.is_dir():
         raise RlmfError(f"{folder} holds no critic (no folder {VALUE_FOLDER}): it is no saved pair", "rlmf.model")
-    critic = _load(MortmCritic, place, attention)
-    if experts:
-        critic.set_experts_implementation(experts)
-    return critic
+    return _load(MortmCritic, place, experts, attention)
 
 
-def save_pair(policy, critic: MortmCritic, tokenizer, folder: str | Path) -> None:
-    """Write policy (a model, or PEFT's wrapper: its adapter), tokenizer and, in `value/`, the critic."""
-    folder = Path(folder)
+def save_policy(policy, tokenizer, folder: Path, merge: bool) -> None:
+    """Write policy and tokenizer.
+
+    Args:
+        policy: a model, or PEFT's wrapper (its adapter is written).
+        tokenizer: of the policy.
+        folder: to write.
+        merge: write a whole model, with the adapter in `adapter/` beside it; there is no more training after this.
+    """
+    if merge and is_adapted(policy):
+        policy.save_pretrained(folder / "adapter")
+        policy = policy.merge_and_unload()
     policy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    critic.save_pretrained(folder / VALUE_FOLDER)
+
+
+def save_pair(policy, critic: MortmCritic, tokenizer, folder: str | Path, merge: bool = False) -> None:
+    """Write a policy and its tokenizer and, in `value/`, the critic.
+
+    Args:
+        policy: see `save_policy`.
+        critic: of the policy.
+        tokenizer: of the policy.
+        folder: to write.
+        merge: see `save_policy`.
+    """
+    save_policy(policy, tokenizer, Path(folder), merge)
+    critic.save_pretrained(Path(folder) / VALUE_FOLDER)

@@ -21,19 +21,20 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from tqdm import tqdm
+from transformers import PrinterCallback, TrainerCallback
 
+from ...data.whole_files import replace_folder
 from ...models.errors_mortm import RlmfError
 from ..run import ending_gracefully
+from ..runlog import append_line
 from .answers import passage, sample
-from .policy import MortmCritic, MortmPolicy, freeze, save_pair
+from .policy import MortmPolicy, freeze, save_pair
 from .prompts import Prompt
-from .rewards import RewardAdapter
 from .trl_release import require_trl
 
 
@@ -50,162 +51,132 @@ class AdaptiveKL:
     Preferences", section 2.2): a proportional controller on the logarithm, its error clipped at 20 %.
 
     Args:
-        target: KL to the reference, in nats a sequence. horizon: episodes over which an error of 10 % would correct
-            itself about tenfold.
+        target: KL to the reference, in nats a sequence.
+        horizon: episodes over which an error of 10 % would correct itself about tenfold.
     """
 
     def __init__(self, target: float, horizon: int = 1000):
         self.target, self.horizon = target, horizon
 
     def step(self, coefficient: float, kl: float, episodes: int) -> float:
-        """The coefficient after an update of so many episodes in which the KL was `kl`."""
+        """The coefficient after an update.
+
+        Args:
+            coefficient: before it.
+            kl: measured in it, in nats a sequence.
+            episodes: of the update.
+        """
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         return coefficient * (1.0 + error * episodes / self.horizon)
 
 
-def check_before_training(
-    args: PPOConfig, tokenizer, policy, critic, reference, prompts: Sequence[np.ndarray], masks
+def prepare_models(
+    args: PPOConfig, tokenizer, policy: MortmPolicy, reference: MortmPolicy, critic, prompts: Sequence[np.ndarray]
 ) -> None:
-    """Everything that would otherwise show after a rollout, or never (TRL loops for ever on too small a data set).
+    """Refuse what would otherwise show after a rollout, or never (TRL loops for ever on too small a data set); then
+    set precision and checkpointing as the arguments ask.
 
     Args:
+        args: of the run.
+        tokenizer: of the policy.
+        policy: with its grammar set.
+        reference: masked alike; it is frozen.
         critic: None for the algorithms without one.
+        prompts: ids of each.
 
     Raises:
         RlmfError: `rlmf.padding` (pad equals eos, or pads on the right), `rlmf.vocabulary` (sizes differ), `rlmf.data`
             (too few or too long prompts, or no room for an answer), `rlmf.device` (DeepSpeed, FSDP, fp16),
             `rlmf.recipe` (batches).
     """
-    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    models = [model for model in (policy, reference, critic) if model is not None]
+    pad, end, table = tokenizer.pad_token_id, tokenizer.eos_token_id, len(tokenizer.get_vocab())
+    sizes = sorted({model.config.vocab_size for model in models})
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    rows, batches, processes = args.per_device_train_batch_size, args.num_mini_batches, number_of_processes()
     if pad is None or pad == end:
-        raise RlmfError(
-            f"the pad token ({pad}) must not be the end token ({end}): ends would be masked away",
-            "rlmf.padding",
-        )
+        raise RlmfError(f"the pad token ({pad}) must not be the end token: ends would be masked away", "rlmf.padding")
     if tokenizer.padding_side != "left":
         raise RlmfError("prompts are padded on the left: set tokenizer.padding_side = 'left'", "rlmf.padding")
-    sizes = {m.config.vocab_size for m in (policy, critic, reference) if m is not None}
-    if len(sizes) > 1 or min(sizes) < len(tokenizer.get_vocab()):
-        raise RlmfError(
-            f"policy, critic and reference know {sorted(sizes)} ids, the tokenizer {len(tokenizer.get_vocab())}: "
-            "take all of them from one table",
-            "rlmf.vocabulary",
-        )
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if len(sizes) > 1 or sizes[0] < table:
+        known = f"policy, critic and reference know {sizes} ids, the tokenizer {table}"
+        raise RlmfError(f"{known}: take all of them from one table", "rlmf.vocabulary")
+    if "true" in (os.environ.get("ACCELERATE_USE_DEEPSPEED"), os.environ.get("ACCELERATE_USE_FSDP")):
         raise RlmfError("DeepSpeed and FSDP are not supported here: launch with plain data parallelism", "rlmf.device")
-    if args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16":
+    if args.fp16 or precision == "fp16":
         raise RlmfError("fp16 is not supported: use bf16 or fp32", "rlmf.device")
     if args.gradient_accumulation_steps != 1:
         raise RlmfError(
             "gradient_accumulation_steps must be 1: set per_device_train_batch_size to the rollout's rows and "
             "num_mini_batches to the optimizer steps an epoch"
         )
-    rows, processes = args.per_device_train_batch_size, int(os.environ.get("WORLD_SIZE", "1"))
-    if rows % args.num_mini_batches:
-        raise RlmfError(f"{rows} rows cannot be cut into {args.num_mini_batches} mini-batches: change one of them")
-    if rows // args.num_mini_batches < 2:
+    if rows % batches:
+        raise RlmfError(f"{rows} rows cannot be cut into {batches} mini-batches: change one of them")
+    if rows // batches < 2:
         raise RlmfError("a mini-batch of one row cannot be whitened: use fewer mini-batches or more rows")
     if len(prompts) < rows * processes:
-        raise RlmfError(
-            f"{len(prompts)} prompts do not fill one batch of {rows} rows on {processes} processes: take more songs, "
-            "or a smaller per_device_train_batch_size",
-            "rlmf.data",
-        )
-    longest, limit = max(map(len, prompts)), policy.config.max_position_embeddings
-    if longest + args.response_length > limit:
-        raise RlmfError(
-            f"prompts of {longest} tokens and answers of {args.response_length} exceed the context of {limit}",
-            "rlmf.data",
-        )
-    for index, ids in enumerate(prompts):
-        shortest = masks.shortest(ids)
-        if shortest > args.response_length:
-            raise RlmfError(
-                f"prompt {index}: its shortest answer takes {shortest} tokens, response_length is "
-                f"{args.response_length}: ask for fewer bars or allow more tokens",
-                "rlmf.data",
-            )
+        few = f"{len(prompts)} prompts do not fill one batch of {rows} rows on {processes} processes"
+        raise RlmfError(f"{few}: take more songs, or a smaller per_device_train_batch_size", "rlmf.data")
+    room, longest, limit = args.response_length, max(map(len, prompts)), policy.config.max_position_embeddings
+    if longest + room > limit:
+        asked = f"prompts of {longest} tokens and answers of {room}"
+        raise RlmfError(f"{asked} exceed the context of {limit}", "rlmf.data")
+    for index, shortest in enumerate(map(policy.grammar.shortest, prompts)):
+        if shortest > room:
+            needs = f"prompt {index}: its shortest answer takes {shortest} tokens, response_length is {room}"
+            raise RlmfError(f"{needs}: ask for fewer bars or allow more tokens", "rlmf.data")
+    freeze(reference)
+    # `accelerate launch --mixed_precision bf16` would only reach the update: sampling must follow it
+    asked = args.bf16 or precision == "bf16"
+    for model in models:
+        model.autocast = torch.bfloat16 if asked else None
+        if args.gradient_checkpointing and model is not reference:  # PPOTrainer reads the flag and does nothing
+            model.gradient_checkpointing_enable()
+
+
+def number_of_processes() -> int:
+    """Processes of the launch, before any trainer knows them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class MusicPPOTrainer(PPOTrainer):
     """PPO on a masked policy.
 
     Args:
-        model: `MortmPolicy` with its grammar set. ref_model: frozen, masked alike. value_model: `MortmCritic`.
-        reward_model: `RewardAdapter`. critic_learning_rate: by default the policy's. adaptive_kl: or None.
-        The others are PPOTrainer's.
+        critic_learning_rate: by default the policy's.
+        adaptive_kl: moves the KL coefficient; None: it stays.
+        given: PPOTrainer's own, by name: `model` (a `MortmPolicy` with its grammar set), `ref_model` (masked alike;
+            it is frozen), `value_model` (a `MortmCritic`), `reward_model` (a `RewardAdapter`), and the others.
     """
 
     # transformers' `Trainer` sets it in an initialiser that PPOTrainer never calls, and reads it when saving
     is_distributed_loading_by_transformers = False
 
-    def __init__(
-        self,
-        args: PPOConfig,
-        processing_class,
-        model: MortmPolicy,
-        ref_model: MortmPolicy,
-        reward_model: RewardAdapter,
-        train_dataset,
-        value_model: MortmCritic,
-        critic_learning_rate: float | None = None,
-        adaptive_kl: AdaptiveKL | None = None,
-        callbacks: list[TrainerCallback] | None = None,
-        peft_config=None,
-        **kwargs,
-    ):
-        check_before_training(
-            args,
-            processing_class,
-            model,
-            value_model,
-            ref_model,
-            [np.asarray(row, dtype=np.int64) for row in train_dataset["input_ids"]],
-            model.grammar,
-        )
-        if args.gradient_checkpointing:  # PPOTrainer reads the flag and does nothing
-            model.gradient_checkpointing_enable()
-            value_model.gradient_checkpointing_enable()
-        # `accelerate launch --mixed_precision bf16` would only reach the update: sampling must follow it
-        asked = args.bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
-        precision = torch.bfloat16 if asked else None
-        model.autocast = ref_model.autocast = value_model.autocast = precision
+    def __init__(self, critic_learning_rate: float | None = None, adaptive_kl: AdaptiveKL | None = None, **given):
+        policy, prompts = given["model"], [np.asarray(ids, np.int64) for ids in given["train_dataset"]["input_ids"]]
+        models = policy, given["ref_model"], given["value_model"]
+        prepare_models(given["args"], given["processing_class"], *models, prompts)
         self.critic_learning_rate = critic_learning_rate
         self.adaptive_kl, self.grad_norms = adaptive_kl, []
-        self.masked_policy, self.critic, self.adapter = model, value_model, reward_model
-        super().__init__(
-            args=args,
-            processing_class=processing_class,
-            model=model,
-            ref_model=freeze(ref_model),
-            reward_model=reward_model,
-            train_dataset=train_dataset,
-            value_model=value_model,
-            callbacks=callbacks,
-            peft_config=peft_config,
-            **kwargs,
-        )
+        self.masked_policy, self.adapter = policy, given["reward_model"]
+        super().__init__(**given)
         self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         self._trained = [p for group in inner.param_groups for p in group["params"]]
         inner.register_step_pre_hook(self._clip)
-        self._marks = (time.perf_counter(), model.sampling_seconds)
+        self._marks = (time.perf_counter(), policy.sampling_seconds)
 
     # ------------------------------------------------------------------------------------------------------- learning
 
     def create_optimizer(self, model=None):
         """AdamW; the critic may learn at a rate of its own."""
         args = self.args
-        groups = [
-            {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate}
-            for part, rate in (
-                (self.model.policy, args.learning_rate),
-                (self.model.value_model, self.critic_learning_rate or args.learning_rate),
-            )
-        ]
+        rates = {self.model.policy: None, self.model.value_model: self.critic_learning_rate}
         self.optimizer = torch.optim.AdamW(
-            groups,
+            [
+                {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate or args.learning_rate}
+                for part, rate in rates.items()
+            ],
             betas=(args.adam_beta1, args.adam_beta2),
             eps=args.adam_epsilon,
             weight_decay=args.weight_decay,
@@ -219,8 +190,7 @@ class MusicPPOTrainer(PPOTrainer):
     def log(self, logs: dict, start_time: float | None = None) -> None:
         """As the Trainer's, with the figures of this update that PPOTrainer does not have."""
         if "objective/kl" in logs:
-            seen = self.adapter.drain()
-            for name, values in seen.items():
+            for name, values in self.adapter.drain().items():
                 values = self.accelerator.gather(values)
                 logs[f"reward/{name}"] = float(values.mean())
                 if name == "reward":
@@ -243,46 +213,36 @@ class MusicPPOTrainer(PPOTrainer):
     def create_model_card(self, *args, **kwargs) -> None:
         """None: PPOTrainer's fails on several processes, and says nothing of the music."""
 
-    def save_model(
-        self, output_dir: str | None = None, _internal_call: bool = False, adapter: Path | None = None
-    ) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False, merge: bool = False) -> None:
         """Policy (or its adapter), tokenizer, critic and the state of a run, complete or not at all.
 
         Args:
             output_dir: folder to write; by default that of the run.
             _internal_call: without effect.
-            adapter: folder that moves into it as `adapter/`, or None.
+            merge: write a whole policy (see `policy.save_policy`).
         """
         if not self.accelerator.is_main_process:
             return
         pair = self.accelerator.unwrap_model(self.model)
         target = Path(output_dir or self.args.output_dir)
-        partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-        save_pair(pair.policy, pair.value_model, self.processing_class, partial)
         state = {
             "step": self.state.global_step,
             "episode": self.state.episode,
             "kl_coef": self.args.kl_coef,
             "reward_sums": self.adapter.backbone.shaping.sums.tolist(),
         }
-        (partial / RUN_STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        if adapter is not None:
-            adapter.rename(partial / "adapter")
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        with replace_folder(target) as partial:
+            save_pair(pair.policy, pair.value_model, self.processing_class, partial, merge)
+            (partial / RUN_STATE).write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
 
     def save_final(self, folder: str | Path) -> None:
         """The result, which is a whole model: adapters are merged into the policy, and kept in `adapter/` beside it.
-        There is no more training after this."""
-        pair = self.accelerator.unwrap_model(self.model)
-        adapter = None
-        if hasattr(pair.policy, "merge_and_unload"):
-            adapter = Path(f"{folder}.adapter")
-            if self.accelerator.is_main_process:
-                pair.policy.save_pretrained(adapter)
-            pair.policy = pair.policy.merge_and_unload()
-        self.save_model(str(folder), adapter=adapter)
+        There is no more training after this.
+
+        Args:
+            folder: to write.
+        """
+        self.save_model(str(folder), merge=True)
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -345,28 +305,27 @@ def end_at_signal(trainer) -> bool:
 
 
 class UpdateLog(TrainerCallback):
-    """`log.jsonl` in the run's folder, and a progress bar where someone looks."""
+    """`log.jsonl` in the run's folder, and a progress bar where someone looks.
 
-    def __init__(self, folder: str | Path, progress: bool | None = None):
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: str | Path):
         self.path = Path(folder) / "log.jsonl"
-        self.progress = sys.stderr.isatty() if progress is None else progress
         self.bar = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.progress:
-                from tqdm import tqdm
-
+            if sys.stderr.isatty():
                 self.bar = tqdm(total=state.max_steps, unit="update")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
             return
         line = {k: round(v, 6) if isinstance(v, float) else v for k, v in logs.items()}
-        with open(self.path, "a", encoding="utf-8") as handle:
-            stamp = datetime.now().isoformat(timespec="seconds")
-            handle.write(json.dumps({"time": stamp, "step": state.global_step, **line}) + "\n")
+        append_line(self.path, {"step": state.global_step, **line})
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
             reward, kl = logs.get("reward/reward", float("nan")), logs.get("objective/kl", float("nan"))
@@ -381,7 +340,12 @@ class SampleWriter(TrainerCallback):
     """Continues a few fixed prompts every so many updates and writes them as MIDI, with a picture each.
 
     Args:
-        policy: the masked policy. prompts: to continue. folder: `step-N/i.mid` and `.png` go there. every: updates.
+        policy: the masked policy.
+        tokenizer: of the policy.
+        prompts: to continue.
+        folder: `step-N/i.mid` and `.png` go there.
+        every: updates between two sets of samples.
+        response_length: most tokens of an answer.
         draw: function of (score, path, highlight=(first, last), title=...), or None: no pictures.
         seed: of the sampling; the run's own random numbers are left as they are.
     """
@@ -402,20 +366,16 @@ class SampleWriter(TrainerCallback):
 
     def write(self, step: int) -> None:
         """The samples of one step: all of them, or none."""
-        target = self.folder / f"step-{step:05d}"
-        partial = target.with_name(target.name + f".partial-{os.getpid()}")
-        partial.mkdir(parents=True, exist_ok=True)
         sampled = sample(self.policy, self.tokenizer, self.prompts, self.response_length, self.seed)
-        for index, (prompt, ids) in enumerate(zip(self.prompts, sampled)):
-            score, given = passage(self.tokenizer, prompt.ids, ids)
-            (partial / f"{index}.mid").write_bytes(score.dumps_midi())
-            if self.draw is not None:
-                title = f"update {step}: {Path(prompt.path).stem}"
-                new = (given, given + prompt.bars)
-                self.draw(score, partial / f"{index}.png", highlight=new, title=title)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
+        with replace_folder(self.folder / f"step-{step:05d}") as partial:
+            partial.mkdir(parents=True)
+            for index, (prompt, ids) in enumerate(zip(self.prompts, sampled)):
+                score, given = passage(self.tokenizer, prompt.ids, ids)
+                (partial / f"{index}.mid").write_bytes(score.dumps_midi())
+                if self.draw is not None:
+                    title = f"update {step}: {Path(prompt.path).stem}"
+                    new = (given, given + prompt.bars)
+                    self.draw(score, partial / f"{index}.png", highlight=new, title=title)
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:

@@ -13,6 +13,7 @@ Knows: songs, the prompt builder, the grammar's shortest answer. Must not know: 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,8 +32,13 @@ class Prompt:
     """One prompt.
 
     Attributes:
-        ids: `[n]` int64, ending with `<MGEN>`. answer: `[m]` int64, what the song goes on with, ending with `<TE>`.
-        path, corpus, cluster: of the song. start: first bar that is generated; bars: how many.
+        ids: `[n]` int64, ending with `<MGEN>`.
+        answer: `[m]` int64, what the song goes on with, ending with `<TE>`.
+        path: of the song.
+        corpus: of the song.
+        cluster: of the song.
+        start: first bar that is generated.
+        bars: bars that are generated.
     """
 
     ids: np.ndarray
@@ -49,9 +55,13 @@ class PromptRecipe:
     """How prompts are cut.
 
     Attributes:
-        past, bars: bars given at most, and bars to generate. tracks: the first so many sounding tracks; 0: all.
+        past: bars given at most.
+        bars: bars to generate.
+        tracks: the first so many sounding tracks; 0: all.
         least_tracks: songs of fewer give no prompt.
-        prompt_length, response_length: most tokens of each. chords: give the song's chords where it has them.
+        prompt_length: most tokens of a prompt.
+        response_length: most tokens of an answer.
+        chords: give the song's chords where it has them.
     """
 
     past: int = 4
@@ -64,7 +74,13 @@ class PromptRecipe:
 
 
 def song_prompt(song, tokenizer, recipe: PromptRecipe, masks: GrammarMasks) -> Prompt:
-    """The prompt of one song (of a `ScoreStore`).
+    """The prompt of one song.
+
+    Args:
+        song: of a `ScoreStore`.
+        tokenizer: of the policy.
+        recipe: how the prompt is cut.
+        masks: of the policy's grammar.
 
     Raises:
         ValueError: it has none; the message says why.
@@ -114,6 +130,9 @@ def first_bar_prompts(
     """The prompts of a store, the corpora in turn (while they last), and the songs left out with the reason.
 
     Args:
+        store: of the songs.
+        tokenizer: of the policy.
+        recipe: how prompts are cut.
         limit: take at most so many; 0: all.
     """
     masks = GrammarMasks(tokenizer, len(tokenizer.vocabulary), recipe.response_length)
@@ -130,22 +149,34 @@ def first_bar_prompts(
 
 
 def take_turns(groups: Sequence[Sequence[Prompt]], limit: int = 0) -> list[Prompt]:
-    """One of each group after the other, evenly spread over a group that is longer than its turns."""
-    count = sum(len(g) for g in groups)
-    limit = min(limit or count, count)
-    quota, left = [0] * len(groups), limit
+    """One of each group after the other, evenly spread over a group that is longer than its turns.
+
+    Args:
+        groups: of prompts.
+        limit: take at most so many; 0: all.
+    """
+    count = sum(map(len, groups))
+    quota, left = [0] * len(groups), min(limit or count, count)
     while left:
         for i, group in enumerate(groups):
             if left and quota[i] < len(group):
                 quota[i] += 1
                 left -= 1
     picked = [[g[i] for i in np.linspace(0, len(g) - 1, n).astype(int)] for g, n in zip(groups, quota)]
-    turns = max(quota, default=0)
-    return [rows[turn] for turn in range(turns) for rows in picked if turn < len(rows)]
+    return [prompt for turn in itertools.zip_longest(*picked) for prompt in turn if prompt is not None]
 
 
 def prompt_dataset(prompts: Sequence[Prompt], text: bool = False, tokenizer=None):
-    """A `datasets.Dataset` of prompts: `input_ids`, or `prompt` (text) and `prompt_ids` for TRL's group trainers."""
+    """A `datasets.Dataset` of prompts: `input_ids`, or `prompt` (text) and `prompt_ids` for TRL's group trainers.
+
+    Args:
+        prompts: one a row.
+        text: for group trainers.
+        tokenizer: of the policy, for the text.
+
+    Raises:
+        RlmfError: no prompts (`rlmf.data`).
+    """
     from datasets import Dataset
 
     if not prompts:
@@ -155,12 +186,3 @@ def prompt_dataset(prompts: Sequence[Prompt], text: bool = False, tokenizer=None
         words = [" ".join(tokenizer.convert_ids_to_tokens(r)) for r in rows]
         return Dataset.from_dict({"prompt": words, "prompt_ids": rows})
     return Dataset.from_dict({"input_ids": rows})
-
-
-def left_padded(prompts: Sequence[Prompt], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """`[B, T]` int64 ids and bool mask of prompts, padded on the left."""
-    width = max(len(p.ids) for p in prompts)
-    mask = np.arange(width)[None] >= width - np.array([len(p.ids) for p in prompts])[:, None]
-    ids = np.full(mask.shape, pad, dtype=np.int64)
-    ids[mask] = np.concatenate([p.ids for p in prompts])
-    return ids, mask

@@ -35,6 +35,7 @@ from ...models.reward_bertm import BertmReward
 from ...models.token_codec import parse_segment
 from ...models.token_vocabulary import MetricVocabulary, TokenKind
 from ...models.tokenization_mortm import MortmTokenizer
+from ..routing import summed
 from .rules import RULES, NoteReader
 
 
@@ -45,7 +46,8 @@ class JudgeReward(nn.Module):
     """BERTM as a reward (`BertmReward`: one checkpoint or an ensemble, its modes), on rows or on their answers alone.
 
     Args:
-        reward: module of (ids, mask) -> `[B]`; for "window" a `BertmReward`. view: one of `VIEWS`.
+        reward: module of (ids, mask) -> `[B]`; for "window" a `BertmReward`.
+        view: one of `VIEWS`.
         vocabulary: the token table.
     """
 
@@ -86,8 +88,9 @@ class MusicReward(nn.Module):
     """A weighted sum of terms.
 
     Args:
-        vocabulary: the token table. terms: `(name, weight, term)`; a term is a module of (ids, mask), or a rule of
-            `rules.RULES` (a function of `Notes`).
+        vocabulary: the token table.
+        terms: `(name, weight, term)`; a term is a module of (ids, mask), or a rule of `rules.RULES` (a function of
+            `Notes`).
 
     Attributes:
         last: `{name: [B] values}` of the last call, before weighting.
@@ -134,10 +137,7 @@ class Shaping(nn.Module):
         """`[B]` -> `[B]`."""
         if self.whiten:
             exact = reward.double()
-            new = torch.stack([torch.ones_like(exact).sum(), exact.sum(), (exact**2).sum()])
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                torch.distributed.all_reduce(new)
-            self.sums += new
+            self.sums += summed(torch.stack([torch.ones_like(exact).sum(), exact.sum(), (exact**2).sum()]))
             mean = self.sums[1] / self.sums[0]
             deviation = (self.sums[2] / self.sums[0] - mean**2).clamp(min=0).sqrt()
             reward = ((exact - mean) / (deviation + 1e-8)).to(reward.dtype)
@@ -148,7 +148,10 @@ class HumanBaseline(nn.Module):
     """The reward of what each prompt's song goes on with.
 
     Args:
-        reward: module of (ids, mask) -> `[B]`. prompts, answers: `[n]` pairs of ids, as in `prompts.Prompt`. pad: id.
+        reward: module of (ids, mask) -> `[B]`.
+        prompts: `[n]` ids, as in `prompts.Prompt`.
+        answers: `[n]` ids of what the songs go on with.
+        pad: id of padding.
         marker: id of `<MGEN>`, the last token of a prompt.
     """
 
@@ -198,8 +201,10 @@ class RewardAdapter(nn.Module):
     """A reward in the form in which TRL's PPOTrainer calls its reward model.
 
     Args:
-        reward: module of (ids, mask) -> `[B]`. config: of any model (read under DeepSpeed only). baseline: taken from
-            the reward before it is shaped; what is reported is the reward itself.
+        reward: module of (ids, mask) -> `[B]`.
+        shaping: of what the policy learns from; by default none.
+        config: of any model (read under DeepSpeed only).
+        baseline: taken from the reward before it is shaped; what is reported is the reward itself.
     """
 
     base_model_prefix = "backbone"
@@ -236,8 +241,9 @@ def load_judge(folders, tokenizer, **options) -> BertmReward:
     """A `BertmReward` of one folder or of several, whose token tables are the policy's.
 
     Args:
-        folders: one or a list; "BERTM_QUALITY" and the like name a bundled checkpoint. options: `mode`, `combine`,
-            `machine_label`.
+        folders: one or a list; "BERTM_QUALITY" and the like name a bundled checkpoint.
+        tokenizer: of the policy.
+        options: `mode`, `combine`, `machine_label`.
 
     Raises:
         RlmfError: nothing to load, unknown words (`rlmf.model`); another token table (`rlmf.vocabulary`).
@@ -258,15 +264,20 @@ def load_judge(folders, tokenizer, **options) -> BertmReward:
 def check_same_table(tokenizer, table: dict[str, int], size: int, name: str) -> None:
     """Ids are handed on as they are: both sides must mean the same by them.
 
+    Args:
+        tokenizer: of the policy.
+        table: `{token: id}` of the judge.
+        size: ids that the judge's model knows.
+        name: of the judge, for the message.
+
     Raises:
         RlmfError: `rlmf.vocabulary`, naming the first difference.
     """
     ours = tokenizer.get_vocab()
     if ours != table:
-        different = sorted(k for k in ours.keys() | table.keys() if ours.get(k) != table.get(k))
-        first = different[0]
+        first, *others = sorted(k for k in ours.keys() | table.keys() if ours.get(k) != table.get(k))
         raise RlmfError(
-            f"{name} has another token table than the policy ({len(different)} differences; {first} is "
+            f"{name} has another token table than the policy ({1 + len(others)} differences; {first} is "
             f"{table.get(first)} there and {ours.get(first)} here): train both on one table",
             "rlmf.vocabulary",
         )
@@ -282,25 +293,26 @@ def build_reward(terms: Sequence[dict], tokenizer) -> MusicReward:
     `view` (by default "row", or "window" where its configuration names another form than tracks), and `BertmReward`'s
     `mode`, `combine` and `machine_label`.
 
+    Args:
+        terms: of the recipe.
+        tokenizer: of the policy.
+
     Raises:
         RlmfError: unknown kinds or arguments; judges that cannot be loaded or have another token table.
     """
-    built = []
+    built, kinds = [], ", ".join(("judge", *RULES))
     for number, term in enumerate(terms):
         if not isinstance(term, dict) or "kind" not in term:
-            raise RlmfError(f"term {number} of the reward has no kind: {', '.join(('judge', *RULES))}")
+            raise RlmfError(f"term {number} of the reward has no kind: {kinds}")
         options = dict(term)
         kind, weight = options.pop("kind"), float(options.pop("weight", 1.0))
         name = str(options.pop("name", kind))
         try:
-            if kind == "judge":
-                if "model" not in options:
-                    raise RlmfError(f"term {number} of the reward (judge) names no model")
-                made = _build_judge(options, tokenizer)
-            elif kind in RULES:
-                made = RULES[kind](**options)
-            else:
-                raise RlmfError(f"no reward {kind!r}; there are {', '.join(('judge', *RULES))}")
+            if kind == "judge" and "model" not in options:
+                raise RlmfError(f"term {number} of the reward (judge) names no model")
+            if kind != "judge" and kind not in RULES:
+                raise RlmfError(f"no reward {kind!r}; there are {kinds}")
+            made = _build_judge(options, tokenizer) if kind == "judge" else RULES[kind](**options)
         except TypeError as error:
             raise RlmfError(f"term {number} of the reward ({kind}): {error}") from None
         built.append((name, weight, made))

@@ -54,11 +54,18 @@ class Notes:
     """The notes of a batch, in the order they stand in, and what is stated beside them.
 
     Attributes:
-        row, bar, onset, pitch, duration, program: `[n]`; `bar` counts from 0 in its track, `onset` in ticks from it.
+        row: `[n]` row of the batch.
         track: `[n]` number of the track, a different one for every track of the batch.
+        bar: `[n]` bar of the track, from 0.
+        onset: `[n]` ticks from the start of the bar.
+        pitch: `[n]` MIDI pitch, or drum.
+        duration: `[n]` ticks.
+        program: `[n]` program of the track.
         new: `[n]` bool, in the generated field.
-        key: `[B]` value of the header's key, -1: none. bars: `[B]` bars of the generated field (of its first track).
-        track_bars: `[B]` bars of the generated field, summed over its tracks. finished: `[B]` bool, ends with `<TE>`.
+        key: `[B]` value of the header's key, -1: none.
+        bars: `[B]` bars of the generated field (of its first track).
+        track_bars: `[B]` bars of the generated field, summed over its tracks.
+        finished: `[B]` bool, ends with `<TE>`.
         chords: row, bar, onset, root, quality of every chord of CONST_C, each `[m]`.
     """
 
@@ -78,11 +85,21 @@ class Notes:
 
     @property
     def rows(self) -> int:
+        """Rows of the batch."""
         return len(self.key)
+
+    @property
+    def asked(self) -> torch.Tensor:
+        """`[n]` bool, generated and pitched."""
+        return self.new & (self.program != DRUMS)
 
 
 class NoteReader:
-    """Reads ids into `Notes`; tables of one vocabulary, moved to the ids' device when it changes."""
+    """Reads ids into `Notes`; its tables are moved to the ids' device when it changes.
+
+    Args:
+        vocabulary: the token table.
+    """
 
     def __init__(self, vocabulary: MetricVocabulary):
         self.kind = torch.from_numpy(vocabulary.kind.astype(np.int64))
@@ -159,8 +176,7 @@ class NoteReader:
 
 def _share(yes: torch.Tensor, row: torch.Tensor, rows: int, neutral: float) -> torch.Tensor:
     """`[rows]` mean of `yes` [n] over the entries of each row, `neutral` where there are none."""
-    count = torch.zeros(rows, device=row.device).index_add_(0, row, torch.ones_like(row, dtype=torch.float))
-    total = torch.zeros(rows, device=row.device).index_add_(0, row, yes.float())
+    count, total = torch.bincount(row, minlength=rows), torch.bincount(row, yes.float(), rows)
     return torch.where(count > 0, total / count.clamp(min=1), neutral)
 
 
@@ -175,11 +191,8 @@ class ScaleAdherence:
     def __call__(self, notes: Notes) -> torch.Tensor:
         device = notes.row.device
         keys, scales = self.keys.to(device), self.scales.to(device)
-        use = notes.new & (notes.program != DRUMS)
-        row, tone = notes.row[use], notes.pitch[use] % 12
-        counts = torch.zeros(notes.rows * 12, device=device)
-        counts.index_add_(0, row * 12 + tone, torch.ones_like(row, dtype=torch.float))
-        counts = counts.view(-1, 12)
+        place = (notes.row * 12 + notes.pitch % 12)[notes.asked]
+        counts = torch.bincount(place, minlength=notes.rows * 12).view(-1, 12).float()
         known = (notes.key >= 0) & keys[notes.key.clamp(min=0)].any(1)
         inside = (counts * keys[notes.key.clamp(min=0)]).sum(1)
         best = (counts @ scales.T).amax(1)
@@ -188,7 +201,11 @@ class ScaleAdherence:
 
 class ChordFit:
     """Share of the generated pitched notes that are tones of the chord given at their onset. Notes under no chord do
-    not count; a row without chords gets `neutral`."""
+    not count.
+
+    Args:
+        neutral: what a row without chords gets.
+    """
 
     def __init__(self, neutral: float = 0.5):
         self.neutral, self.tones = neutral, torch.from_numpy(_chord_table())
@@ -196,7 +213,7 @@ class ChordFit:
     def __call__(self, notes: Notes) -> torch.Tensor:
         device = notes.row.device
         row, bar, onset, root, quality = notes.chords
-        use = notes.new & (notes.program != DRUMS)
+        use = notes.asked
         if not len(row):
             return torch.full((notes.rows,), self.neutral, device=device)
         span = 1 << 20  # more than the ticks and bars of any row
@@ -213,15 +230,18 @@ class ChordFit:
 
 class Consonance:
     """Share of the neighbouring generated pitched notes of one onset, over all tracks, that are no semitone apart
-    (modulo the octave). A row in which no notes begin together gets `neutral`."""
+    (modulo the octave).
+
+    Args:
+        neutral: what a row gets in which no notes begin together.
+    """
 
     def __init__(self, neutral: float = 1.0):
         self.neutral = neutral
 
     def __call__(self, notes: Notes) -> torch.Tensor:
-        use = notes.new & (notes.program != DRUMS)
-        place = (notes.row[use] * 1024 + notes.bar[use]) * 256 + notes.onset[use]
-        sounds = torch.unique(place * 128 + notes.pitch[use])  # sorted: by row, onset, pitch
+        place = (notes.row * 1024 + notes.bar) * 256 + notes.onset
+        sounds = torch.unique((place * 128 + notes.pitch)[notes.asked])  # sorted: by row, onset, pitch
         place, pitch = sounds // 128, sounds % 128
         together = place[1:] == place[:-1]
         step = (pitch[1:] - pitch[:-1])[together] % 12
@@ -258,7 +278,12 @@ def _track_bars(notes: Notes, content: torch.Tensor) -> tuple[torch.Tensor, ...]
 class BarPattern:
     """How near the share of generated bars whose rhythm repeats an earlier bar of the row comes to `target`: 1 at the
     target, falling linearly to 0 at the farther end. Bars are compared by the set of their onsets, within instruments;
-    given bars count as earlier ones. A row with no two bars to compare gets `neutral`."""
+    given bars count as earlier ones.
+
+    Args:
+        target: share that gets 1.
+        neutral: what a row gets with no two bars to compare.
+    """
 
     def __init__(self, target: float = 0.6, neutral: float = 0.5):
         self.target, self.neutral = target, neutral
@@ -277,21 +302,29 @@ class BarPattern:
 
 class DensityGuard:
     """1 while the generated notes a track bar stay between `low` and `high`, falling to 0 at none and at twice `high`;
-    0 where the field is unfinished."""
+    0 where the field is unfinished.
+
+    Args:
+        low: notes a track bar.
+        high: notes a track bar.
+    """
 
     def __init__(self, low: float = 1.0, high: float = 16.0):
         self.low, self.high = low, high
 
     def __call__(self, notes: Notes) -> torch.Tensor:
-        count = torch.zeros(notes.rows, device=notes.row.device).index_add_(0, notes.row, notes.new.float())
-        dense = count / notes.track_bars.clamp(min=1)
+        dense = torch.bincount(notes.row, notes.new.float(), notes.rows) / notes.track_bars.clamp(min=1)
         value = torch.minimum(dense / self.low, (2 * self.high - dense) / self.high).clamp(0, 1)
         return torch.where(notes.finished, value, 0.0)
 
 
 class RepetitionGuard:
     """1 while at most `allowed` of the generated track bars copy an earlier bar of the row note for note, falling to 0
-    where all do. A row without bars to compare gets 1."""
+    where all do. A row without bars to compare gets 1.
+
+    Args:
+        allowed: share of the track bars.
+    """
 
     def __init__(self, allowed: float = 0.5):
         self.allowed = allowed

@@ -11,6 +11,7 @@ Knows: rendered songs, the model and its feature extractor. Must not know: how a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 from ...data.mel_frames import SoundWindows, build_sound
@@ -22,8 +23,8 @@ from ..recipe import Recipe, RecipeKind
 from ..run import batches_of, carry_out, complete_arguments, new_trainer, open_run, packs_of_step, without_bars
 from ..songs import cache_of, open_songs
 from ..trainer import PackTrainer
-from ..validation import MeanLosses, batches_to_measure
-from ..weights import fresh_weights, prepare_weights, set_experts
+from ..validation import losses_of
+from ..weights import make_model
 
 
 @dataclass
@@ -86,14 +87,8 @@ def train(recipe: Recipe, stores: dict | None = None) -> PackTrainer:
 
     dataset = windows("train", batches_of(arguments), sound.minutes, arguments.seed)
     mean, std = dataset.store.moments()
-    prepare_weights(arguments)
-    model = fresh_weights(
-        VMortmForSpectrogramGeneration, VMortmConfig(**{"mel_mean": mean, "mel_std": std, **section}), arguments
-    )
-    set_experts(model, arguments)
-    validation = None
-    if arguments.eval_windows:
-        held = stores["validation"]
-        items = batches_to_measure(arguments, sound.batch, len(held))
-        validation = MeanLosses(windows("validation", items, max(1.0, sound.minutes / 10), 0))
+    config = VMortmConfig(**{"mel_mean": mean, "mel_std": std, **section})
+    model = make_model(VMortmForSpectrogramGeneration, config, arguments)
+    held = functools.partial(windows, "validation", minutes=max(1.0, sound.minutes / 10), seed=0)
+    validation = losses_of(arguments, sound.batch, stores, held)
     return carry_out(new_trainer(model, dataset, extractor, arguments, per_step, validation))

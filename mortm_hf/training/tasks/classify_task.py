@@ -33,7 +33,7 @@ from ..feature_hints import HintLayer
 from ..labelled_batches import LabelledBatches, draw_weights, evenly_chosen, half_of, without
 from ..recipe import Recipe, RecipeKind
 from ..run import carry_out, complete_arguments, new_trainer, open_run, packs_of_step, without_bars
-from ..weights import load_weights, prepare_weights
+from ..weights import load_tokenizer, load_weights, prepare_weights
 
 
 BALANCES = ("loss", "label", "sampler", "none")
@@ -168,7 +168,7 @@ def train(recipe: Recipe, sets: dict[str, LabelledData] | None = None) -> Classi
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     arguments.init = arguments.init and find_model(arguments.init)
-    tokenizer = load_weights(MortmTokenizer, arguments.init) if arguments.init else MortmTokenizer()
+    tokenizer = load_tokenizer(arguments)
     if sets is None:
         where = {"data": data.data, "cache": data.cache or None, "tokenizer": tokenizer}
         sets = {split: labelled.load(data.set, split, **where) for split in ("train", "validation")}

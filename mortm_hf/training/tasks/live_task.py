@@ -13,6 +13,7 @@ clocks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 
 from ...data.piano_rolls import RollWindows
@@ -24,8 +25,8 @@ from ..recipe import Recipe, RecipeKind
 from ..run import batches_of, carry_out, complete_arguments, new_trainer, open_run, packs_of_step, without_bars
 from ..songs import open_songs
 from ..trainer import PackTrainer
-from ..validation import MeanLosses, batches_to_measure
-from ..weights import fresh_weights, prepare_weights, set_experts
+from ..validation import losses_of
+from ..weights import make_model
 
 
 @dataclass
@@ -46,11 +47,6 @@ class RollRecipe:
 
 
 KIND = RecipeKind("live", MortmLiveConfig, own={"roll": RollRecipe})
-
-
-def processor_of(config: MortmLiveConfig) -> MortmLiveProcessor:
-    """The processor of a model."""
-    return MortmLiveProcessor(config.instruments, config.chunk_ticks, config.ticks_per_measure, config.velocity)
 
 
 @without_bars()
@@ -81,18 +77,14 @@ def train(recipe: Recipe, stores: dict | None = None) -> PackTrainer:
     }
     open_run(arguments, stated, {"roll": {"silence": 0.0}})
     stores = stores or open_songs(data, arguments)
-    processor = processor_of(config)
+    processor = MortmLiveProcessor(config.instruments, config.chunk_ticks, config.ticks_per_measure, config.velocity)
 
     def windows(split: str, items: int, **drawn) -> RollWindows:
         return RollWindows(stores[split], processor, roll.slots, roll.chunks, roll.batch, items, **drawn)
 
     drawn = {"seed": arguments.seed, "transpose": data.transpose, "silence": roll.silence}
     dataset = windows("train", batches_of(arguments), **drawn)
-    prepare_weights(arguments)
-    model = fresh_weights(MortmLiveForCausalGeneration, config, arguments)
-    set_experts(model, arguments)
-    validation = None
-    if arguments.eval_windows:
-        items = batches_to_measure(arguments, roll.batch, len(stores["validation"]))
-        validation = MeanLosses(windows("validation", items, seed=0, silence=roll.silence))
+    model = make_model(MortmLiveForCausalGeneration, config, arguments)
+    held = functools.partial(windows, "validation", seed=0, silence=roll.silence)
+    validation = losses_of(arguments, roll.batch, stores, held)
     return carry_out(new_trainer(model, dataset, processor, arguments, per_step, validation))

@@ -29,15 +29,14 @@ from ...models.configuration_bertm import BertmConfig
 from ...models.errors_mortm import TrainingError
 from ...models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassification
 from ...models.modeling_mortm import MortmForCausalLM
-from ...models.tokenization_mortm import MortmTokenizer
 from .. import attention
 from ..arguments import EPOCHS, DataRecipe, RunArguments
 from ..recipe import Recipe, RecipeKind
 from ..run import carry_out, complete_arguments, new_trainer, open_run, packs_of_step, without_bars
 from ..songs import open_songs
 from ..trainer import PackTrainer
-from ..validation import MeanLosses, batches_to_measure
-from ..weights import fresh_weights, load_weights, prepare_weights, set_experts
+from ..validation import losses_of
+from ..weights import load_tokenizer, load_weights, make_model
 
 
 @dataclass
@@ -73,9 +72,8 @@ def _build(section: dict, vocab_size: int, finds: bool, arguments: RunArguments)
     kind = BertmForTokenClassification if finds else BertmForMaskedLM
     labels = {"num_labels": len(LABELS), "id2label": dict(enumerate(LABELS))} if finds else {}
     if not arguments.init:
-        return fresh_weights(kind, BertmConfig(vocab_size=vocab_size, **section, **labels), arguments)
-    options = {"dtype": torch.float32, "attn_implementation": arguments.attention or None}
-    model = load_weights(kind, arguments.init, **options, **labels)
+        return make_model(kind, BertmConfig(vocab_size=vocab_size, **section, **labels), arguments)
+    model = make_model(kind, None, arguments, **labels)
     found = {name: getattr(model.config, name) for name in section}
     other = [f"{name} {found[name]}, not {value}" for name, value in section.items() if found[name] != value]
     if other:
@@ -139,7 +137,7 @@ def train(recipe: Recipe, stores: dict | None = None) -> PackTrainer:
         stated["init"] = Path(arguments.init).name
     later = {"pieces": dataclasses.asdict(PiecesRecipe()), "data": dataclasses.asdict(DataRecipe())}
     open_run(arguments, stated, later)
-    tokenizer = load_weights(MortmTokenizer, arguments.init) if arguments.init else MortmTokenizer()
+    tokenizer = load_tokenizer(arguments)
     vocabulary = tokenizer.vocabulary
     stores = stores or open_songs(data, arguments)
 
@@ -149,9 +147,7 @@ def train(recipe: Recipe, stores: dict | None = None) -> PackTrainer:
         return PackDataset(source, count, lambda index: shape, tokenizer.pad_token_id, seed, epochs=epochs)
 
     plain = packs("train", data.packs_per_epoch, arguments.seed, EPOCHS)
-    prepare_weights(arguments)
     model = _build(section, len(vocabulary), finds, arguments)
-    set_experts(model, arguments)
     proposer = _proposer(task, arguments) if finds else None
 
     def altered(dataset: PackDataset):
@@ -159,8 +155,7 @@ def train(recipe: Recipe, stores: dict | None = None) -> PackTrainer:
             return ReplacedPackDataset(dataset, vocabulary, task, proposer)
         return MaskedPackDataset(dataset, vocabulary, task)
 
-    validation = None
-    if arguments.eval_windows:
-        count = batches_to_measure(arguments, data.rows, len(stores["validation"]))
-        validation = MeanLosses(altered(packs("validation", count, 0, 1)))
+    validation = losses_of(
+        arguments, data.rows, stores, lambda count: altered(packs("validation", count, seed=0, epochs=1))
+    )
     return carry_out(new_trainer(model, altered(plain), tokenizer, arguments, per_step, validation))

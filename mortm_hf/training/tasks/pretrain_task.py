@@ -40,7 +40,7 @@ from ..runlog import is_first_process
 from ..songs import fixed_examples, open_songs, require_data, source_of_fixed, state_members
 from ..trainer import PackTrainer
 from ..validation import ALL_WINDOWS, BitsPerNote, validation_windows
-from ..weights import fresh_weights, load_weights, prepare_weights, set_experts, spread
+from ..weights import load_tokenizer, make_model, spread
 
 
 KIND = RecipeKind("pretrain", MortmConfig)
@@ -90,20 +90,15 @@ def build_model(section: dict, vocab_size: int, arguments: RunArguments) -> Mort
         TrainingError: `init` with a model section, or with another token table; attention or experts that cannot be
             computed so.
     """
-    prepare_weights(arguments)
-    if arguments.init:
-        if section:
-            raise TrainingError("init brings its own configuration: leave the recipe's model section out")
-        options = {"dtype": torch.float32, "attn_implementation": arguments.attention or None}
-        model = load_weights(MortmForCausalLM, arguments.init, **options)
-        if model.config.vocab_size != vocab_size:
-            raise TrainingError(
-                f"{arguments.init} has {model.config.vocab_size} tokens, its tokenizer {vocab_size}: "
-                "`mortm convert FOLDER --extend-vocab -o NEW` moves a converted checkpoint to the default table"
-            )
-    else:
-        model = fresh_weights(MortmForCausalLM, MortmConfig(vocab_size=vocab_size, **section), arguments)
-    set_experts(model, arguments)
+    if arguments.init and section:
+        raise TrainingError("init brings its own configuration: leave the recipe's model section out")
+    config = None if arguments.init else MortmConfig(vocab_size=vocab_size, **section)
+    model = make_model(MortmForCausalLM, config, arguments)
+    if model.config.vocab_size != vocab_size:
+        raise TrainingError(
+            f"{arguments.init} has {model.config.vocab_size} tokens, its tokenizer {vocab_size}: "
+            "`mortm convert FOLDER --extend-vocab -o NEW` moves a converted checkpoint to the default table"
+        )
     if not arguments.sharding:
         return model
     return spread(model, arguments, None if arguments.fresh else newest_checkpoint(arguments.output_dir))
@@ -189,7 +184,7 @@ def make_trainer(
     data, arguments = recipe.data, recipe.training
     folder = Path(arguments.output_dir)
     if tokenizer is None:
-        tokenizer = load_weights(MortmTokenizer, arguments.init) if arguments.init else MortmTokenizer()
+        tokenizer = load_tokenizer(arguments)
     if tokenizer.dialect != "metric":
         raise TrainingError(
             f"{arguments.init} speaks upstream's dialect: `mortm finetune` moves it to the metric one (see its --help)"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from mortm_hf.models.inputs_bertm import pad_rows
 from mortm_hf.training.rlmf.feedback_recipe import Recipe, read_recipe
 from mortm_hf.training.rlmf.policy import load_policy, make_critic
-from mortm_hf.training.rlmf.prompts import left_padded, prompt_dataset
+from mortm_hf.training.rlmf.prompts import prompt_dataset
 from mortm_hf.training.rlmf.rewards import MusicReward, RewardAdapter
 from mortm_hf.training.rlmf.rules import RULES
 
@@ -16,11 +17,11 @@ BUDGET, MARKER = 40, 12  # the marker's id: <MGEN>
 
 def rollout(policy, tokenizer, prompts, seed=0, temperature=1.0):
     """(ids, mask of real tokens, width of the prompts, the scores that were sampled from)."""
-    ids, mask = left_padded(prompts, tokenizer.pad_token_id)
+    ids, mask = pad_rows([prompt.ids for prompt in prompts], tokenizer.pad_token_id, side="left")
     torch.manual_seed(seed)
     out = policy.generate(
-        input_ids=torch.from_numpy(ids),
-        attention_mask=torch.from_numpy(mask),
+        input_ids=ids,
+        attention_mask=mask,
         max_new_tokens=BUDGET,
         do_sample=True,
         temperature=temperature,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from mortm_hf.models.errors_mortm import RlmfError
+from mortm_hf.models.inputs_bertm import pad_rows
 from mortm_hf.models.token_grammar import check, infer_plan
 from mortm_hf.training.rlmf.grammar_masks import GrammarMasks
 from mortm_hf.training.rlmf.prompts import (
     Prompt,
     PromptRecipe,
     first_bar_prompts,
-    left_padded,
     prompt_dataset,
     take_turns,
 )
@@ -102,8 +102,8 @@ def test_data_sets_and_batches(tokenizer, prompts):
     assert dataset.column_names == ["input_ids"] and dataset[0]["input_ids"] == prompts[0].ids.tolist()
     texts = prompt_dataset(prompts, text=True, tokenizer=tokenizer)
     assert tokenizer(texts[1]["prompt"])["input_ids"] == texts[1]["prompt_ids"] == prompts[1].ids.tolist()
-    ids, mask = left_padded(prompts[:4], tokenizer.pad_token_id)
+    ids, mask = pad_rows([prompt.ids for prompt in prompts[:4]], tokenizer.pad_token_id, side="left")
     for row, prompt in zip(range(4), prompts):
-        assert np.array_equal(ids[row][mask[row]], prompt.ids) and mask[row, -1]
+        assert np.array_equal(ids[row][mask[row].bool()], prompt.ids) and mask[row, -1]
     with pytest.raises(RlmfError, match="no song gives a prompt"):
         prompt_dataset([])
