@@ -201,7 +201,7 @@ def fields_of(node: ast.ClassDef) -> list[str] | None:
             p for p in node.body if isinstance(p, ast.AnnAssign) and not ast.unparse(p.annotation).startswith(hidden)
         ]
         # fields that carry their own help (options of a command line) are described there
-        own = [p.target.id for p in named if "'help'" not in (ast.unparse(p.value) if p.value else "")]
+        own = [p.target.id for p in named if not re.search(r"\bhelp['=]", ast.unparse(p.value) if p.value else "")]
         return [name for name in own if not name.startswith("_")]
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":

@@ -130,26 +130,22 @@ def _add_push(inner) -> None:
 def run_build(args: argparse.Namespace) -> None:
     """Prepares; prints a summary, and the first skipped files on stderr."""
     data, dataset = _module(""), _module("dataset")
-    selection = None
-    if args.corpora:
-        selection = data.Selection({name: data.CorpusFilter() for name in args.corpora})
+    if (args.recipe or args.packs) and not args.materialize:
+        raise CommandError("--recipe and --packs say how to draw examples: they need --materialize")
     recipe = None
-    if args.recipe or args.packs:
-        if not args.materialize:
-            raise CommandError("--recipe and --packs say how to draw examples: they need --materialize")
-        if args.recipe:
-            from ..training.tasks import read_data
+    if args.recipe:
+        from ..training.tasks import read_data
 
-            try:
-                recipe = _call(read_data, args.recipe, ["--output_dir", str(args.output)])
-            except ValueError as error:
-                raise CommandError(str(error)) from None
+        try:
+            recipe = _call(read_data, args.recipe, ["--output_dir", str(args.output)])
+        except ValueError as error:
+            raise CommandError(str(error)) from None
     with Outputs(json=args.json) as out:
         made = _call(
             data.build_dataset,
             args.source if len(args.source) > 1 else args.source[0],
             args.output,
-            selection=selection,
+            selection=data.Selection({name: data.CorpusFilter() for name in args.corpora}) if args.corpora else None,
             shares=(max(args.validation, 0.0), max(args.test, 0.0)),
             num_proc=args.processes,
             recipe=recipe,
@@ -175,22 +171,22 @@ def run_build(args: argparse.Namespace) -> None:
 
 def _print_ineffective(report: dict) -> None:
     """A line on stderr for each kind of label that had no effect, or a bad one."""
-    genres, rows = report["genres_without_token"], report["metadata_without_file"]
-    if genres:
-        first = [f"{name} ({count})" for name, count in list(genres.items())[:5]]
-        print(f"genres without a token: {_and_more(first, len(genres))}", file=sys.stderr)
-    if rows["rows"]:
-        first = _and_more(rows["first"], rows["rows"])
-        print(f"metadata rows without a MIDI file: {rows['rows']} ({first})", file=sys.stderr)
+    rows, splits = report["metadata_without_file"], report["splits"]
+    first = _and_more(rows["first"], rows["rows"])
+    genres = [f"{name} ({count})" for name, count in report["genres_without_token"].items()]
     copies = ["; ".join(found) for found in report.get("copies_across_splits", ())]
-    if copies:
-        first = _and_more(copies[:2], len(copies))
-        print(f"copies of a song in several splits (label them alike): {first}", file=sys.stderr)
-    empty = [split for split in ("train", "validation", "test") if split not in report["splits"]]
-    if empty:
-        print(
-            f"no song for {', '.join(empty)}: a metadata.csv names them, --validation and --test draw", file=sys.stderr
-        )
+    empty = ", ".join(split for split in ("train", "validation", "test") if split not in splits)
+    for wrong, line in (
+        (genres, f"genres without a token: {_and_more(genres[:5], len(genres))}"),
+        (
+            rows["rows"],
+            f"metadata rows without a MIDI file: {rows['rows']} ({first})",
+        ),
+        (copies, f"copies of a song in several splits (label them alike): {_and_more(copies[:2], len(copies))}"),
+        (empty, f"no song for {empty}: a metadata.csv names them, --validation and --test draw"),
+    ):
+        if wrong:
+            print(line, file=sys.stderr)
 
 
 def _and_more(first: list[str], count: int) -> str:

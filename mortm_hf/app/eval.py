@@ -20,7 +20,7 @@ from pathlib import Path
 from ..bundled import find_model
 from ..evaluation.eval_data import open_data
 from ..models.errors_mortm import CommandError
-from ..training.refusals import refused_as
+from ..training.library_calls import refused_as, without_bars
 from .files import Outputs, find_midi, write_json
 from .options import at_least, given, number, require_packages
 
@@ -271,7 +271,6 @@ def load_model(folder: Path, device: str):
     from ..models.configuration_mortm import MortmConfig
     from ..models.modeling_mortm import MortmForCausalLM
     from ..models.tokenization_mortm import MortmTokenizer
-    from ..training.run import without_bars
 
     with refused_as(f"cannot load a model from {folder}", CommandError, "command.input"), without_bars():
         config = AutoConfig.from_pretrained(folder)

@@ -19,7 +19,7 @@ from pathlib import Path
 from ..bundled import find_model
 from ..models.errors_mortm import CommandError
 from ..models.token_headers import CONTROLS
-from ..training.refusals import refused_as
+from ..training.library_calls import refused_as, without_bars
 from .files import Outputs
 from .options import at_least, chords, given, names, number, span, suffixed
 
@@ -116,16 +116,10 @@ def load_pipeline(model: str | None, device: str | None = None):
     Raises:
         CommandError: it cannot be loaded (`command.input`).
     """
-    import transformers
-
     from mortm_hf import pipeline
 
-    transformers.utils.logging.disable_progress_bar()  # of loading; generating has one of its own
-    try:
-        with refused_as(f"cannot load a model from {model}", CommandError, "command.input"):
-            return pipeline("midi-generation", model=model, **({} if device is None else {"device": device}))
-    finally:
-        transformers.utils.logging.enable_progress_bar()
+    with refused_as(f"cannot load a model from {model}", CommandError, "command.input"), without_bars():
+        return pipeline("midi-generation", model=model, **({} if device is None else {"device": device}))
 
 
 def run(args: argparse.Namespace) -> None:

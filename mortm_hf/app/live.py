@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ..bundled import default_model, find_model
 from ..models.errors_mortm import LiveError
+from ..training.library_calls import without_bars
 from .files import Outputs
 from .options import number
 
@@ -109,7 +110,6 @@ def load_session(folder, **options):
         LiveError: the folder holds no MORTM Live checkpoint.
     """
     import torch
-    from transformers.utils import logging
 
     from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
     from ..models.processing_mortm_live import MortmLiveProcessor
@@ -118,11 +118,8 @@ def load_session(folder, **options):
     if not (Path(folder) / "preprocessor_config.json").is_file():
         raise LiveError(f"{folder} holds no MORTM Live checkpoint (no preprocessor_config.json)")
     torch.set_num_threads(1)  # one small step at a time: more threads only wait for each other
-    logging.disable_progress_bar()  # of loading
-    try:
+    with without_bars():
         model = MortmLiveForCausalGeneration.from_pretrained(folder, dtype=torch.float32)
-    finally:
-        logging.enable_progress_bar()
     return LiveSession(model, MortmLiveProcessor.from_pretrained(folder), **options)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 from ..models.errors_mortm import CommandError
+from ..training.library_calls import without_bars
 from .options import packages_of
 
 
@@ -55,9 +56,6 @@ def run(args: argparse.Namespace) -> None:
     if "--fields" in args.fields:
         print(describe_fields(KIND))
         return
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()  # of loading; a run has one of its own
     draw = None
     if importlib.util.find_spec("matplotlib") is not None:
         from .rendering import draw_piano_roll as draw
@@ -65,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
     recipe = read_recipe(args.recipe, args.fields)
     folder = output_of(recipe)
     try:
-        train(recipe, folder, draw=draw)
+        with without_bars():
+            train(recipe, folder, draw=draw)
     except FileNotFoundError as error:
         raise CommandError(str(error), "command.input") from None
     if (folder / "final").is_dir():

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..models.errors_mortm import CommandError
-from ..training.refusals import refused_as
+from ..training.library_calls import refused_as
 from .files import Outputs, find_midi, print_skipped
 from .options import span, suffixed
 

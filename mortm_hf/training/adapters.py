@@ -26,7 +26,12 @@ EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
 
 def add_lora(model, rank: int, alpha: float):
-    """The model with LoRA adapters of `rank` on every projection (scale `alpha / rank`); all else is frozen.
+    """The model with LoRA adapters on every projection; all else is frozen.
+
+    Args:
+        model: to adapt.
+        rank: of the adapters.
+        alpha: their scale is `alpha / rank`.
 
     Raises:
         TrainingError: PEFT is not installed.
@@ -37,14 +42,8 @@ def add_lora(model, rank: int, alpha: float):
         raise TrainingError('LoRA needs PEFT: pip install "mortm_hf[train]"', "training.missing") from None
     linear = [name for name in LINEAR if any(n.endswith(f".{name}") for n, _ in model.named_modules())]
     experts = [name for name in EXPERTS if any(n.endswith(name) for n, _ in model.named_parameters())]
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        target_modules=linear,
-        target_parameters=experts or None,
-        task_type="CAUSAL_LM",
-    )
+    places = {"target_modules": linear, "target_parameters": experts or None}
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, task_type="CAUSAL_LM", **places)
     with warnings.catch_warnings():  # PEFT asks for an attribute by the name that transformers has just retired
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)
@@ -74,7 +73,12 @@ def is_adapted(model) -> bool:
 
 
 def load_adapter(model, folder: str | Path) -> None:
-    """Put the saved adapter of `folder` in place of the one in the model."""
+    """Put a saved adapter in place of the one in the model.
+
+    Args:
+        model: changed in place.
+        folder: of the adapter.
+    """
     from peft import load_peft_weights, set_peft_model_state_dict
 
     set_peft_model_state_dict(model, load_peft_weights(str(folder)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 
 from ..data.examples import ExampleRecipe
 from ..data.manifest import CorpusFilter, Selection
@@ -40,19 +41,23 @@ def selection_of(corpora: dict[str, dict]) -> Selection:
 
 @dataclass
 class DataRecipe(ExampleRecipe):
-    """What is read and how it is mixed."""
+    """What is read and how it is mixed.
 
-    data: str = field(
-        default="", metadata={"help": "training pack, prepared data set (folder or owner/name), or MIDI files"}
-    )
-    cache: str = field(default="", metadata={"help": "folder for prepared stores; by default <output_dir>/stores"})
+    Attributes:
+        row_length: tokens of a row.
+        rows: of a pack.
+        tasks: `{task: weight}`; none: continuation alone.
+    """
+
+    data: str = HfArg(default="", help="training pack, prepared data set (folder or owner/name), or MIDI files")
+    cache: str = HfArg(default="", help="folder for prepared stores; by default <output_dir>/stores")
     # A file that does not state these is trained as ever, or runs that began so could not be resumed.
     row_length: int = 1024
     rows: int = 2
-    tasks: dict[str, float] = field(default_factory=dict)  # continuation alone
-    long_row_length: int = field(default=2048, metadata={"help": "tokens of a row late in the run"})
-    long_from_step: int = field(default=-1, metadata={"help": "first step with long rows; -1: never"})
-    packs_per_epoch: int = field(default=4096, metadata={"help": "packs of one epoch"})
+    tasks: dict[str, float] = field(default_factory=dict)
+    long_row_length: int = HfArg(default=2048, help="tokens of a row late in the run")
+    long_from_step: int = HfArg(default=-1, help="first step with long rows; -1: never")
+    packs_per_epoch: int = HfArg(default=4096, help="packs of one epoch")
 
     def selection(self) -> Selection:
         """The files that take part."""
@@ -74,50 +79,40 @@ class DataRecipe(ExampleRecipe):
 class RunArguments(TrainingArguments):
     """`TrainingArguments` and what a run on a laptop needs besides: the section `training` of every task."""
 
-    per_device_train_batch_size: int = field(
-        default=1, metadata={"help": "stays 1: an item of the data is a whole batch, its size is `rows` of the data"}
+    per_device_train_batch_size: int = HfArg(
+        default=1, help="stays 1: an item of the data is a whole batch, its size is `rows` of the data"
     )
-    decay_steps: int = field(
-        default=0, metadata={"help": "the learning rate falls linearly to zero over this many last steps"}
+    decay_steps: int = HfArg(default=0, help="the learning rate falls linearly to zero over this many last steps")
+    stop_at: str = HfArg(default="", help="HH:MM local time: save a checkpoint and stop there")
+    max_minutes: float = HfArg(default=0.0, help="save a checkpoint and stop after this many minutes")
+    save_minutes: float = HfArg(default=5.0, help="minutes between checkpoints")
+    threads: int = HfArg(default=0, help="torch threads; 0 leaves torch's choice")
+    experts_implementation: str = HfArg(default="", help="transformers' experts interface: eager, ...")
+    attention: str = HfArg(default="", help="attention implementation; empty: transformers' choice")
+    fresh: bool = HfArg(default=False, help="start anew even if the run folder holds checkpoints")
+    router_every: int = HfArg(default=100, help="steps between router statistics; 0: none")
+    dead_share: float = HfArg(
+        default=0.05, help="an expert with less than this part of the even share counts as unused"
     )
-    stop_at: str = field(default="", metadata={"help": "HH:MM local time: save a checkpoint and stop there"})
-    max_minutes: float = field(default=0.0, metadata={"help": "save a checkpoint and stop after this many minutes"})
-    save_minutes: float = field(default=5.0, metadata={"help": "minutes between checkpoints"})
-    threads: int = field(default=0, metadata={"help": "torch threads; 0 leaves torch's choice"})
-    experts_implementation: str = field(default="", metadata={"help": "transformers' experts interface: eager, ..."})
-    attention: str = field(default="", metadata={"help": "attention implementation; empty: transformers' choice"})
-    fresh: bool = field(default=False, metadata={"help": "start anew even if the run folder holds checkpoints"})
-    router_every: int = field(default=100, metadata={"help": "steps between router statistics; 0: none"})
-    dead_share: float = field(
-        default=0.05, metadata={"help": "an expert with less than this part of the even share counts as unused"}
+    dead_after: int = HfArg(default=5, help="router statistics in a row that make an unused expert dead")
+    max_tokens: int = HfArg(default=0, help="length of the run in tokens (padding included); 0: max_steps counts")
+    decay_share: float = HfArg(default=0.0, help="decay_steps as a part of the run")
+    eval_windows: str = HfArg(
+        default="", help="windows to validate on: all, or (pretrain) a csv beside the recipe, or a path; none: ''"
     )
-    dead_after: int = field(default=5, metadata={"help": "router statistics in a row that make an unused expert dead"})
-    max_tokens: int = field(
-        default=0, metadata={"help": "length of the run in tokens (padding included); 0: max_steps counts"}
+    eval_tokens: int = HfArg(default=2_000_000, help="tokens between validations; 0: only at the end")
+    eval_limit: int = HfArg(default=300, help="validation windows in all; 0: every one of the csv")
+    early_stopping: int = HfArg(default=0, help="stop after this many validations without a new best; 0: never")
+    select_best: bool = HfArg(
+        default=True, help="final/ is the best model by validation (where there is any), else the last"
     )
-    decay_share: float = field(default=0.0, metadata={"help": "decay_steps as a part of the run"})
-    eval_windows: str = field(
-        default="",
-        metadata={"help": "windows to validate on: all, or (pretrain) a csv beside the recipe, or a path; none: ''"},
+    init: str = HfArg(default="", help="folder or repository to start from; the recipe then has no model section")
+    lora_rank: int = HfArg(default=0, help="train LoRA adapters of this rank; 0: all weights")
+    lora_alpha: float = HfArg(default=0.0, help="LoRA scale; 0: twice the rank")
+    sharding: str = HfArg(
+        default="", help="weights: spread over the processes (FSDP2); experts: these too, each whole in one process"
     )
-    eval_tokens: int = field(default=2_000_000, metadata={"help": "tokens between validations; 0: only at the end"})
-    eval_limit: int = field(default=300, metadata={"help": "validation windows in all; 0: every one of the csv"})
-    early_stopping: int = field(
-        default=0, metadata={"help": "stop after this many validations without a new best; 0: never"}
-    )
-    select_best: bool = field(
-        default=True, metadata={"help": "final/ is the best model by validation (where there is any), else the last"}
-    )
-    init: str = field(
-        default="", metadata={"help": "folder or repository to start from; the recipe then has no model section"}
-    )
-    lora_rank: int = field(default=0, metadata={"help": "train LoRA adapters of this rank; 0: all weights"})
-    lora_alpha: float = field(default=0.0, metadata={"help": "LoRA scale; 0: twice the rank"})
-    sharding: str = field(
-        default="",
-        metadata={"help": "weights: spread over the processes (FSDP2); experts: these too, each whole in one process"},
-    )
-    tensorboard: bool = field(default=True, metadata={"help": "curves in <output_dir>/runs, where it is installed"})
+    tensorboard: bool = HfArg(default=True, help="curves in <output_dir>/runs, where it is installed")
 
     def __post_init__(self):
         if self.per_device_train_batch_size != 1:

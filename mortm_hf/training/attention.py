@@ -41,7 +41,13 @@ def sdpa_documents(module, query, key, value, attention_mask=None, scaling=None,
     """Causal attention inside each document of flattened rows.
 
     Args:
-        query, key, value: `[rows, heads, length, head_dim]`; all documents of a row fill it from 0 to `length`.
+        module: the attention layer; its `is_causal` counts.
+        query: `[rows, heads, length, head_dim]`; all documents of a row fill it from 0 to `length`.
+        key: of the same shape, or of fewer heads.
+        value: as `key`.
+        attention_mask: must be None.
+        scaling: of the scores; None: by the width of a head.
+        dropout: of the probabilities.
         cu_seq_lens_q: `[documents + 1]` int32, bounds of the documents in the flattened `rows * length` tokens.
         max_length_q: tokens of the longest document (used on CUDA).
 

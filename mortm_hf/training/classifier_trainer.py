@@ -47,14 +47,9 @@ class ClassifyTrainer(PackTrainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over windows, not over tokens
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        labels, hint_loss = inputs["labels"], None
-        if "hints" in inputs:
-            layer = self.accelerator.unwrap_model(model).hints
-            hook = layer.watch(self.accelerator.unwrap_model(model).pool)
+        labels, plain, hinted = inputs["labels"], self.accelerator.unwrap_model(model), "hints" in inputs
+        hook = plain.hints.watch(plain.pool) if hinted else None
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        if "hints" in inputs:
-            hook.remove()
-            hint_loss = layer.loss(inputs["hints"], inputs["intervals"])
         logits = outputs.logits.float()
         weights = None if self.class_weights is None else self.class_weights.to(logits.device)
         if logits.shape[-1] == 1:
@@ -65,7 +60,9 @@ class ClassifyTrainer(PackTrainer):
                 loss = loss + torch.nn.functional.softplus(human - machine).mean()
         else:
             loss = torch.nn.functional.cross_entropy(logits, labels, weight=weights)
-        if hint_loss is not None:
+        if hinted:
+            hook.remove()
+            hint_loss = plain.hints.loss(inputs["hints"], inputs["intervals"])
             loss = loss + self.hints * hint_loss
             self._hint_losses.append(hint_loss.detach())
         return (loss, outputs) if return_outputs else loss
@@ -86,7 +83,7 @@ class ClassifyTrainer(PackTrainer):
 
 
 @torch.no_grad()
-def evaluate(model, data, batch_tokens: int = 8192, max_length: int | None = None, progress: bool = False):
+def evaluate(model, data, batch_tokens: int = 8192, max_length: int | None = None):
     """Logits `[n, num_labels]` float32 of windows, in their order.
 
     Args:
@@ -94,19 +91,13 @@ def evaluate(model, data, batch_tokens: int = 8192, max_length: int | None = Non
         data: `LabelledData`, or a list of rows of ids.
         batch_tokens: tokens of a batch with padding.
         max_length: longer rows are cut; by default to the model's context.
-        progress: show a bar.
     """
     rows = [e.ids for e in data.examples] if hasattr(data, "examples") else list(data)
     rows = [row[: max_length or model.config.max_position_embeddings] for row in rows]
     was, _ = model.training, model.eval()
     device = next(model.parameters()).device
     out = np.zeros((len(rows), model.config.num_labels), dtype=np.float32)
-    batches = batches_by_length([len(row) for row in rows], batch_tokens)
-    if progress:
-        from tqdm.auto import tqdm
-
-        batches = tqdm(batches, desc="scoring", unit="batch")
-    for batch in batches:
+    for batch in batches_by_length([len(row) for row in rows], batch_tokens):
         ids, mask = pad_rows([rows[i] for i in batch], model.config.pad_token_id or 0, device)
         out[batch] = model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
     model.train(was)
@@ -119,7 +110,12 @@ def two_columns(logits: np.ndarray) -> np.ndarray:
 
 
 def song_metrics(logits: np.ndarray, data: LabelledData) -> dict[str, float]:
-    """Macro-F1, accuracy, F1 of each label, and (one logit) AUC and log loss; one prediction per song and kind."""
+    """Macro-F1, accuracy, F1 of each label, and (one logit) AUC and log loss; one prediction per song and kind.
+
+    Args:
+        logits: `[windows, labels]` (or one logit).
+        data: the windows.
+    """
     scores = two_columns(logits)
     # human and machine windows may belong to one song: what is predicted is (song, label, kind)
     songs = np.array([f"{e.song}|{e.label}|{e.kind}" for e in data.examples])

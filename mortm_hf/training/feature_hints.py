@@ -34,6 +34,10 @@ def note_intervals(vocabulary: MetricVocabulary, ids: np.ndarray) -> np.ndarray:
 
     First the semitones modulo 12 to the note before it at its onset in its track (12: it is the lowest), then those
     from the highest note of the onset before to the highest of this one, as 0 (-13 or less) to 26; -100 elsewhere.
+
+    Args:
+        vocabulary: the token table.
+        ids: `[..., length]` rows of ids.
     """
     flat = np.asarray(ids).reshape(-1)
     notes = pitched_notes(vocabulary, flat)

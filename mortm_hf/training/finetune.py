@@ -42,10 +42,10 @@ from ..models.errors_mortm import TrainingError
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
+from .library_calls import refused_as, without_bars
 from .own_songs import LEAST_SONGS, read_songs, split_songs
 from .recipe import RECIPES, Recipe, as_words, parse_recipe
-from .refusals import refused_as
-from .run import holds_run, without_bars
+from .run import holds_run
 from .tasks import pretrain_task
 
 

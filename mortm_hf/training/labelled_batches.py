@@ -37,6 +37,10 @@ HALVES = ("first", "second")
 def without(data: LabelledData, leave_out: Sequence[str]) -> LabelledData:
     """A set without some labels and kinds of examples; the remaining labels are renumbered.
 
+    Args:
+        data: the set.
+        leave_out: names of labels and kinds.
+
     Raises:
         TrainingError: fewer than two labels remain, or a name that is neither.
     """
@@ -56,7 +60,11 @@ def without(data: LabelledData, leave_out: Sequence[str]) -> LabelledData:
 
 
 def half_of(data: LabelledData, half: str) -> LabelledData:
-    """The first or second half of a set's clusters of songs, by a hash of their names; "" keeps them all.
+    """The first or second half of a set's clusters of songs, by a hash of their names.
+
+    Args:
+        data: the set.
+        half: "first" or "second"; "" keeps them all.
 
     Raises:
         TrainingError: another word.
@@ -71,8 +79,12 @@ def half_of(data: LabelledData, half: str) -> LabelledData:
 
 
 def draw_weights(data: LabelledData, balance: str) -> np.ndarray:
-    """`[n]` chance of each example to be drawn: for "label" equal labels, for "sampler" also equal kinds within them,
-    else all alike."""
+    """`[n]` chance of each example to be drawn.
+
+    Args:
+        data: the set.
+        balance: "label": labels are drawn equally often; "sampler": kinds within them too; else all alike.
+    """
     label = data.labels()
     if balance == "label":
         weights = 1 / np.bincount(label)[label]
@@ -107,6 +119,13 @@ class LabelledBatches(Dataset):
 
     An epoch draws as many windows as there are: each once, or by `weights` with replacement. Windows of similar length
     go together (pools of `POOL` batches are sorted), which saves padding.
+
+    Args:
+        data: the set.
+        recipe: the section `data` of the task.
+        pad: id of padding.
+        seed: of all draws.
+        weights: `[n]` chance of each example; None: each is drawn once an epoch.
     """
 
     POOL = 8
@@ -190,7 +209,12 @@ class LabelledBatches(Dataset):
 
 
 def evenly_chosen(data: LabelledData, limit: int) -> LabelledData:
-    """At most about `limit` windows, spread evenly over the set."""
+    """Windows spread evenly over a set.
+
+    Args:
+        data: the set.
+        limit: about how many at most; 0: all.
+    """
     if not limit or len(data) <= limit:
         return data
     rows = np.linspace(0, len(data) - 1, limit).astype(int)

@@ -197,8 +197,13 @@ class SafePush:
         """Save the model to the output folder and push what of it may go up (see `push_folder`).
 
         Args:
-            blocking: always waited for; the argument is transformers'. card: `tags`, and `finetuned_from` for
-                `base_model`; the rest of transformers' card arguments is left to the card's author.
+            commit_message: of the push.
+            blocking: always waited for; the argument is transformers'.
+            token: of the Hub; by default that of the arguments.
+            revision: a branch; by default that of the arguments.
+            private: whether a repository that is made is private; by default as the arguments say.
+            card: `tags`, and `finetuned_from` for `base_model`; the rest of transformers' card arguments is left to
+                the card's author.
         """
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
@@ -206,11 +211,8 @@ class SafePush:
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        tags = card.get("tags") or ()
-        place = dict(token=token, revision=revision, private=private)
-        return self._push(
-            self.args.output_dir, commit_message, **place, tags=tags, base_model=card.get("finetuned_from")
-        )
+        said = {"tags": card.get("tags") or (), "base_model": card.get("finetuned_from")}
+        return self._push(self.args.output_dir, commit_message, token, revision, private, **said)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """As transformers' (called after a checkpoint was written), from the checkpoint itself."""

@@ -368,12 +368,12 @@ def _check_structured(path: Path, structured: dict) -> None:
                 f"{path}: {name} is two whole numbers from {least} on, least and most, as [4, 8]; not {pair!r}"
             )
         structured[name] = tuple(pair)
-    for name in ("tasks", "corpora"):
-        if name in structured and not isinstance(structured[name] or {}, dict):
+    for name in {"tasks", "corpora"} & structured.keys():
+        structured[name] = structured[name] or {}
+        if not isinstance(structured[name], dict):
             raise TrainingError(f"{path}: {name} has a line for each, `name: ...`, not {structured[name]!r}")
-    tasks, corpora = (structured.get(name) or {} for name in ("tasks", "corpora"))
-    corpora = {name: {} if rule is None else rule for name, rule in corpora.items()}
-    structured |= {name: value for name, value in (("tasks", tasks), ("corpora", corpora)) if name in structured}
+    tasks, corpora = structured.get("tasks", {}), structured.get("corpora", {})
+    corpora.update({name: {} for name, rule in corpora.items() if rule is None})
     for name, rule in corpora.items():
         if not isinstance(rule, dict):
             raise TrainingError(f"{path}: corpora.{name} is given as {{weight: 1}}, not {rule!r}")

@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import transformers
 
 from ..data.checkpoint_songs import FILE as MEMBERS
 from ..data.packing import single_pack
@@ -183,14 +182,7 @@ def packs_of_step(arguments: RunArguments) -> int:
 
 
 def new_trainer(
-    model,
-    dataset,
-    reader,
-    arguments: RunArguments,
-    tokens_per_step: int,
-    validation=None,
-    kind: type[PackTrainer] = PackTrainer,
-    **options,
+    model, dataset, reader, arguments: RunArguments, tokens_per_step: int, validation=None, kind=PackTrainer, **options
 ) -> PackTrainer:
     """The trainer of a run, with its log, progress and selection; nothing is trained yet.
 
@@ -288,19 +280,6 @@ def _finish(trainer: PackTrainer, folder: Path, select_best: bool) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The process
-
-
-@contextlib.contextmanager
-def without_bars():
-    """transformers' bars for reading and writing weights would cut through ours."""
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
 
 
 @contextlib.contextmanager

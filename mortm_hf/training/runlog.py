@@ -103,19 +103,10 @@ class RunLog(TrainerCallback):
         max_minutes: until the run stops; 0: never.
         save_minutes: between checkpoints; 0: none.
         router_every: steps between measurements of the experts' shares; 0: none.
-        alarm: fed with each measurement; by default one with its own defaults.
+        alarm: an `ExpertAlarm`, fed with each measurement; by default one with its own defaults.
     """
 
-    def __init__(
-        self,
-        folder,
-        tokens_of,
-        stop_at="",
-        max_minutes=0.0,
-        save_minutes=0.0,
-        router_every=0,
-        alarm: ExpertAlarm | None = None,
-    ):
+    def __init__(self, folder, tokens_of, stop_at="", max_minutes=0.0, save_minutes=0.0, router_every=0, alarm=None):
         self.path = Path(folder) / "log.jsonl"
         self.tokens_of = tokens_of
         self.save_seconds = save_minutes * 60

@@ -20,7 +20,7 @@ from ..data.sources import kind_of
 from ..models.errors_mortm import TrainingError
 from ..models.tokenization_mortm import MortmTokenizer
 from .arguments import EPOCHS, DataRecipe, RunArguments
-from .refusals import refused_as
+from .library_calls import refused_as
 from .run import holds_run
 
 
@@ -32,7 +32,12 @@ _MISSING = {  # what to do about a split without songs
 
 
 def cache_of(recipe: DataRecipe, arguments: RunArguments) -> str:
-    """The folder of what is prepared from the recipe's data."""
+    """The folder of what is prepared from the recipe's data.
+
+    Args:
+        recipe: the section `data`.
+        arguments: of the run.
+    """
     return recipe.cache or str(Path(arguments.output_dir) / "stores")
 
 

@@ -115,13 +115,12 @@ class BitsPerNote:
     Args:
         windows: encoded validation windows.
         pad: id of padding.
-        tokens_per_batch: padded tokens of a batch.
     """
 
     metric = METRIC
 
-    def __init__(self, windows: Sequence[Encoded], pad: int = 0, tokens_per_batch: int = 8192):
-        self.windows, self.pad, self.tokens_per_batch = list(windows), pad, tokens_per_batch
+    def __init__(self, windows: Sequence[Encoded], pad: int = 0):
+        self.windows, self.pad = list(windows), pad
 
     def measure(self, model, rank: int = 0, ranks: int = 1) -> dict[str, float]:
         """`{"eval_bits_per_note": mean over corpora, "eval_bits_per_note_<corpus>": ..., "eval_seconds": ...}`.
@@ -136,9 +135,7 @@ class BitsPerNote:
         own = range(rank, len(self.windows), ranks)
         bits = np.zeros(len(self.windows))
         with whole_rows(inner):
-            bits[list(own)] = model_bits(
-                model, [self.windows[i] for i in own], pad=self.pad, tokens_per_batch=self.tokens_per_batch
-            )
+            bits[list(own)] = model_bits(model, [self.windows[i] for i in own], pad=self.pad)
         if ranks > 1:
             bits = summed(torch.from_numpy(bits)).numpy()
         corpus = np.array([w.corpus for w in self.windows])
@@ -257,8 +254,7 @@ class Selection(TrainerCallback):
 
     def _count(self, value: float) -> bool:
         better = value < self.best
-        self.best = min(self.best, value)
-        self.since = 0 if better else self.since + 1
+        self.best, self.since = (value, 0) if better else (self.best, self.since + 1)
         return better
 
     def on_step_end(self, args, state, control, **kwargs):

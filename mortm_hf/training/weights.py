@@ -15,7 +15,7 @@ from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
 from .adapters import CONFIGS
 from .arguments import RunArguments
-from .refusals import refused_as
+from .library_calls import refused_as
 from .runlog import is_first_process
 
 

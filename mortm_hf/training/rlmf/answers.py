@@ -32,7 +32,6 @@ def sample(
     response_length: int,
     seed: int = 0,
     batch: int = 32,
-    temperature: float = 1.0,
 ) -> list[np.ndarray]:
     """The answer's ids (without padding) of every prompt, sampled from the masked policy under a seed of their own.
 
@@ -45,7 +44,6 @@ def sample(
         response_length: most tokens of an answer.
         seed: of the sampling.
         batch: rows sampled together.
-        temperature: of the sampling.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     device = next(policy.parameters()).device
@@ -60,7 +58,7 @@ def sample(
                 attention_mask=mask,
                 max_new_tokens=response_length,
                 do_sample=True,
-                temperature=temperature,
+                temperature=1.0,
                 top_k=0,
                 top_p=1.0,
                 eos_token_id=tokenizer.eos_token_id,

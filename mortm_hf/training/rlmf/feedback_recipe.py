@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from ...data.manifest import Selection
 from ...models.errors_mortm import RlmfError, TrainingError
@@ -62,17 +63,17 @@ _NOT_OURS = {
 class ModelSection:
     """Who learns, and from whom."""
 
-    policy: str = field(default="", metadata={"help": "MORTM folder or repository; empty: the bundled starter"})
-    reference: str = field(default="", metadata={"help": "what the KL is measured to; empty: the policy"})
-    judge: str = field(default="", metadata={"help": "BERTM folder, over those that the reward's judges name"})
-    resume: str = field(default="", metadata={"help": "saved pair (policy and value/) to go on from"})
-    critic_layers: int = field(default=0, metadata={"help": "lowest layers of the policy in the critic; 0: all"})
-    critic_hidden: int = field(default=0, metadata={"help": "width of a hidden layer in the critic's head; 0: none"})
-    experts: str = field(default="", metadata={"help": "transformers' experts interface: eager, grouped_mm, ..."})
-    attention: str = field(default="", metadata={"help": "attention implementation; empty: transformers' choice"})
-    lora_rank: int = field(default=0, metadata={"help": "train adapters of this rank; 0: all weights"})
-    lora_targets: str = field(
-        default="q_proj,k_proj,v_proj,o_proj", metadata={"help": "modules with an adapter, separated by commas"}
+    policy: str = HfArg(default="", help="MORTM folder or repository; empty: the bundled starter")
+    reference: str = HfArg(default="", help="what the KL is measured to; empty: the policy")
+    judge: str = HfArg(default="", help="BERTM folder, over those that the reward's judges name")
+    resume: str = HfArg(default="", help="saved pair (policy and value/) to go on from")
+    critic_layers: int = HfArg(default=0, help="lowest layers of the policy in the critic; 0: all")
+    critic_hidden: int = HfArg(default=0, help="width of a hidden layer in the critic's head; 0: none")
+    experts: str = HfArg(default="", help="transformers' experts interface: eager, grouped_mm, ...")
+    attention: str = HfArg(default="", help="attention implementation; empty: transformers' choice")
+    lora_rank: int = HfArg(default=0, help="train adapters of this rank; 0: all weights")
+    lora_targets: str = HfArg(
+        default="q_proj,k_proj,v_proj,o_proj", help="modules with an adapter, separated by commas"
     )
 
 
@@ -80,16 +81,16 @@ class ModelSection:
 class DataSection:
     """Which songs are continued, and how."""
 
-    data: str = field(default="", metadata={"help": "training pack, data set or MIDI folder"})
-    cache: str = field(default="", metadata={"help": "folder for prepared songs; by default <output_dir>/stores"})
-    split: str = field(default="train", metadata={"help": "split that prompts are taken from"})
-    limit: int = field(default=0, metadata={"help": "take at most so many prompts; 0: all"})
-    past: int = field(default=4, metadata={"help": "bars given at most"})
-    bars: int = field(default=2, metadata={"help": "bars to generate"})
-    tracks: int = field(default=1, metadata={"help": "first so many sounding tracks of a song; 0: all"})
-    least_tracks: int = field(default=1, metadata={"help": "songs of fewer such tracks give no prompt"})
-    prompt_length: int = field(default=128, metadata={"help": "most tokens of a prompt"})
-    chords: bool = field(default=False, metadata={"help": "give the chords of songs that have them"})
+    data: str = HfArg(default="", help="training pack, data set or MIDI folder")
+    cache: str = HfArg(default="", help="folder for prepared songs; by default <output_dir>/stores")
+    split: str = HfArg(default="train", help="split that prompts are taken from")
+    limit: int = HfArg(default=0, help="take at most so many prompts; 0: all")
+    past: int = HfArg(default=4, help="bars given at most")
+    bars: int = HfArg(default=2, help="bars to generate")
+    tracks: int = HfArg(default=1, help="first so many sounding tracks of a song; 0: all")
+    least_tracks: int = HfArg(default=1, help="songs of fewer such tracks give no prompt")
+    prompt_length: int = HfArg(default=128, help="most tokens of a prompt")
+    chords: bool = HfArg(default=False, help="give the chords of songs that have them")
     corpora: dict[str, dict] = field(
         default_factory=dict, metadata={"help": "corpora that prompts are taken from, as '{lieder: {}}'; none: all"}
     )
@@ -99,14 +100,14 @@ class DataSection:
 class RunSection:
     """How it is run."""
 
-    algorithm: str = field(default="ppo", metadata={"help": "ppo, grpo or rloo"})
-    group: int = field(default=4, metadata={"help": "answers to a prompt (grpo, rloo)"})
-    critic_learning_rate: float = field(default=0.0, metadata={"help": "of the critic; 0: the policy's"})
-    target_kl: float = field(default=0.0, metadata={"help": "KL in nats a sequence to hold; 0: kl_coef stays"})
-    kl_horizon: int = field(default=1000, metadata={"help": "episodes in which the coefficient adapts"})
-    sample_every: int = field(default=10, metadata={"help": "updates between MIDI samples; 0: none"})
-    sample_count: int = field(default=4, metadata={"help": "prompts that samples continue"})
-    threads: int = field(default=0, metadata={"help": "torch threads; 0 leaves torch's choice"})
+    algorithm: str = HfArg(default="ppo", help="ppo, grpo or rloo")
+    group: int = HfArg(default=4, help="answers to a prompt (grpo, rloo)")
+    critic_learning_rate: float = HfArg(default=0.0, help="of the critic; 0: the policy's")
+    target_kl: float = HfArg(default=0.0, help="KL in nats a sequence to hold; 0: kl_coef stays")
+    kl_horizon: int = HfArg(default=1000, help="episodes in which the coefficient adapts")
+    sample_every: int = HfArg(default=10, help="updates between MIDI samples; 0: none")
+    sample_count: int = HfArg(default=4, help="prompts that samples continue")
+    threads: int = HfArg(default=0, help="torch threads; 0 leaves torch's choice")
 
 
 @dataclass

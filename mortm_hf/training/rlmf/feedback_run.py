@@ -28,7 +28,7 @@ from ...data.score_store import ScoreStore
 from ...data.whole_files import replace_file
 from ...models.errors_mortm import RlmfError
 from ...models.tokenization_mortm import MortmTokenizer
-from ..refusals import refused_as
+from ..library_calls import refused_as
 from ..run import command_line
 from ..runlog import is_first_process
 from .feedback_recipe import ModelSection, Recipe, read_recipe

@@ -16,7 +16,6 @@ Knows: TRL 1.12.0, masked policies, rewards. Must not know: critics, songs, how 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,9 +25,9 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from ...data.whole_files import replace_folder
 from ...models.errors_mortm import RlmfError
 from ...models.inputs_bertm import pad_rows
-from .policy import MortmPolicy, save_policy
+from .policy import save_policy
 from .ppo import number_of_processes, prepare_models
-from .prompts import Prompt, prompt_dataset
+from .prompts import prompt_dataset
 from .rewards import RewardAdapter
 
 
@@ -98,27 +97,17 @@ def group_arguments(algorithm: str, args, group: int):
     )
 
 
-def group_trainer(
-    algorithm: str,
-    args,
-    tokenizer,
-    policy: MortmPolicy,
-    reference: MortmPolicy,
-    adapter: RewardAdapter,
-    prompts: Sequence[Prompt],
-    group: int = 4,
-    **others,
-):
+def group_trainer(algorithm, args, tokenizer, policy, reference, adapter, prompts, group: int = 4, **others):
     """`GRPOTrainer` or `RLOOTrainer` on a masked policy.
 
     Args:
         algorithm: "grpo" or "rloo".
         args: the `PPOConfig` of the recipe.
         tokenizer: of the policy.
-        policy: with its grammar set.
-        reference: masked alike; it is frozen.
-        adapter: the reward.
-        prompts: to answer.
+        policy: `MortmPolicy` with its grammar set.
+        reference: `MortmPolicy`, masked alike; it is frozen.
+        adapter: `RewardAdapter`.
+        prompts: `Prompt`s to answer.
         group: answers to a prompt.
         others: `callbacks` and `peft_config`, as the trainers take them.
 

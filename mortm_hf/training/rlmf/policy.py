@@ -28,7 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ...models.errors_mortm import RlmfError
 from ...models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from ..adapters import is_adapted
-from ..refusals import refused_as
+from ..library_calls import refused_as
 from .grammar_masks import GrammarMasks
 
 

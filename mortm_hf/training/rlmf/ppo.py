@@ -20,7 +20,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,6 @@ from ..run import ending_gracefully
 from ..runlog import append_line
 from .answers import passage, sample
 from .policy import MortmPolicy, freeze, save_pair
-from .prompts import Prompt
 from .trl_release import require_trl
 
 
@@ -340,33 +339,22 @@ class SampleWriter(TrainerCallback):
     """Continues a few fixed prompts every so many updates and writes them as MIDI, with a picture each.
 
     Args:
-        policy: the masked policy.
+        policy: the masked `MortmPolicy`.
         tokenizer: of the policy.
-        prompts: to continue.
+        prompts: `Prompt`s to continue.
         folder: `step-N/i.mid` and `.png` go there.
         every: updates between two sets of samples.
         response_length: most tokens of an answer.
         draw: function of (score, path, highlight=(first, last), title=...), or None: no pictures.
-        seed: of the sampling; the run's own random numbers are left as they are.
     """
 
-    def __init__(
-        self,
-        policy: MortmPolicy,
-        tokenizer,
-        prompts: Sequence[Prompt],
-        folder: str | Path,
-        every: int,
-        response_length: int,
-        draw: Callable | None = None,
-        seed: int = 0,
-    ):
-        self.policy, self.tokenizer, self.prompts, self.folder = policy, tokenizer, list(prompts), Path(folder)
-        self.every, self.response_length, self.draw, self.seed = every, response_length, draw, seed
+    def __init__(self, policy, tokenizer, prompts, folder: Path, every: int, response_length: int, draw=None):
+        self.policy, self.tokenizer, self.prompts, self.folder = policy, tokenizer, list(prompts), folder
+        self.every, self.response_length, self.draw = every, response_length, draw
 
     def write(self, step: int) -> None:
         """The samples of one step: all of them, or none."""
-        sampled = sample(self.policy, self.tokenizer, self.prompts, self.response_length, self.seed)
+        sampled = sample(self.policy, self.tokenizer, self.prompts, self.response_length)
         with replace_folder(self.folder / f"step-{step:05d}") as partial:
             partial.mkdir(parents=True)
             for index, (prompt, ids) in enumerate(zip(self.prompts, sampled)):

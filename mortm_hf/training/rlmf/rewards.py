@@ -21,6 +21,7 @@ Knows: the token table, `BertmReward`. Must not know: TRL's trainers, policies, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -300,27 +301,25 @@ def build_reward(terms: Sequence[dict], tokenizer) -> MusicReward:
     Raises:
         RlmfError: unknown kinds or arguments; judges that cannot be loaded or have another token table.
     """
-    built, kinds = [], ", ".join(("judge", *RULES))
+    built, kinds = [], {"judge": functools.partial(_build_judge, tokenizer), **RULES}
     for number, term in enumerate(terms):
         if not isinstance(term, dict) or "kind" not in term:
-            raise RlmfError(f"term {number} of the reward has no kind: {kinds}")
+            raise RlmfError(f"term {number} of the reward has no kind: {', '.join(kinds)}")
         options = dict(term)
         kind, weight = options.pop("kind"), float(options.pop("weight", 1.0))
         name = str(options.pop("name", kind))
+        if kind not in kinds:
+            raise RlmfError(f"no reward {kind!r}; there are {', '.join(kinds)}")
         try:
-            if kind == "judge" and "model" not in options:
-                raise RlmfError(f"term {number} of the reward (judge) names no model")
-            if kind != "judge" and kind not in RULES:
-                raise RlmfError(f"no reward {kind!r}; there are {kinds}")
-            made = _build_judge(options, tokenizer) if kind == "judge" else RULES[kind](**options)
+            built.append((name, weight, kinds[kind](**options)))
         except TypeError as error:
             raise RlmfError(f"term {number} of the reward ({kind}): {error}") from None
-        built.append((name, weight, made))
     return MusicReward(tokenizer.vocabulary, built)
 
 
-def _build_judge(options: dict, tokenizer) -> nn.Module:
-    view = options.pop("view", None)
-    reward = load_judge(options.pop("model"), tokenizer, **options)
+def _build_judge(tokenizer, model=None, view: str | None = None, **options) -> nn.Module:
+    if model is None:
+        raise RlmfError("a judge of the reward names no model")
+    reward = load_judge(model, tokenizer, **options)
     own = "row" if getattr(reward.config, "window_form", "tracks") == "tracks" else "window"
     return JudgeReward(reward, view or own, tokenizer.vocabulary)

@@ -19,8 +19,9 @@ from ...models.configuration_vmortm import VMortmConfig
 from ...models.errors_mortm import TrainingError
 from ...models.feature_extraction_vmortm import VMortmFeatureExtractor
 from ...models.modeling_vmortm import VMortmForSpectrogramGeneration
+from ..library_calls import without_bars
 from ..recipe import Recipe, RecipeKind
-from ..run import batches_of, carry_out, complete_arguments, new_trainer, open_run, packs_of_step, without_bars
+from ..run import batches_of, carry_out, complete_arguments, new_trainer, open_run, packs_of_step
 from ..songs import cache_of, open_songs
 from ..trainer import PackTrainer
 from ..validation import losses_of

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers.hf_argparser import HfArg
 
 from ...bundled import find_model
 from ...data import labelled_windows as labelled
@@ -31,8 +32,9 @@ from ..arguments import RunArguments
 from ..classifier_trainer import ClassifyTrainer, SongValidation
 from ..feature_hints import HintLayer
 from ..labelled_batches import LabelledBatches, draw_weights, evenly_chosen, half_of, without
+from ..library_calls import without_bars
 from ..recipe import Recipe, RecipeKind
-from ..run import carry_out, complete_arguments, new_trainer, open_run, packs_of_step, without_bars
+from ..run import carry_out, complete_arguments, new_trainer, open_run, packs_of_step
 from ..weights import load_tokenizer, load_weights, prepare_weights
 
 
@@ -49,33 +51,29 @@ _MAY_CHANGE = {"data", "cache"}
 class LabelRecipe:
     """Which labelled set, and how its windows are fed."""
 
-    set: str = field(default="", metadata={"help": "labelled set: folk, drums, genre or quality"})
-    data: str = field(default="", metadata={"help": "folder of the training pack"})
-    cache: str = field(default="", metadata={"help": "folder of prepared stores (and of quality.npz)"})
+    set: str = HfArg(default="", help="labelled set: folk, drums, genre or quality")
+    data: str = HfArg(default="", help="folder of the training pack")
+    cache: str = HfArg(default="", help="folder of prepared stores (and of quality.npz)")
     leave_out: list[str] = field(
         default_factory=list, metadata={"help": "labels, or kinds of examples, that take no part"}
     )
-    half: str = field(
-        default="", metadata={"help": "first or second: train on half of the songs, for judges that share no music"}
-    )
-    form: str = field(
-        default="field",
-        metadata={"help": "quality: field, full (behind its prompt), mixed (batches of either) or condensed"},
+    half: str = HfArg(default="", help="first or second: train on half of the songs, for judges that share no music")
+    form: str = HfArg(
+        default="field", help="quality: field, full (behind its prompt), mixed (batches of either) or condensed"
     )
     bars: list[int] = field(
         default_factory=list,
         metadata={"help": "condensed form: take so many consecutive bars of a window, from and to; none: all"},
     )
-    least_tracks: int = field(default=1, metadata={"help": "quality: leave out windows of fewer tracks"})
-    hints: float = field(
-        default=0.0,
-        metadata={"help": "weight of a loss on what can be counted in a window, and on its notes' intervals"},
+    least_tracks: int = HfArg(default=1, help="quality: leave out windows of fewer tracks")
+    hints: float = HfArg(
+        default=0.0, help="weight of a loss on what can be counted in a window, and on its notes' intervals"
     )
-    pairs: bool = field(default=False, metadata={"help": "quality: draw machine windows with their human twins"})
-    augment: bool = field(default=False, metadata={"help": "move windows by -5 to 6 semitones"})
-    rows: int = field(default=16, metadata={"help": "windows of a batch"})
-    max_length: int = field(default=1024, metadata={"help": "longer windows are cut, in training and validation"})
-    validation_windows: int = field(default=1000, metadata={"help": "validation windows in all; 0: every one"})
+    pairs: bool = HfArg(default=False, help="quality: draw machine windows with their human twins")
+    augment: bool = HfArg(default=False, help="move windows by -5 to 6 semitones")
+    rows: int = HfArg(default=16, help="windows of a batch")
+    max_length: int = HfArg(default=1024, help="longer windows are cut, in training and validation")
+    validation_windows: int = HfArg(default=1000, help="validation windows in all; 0: every one")
 
     def __post_init__(self):
         if self.bars and self.form != "condensed":
@@ -86,10 +84,10 @@ class LabelRecipe:
 class ClassifyArguments(RunArguments):
     """`RunArguments` and what fine-tuning a classifier needs besides."""
 
-    probe: bool = field(default=False, metadata={"help": "linear probe: freeze the encoder"})
-    scratch: bool = field(default=False, metadata={"help": "fresh weights in the encoder of init"})
-    class_balance: str = field(default="loss", metadata={"help": "loss, label, sampler or none"})
-    eval_every: int = field(default=100, metadata={"help": "steps between validations"})
+    probe: bool = HfArg(default=False, help="linear probe: freeze the encoder")
+    scratch: bool = HfArg(default=False, help="fresh weights in the encoder of init")
+    class_balance: str = HfArg(default="loss", help="loss, label, sampler or none")
+    eval_every: int = HfArg(default=100, help="steps between validations")
 
     def __post_init__(self):
         super().__post_init__()

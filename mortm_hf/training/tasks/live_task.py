@@ -21,8 +21,9 @@ from ...models.configuration_mortm_live import MortmLiveConfig
 from ...models.errors_mortm import TrainingError
 from ...models.modeling_mortm_live import MortmLiveForCausalGeneration
 from ...models.processing_mortm_live import MortmLiveProcessor
+from ..library_calls import without_bars
 from ..recipe import Recipe, RecipeKind
-from ..run import batches_of, carry_out, complete_arguments, new_trainer, open_run, packs_of_step, without_bars
+from ..run import batches_of, carry_out, complete_arguments, new_trainer, open_run, packs_of_step
 from ..songs import open_songs
 from ..trainer import PackTrainer
 from ..validation import losses_of

@@ -31,8 +31,9 @@ from ...models.modeling_bertm import BertmForMaskedLM, BertmForTokenClassificati
 from ...models.modeling_mortm import MortmForCausalLM
 from .. import attention
 from ..arguments import EPOCHS, DataRecipe, RunArguments
+from ..library_calls import without_bars
 from ..recipe import Recipe, RecipeKind
-from ..run import carry_out, complete_arguments, new_trainer, open_run, packs_of_step, without_bars
+from ..run import carry_out, complete_arguments, new_trainer, open_run, packs_of_step
 from ..songs import open_songs
 from ..trainer import PackTrainer
 from ..validation import losses_of

@@ -25,17 +25,9 @@ from ...models.modeling_mortm import MortmForCausalLM
 from ...models.tokenization_mortm import MortmTokenizer
 from ..adapters import add_lora, check_adapters
 from ..arguments import EPOCHS, DataRecipe, RunArguments
+from ..library_calls import refused_as, without_bars
 from ..recipe import RECIPES, Recipe, RecipeKind
-from ..refusals import refused_as
-from ..run import (
-    carry_out,
-    complete_arguments,
-    new_trainer,
-    newest_checkpoint,
-    open_run,
-    packs_of_step,
-    without_bars,
-)
+from ..run import carry_out, complete_arguments, new_trainer, newest_checkpoint, open_run, packs_of_step
 from ..runlog import is_first_process
 from ..songs import fixed_examples, open_songs, require_data, source_of_fixed, state_members
 from ..trainer import PackTrainer
@@ -172,14 +164,16 @@ def make_trainer(
     """The trainer of a run with all that belongs to it; nothing is trained yet.
 
     Args:
-        recipe: of this task.
-        stores: see `train`.
-        windows: see `train`.
-        tokenizer: see `train`.
-        stream: see `train`.
+        recipe: of this task; its `model` is empty with `init`.
+        stores: `{"train": ScoreStore, "validation": ...}` to use instead of opening the recipe's data.
+        windows: encoded validation windows instead of those that the arguments name.
+        tokenizer: by default that of `init`, else the default one.
+        stream: another language, with its source, model and windows.
 
     Raises:
-        TrainingError: see `train`.
+        TrainingError: the run folder belongs to another recipe, there is nothing to train on, or arguments that do
+            not go together.
+        DataError: the data cannot be used.
     """
     data, arguments = recipe.data, recipe.training
     folder = Path(arguments.output_dir)
@@ -236,25 +230,16 @@ def make_trainer(
 
 
 @without_bars()
-def train(
-    recipe: Recipe,
-    stores: dict | None = None,
-    windows=None,
-    tokenizer: MortmTokenizer | None = None,
-    stream: Stream | None = None,
-) -> PackTrainer:
+def train(recipe: Recipe, *given, **more) -> PackTrainer:
     """Train (or resume) and return the trainer.
 
     Args:
-        recipe: of this task; its `model` is empty with `init`.
-        stores: `{"train": ScoreStore, "validation": ...}` to use instead of opening the recipe's data.
-        windows: encoded validation windows instead of those that the arguments name.
-        tokenizer: by default that of `init`, else the default one.
-        stream: another language, with its source, model and windows.
+        recipe: of this task.
+        given: further arguments, as `make_trainer` takes them.
+        more: the same by name.
 
     Raises:
-        TrainingError: the run folder belongs to another recipe, there is nothing to train on, or arguments that do
-            not go together.
-        DataError: the data cannot be used.
+        TrainingError: as `make_trainer`.
+        DataError: as `make_trainer`.
     """
-    return carry_out(make_trainer(recipe, stores, windows, tokenizer, stream))
+    return carry_out(make_trainer(recipe, *given, **more))

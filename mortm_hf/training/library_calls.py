@@ -1,6 +1,6 @@
-"""What a library refuses, as an error of ours.
+"""Calls of libraries: what they refuse, as an error of ours; what they load, without their bars.
 
-Knows: the errors. Must not know: what raises them.
+Knows: the errors, transformers' logging. Must not know: what is called.
 """
 
 from __future__ import annotations
@@ -10,6 +10,20 @@ from contextlib import contextmanager
 from textwrap import shorten
 
 from ..models.errors_mortm import MortmError, TrainingError
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """transformers' bars for reading and writing weights would cut through ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager
