@@ -129,10 +129,12 @@ def _add_push(inner) -> None:
 
 def run_build(args: argparse.Namespace) -> None:
     """Prepares; prints a summary, and the first skipped files on stderr."""
-    data, dataset = _module(""), _module("dataset")
+    build, dataset, manifest = (_module(name) for name in ("build", "dataset", "manifest"))
     if (args.recipe or args.packs) and not args.materialize:
         raise CommandError("--recipe and --packs say how to draw examples: they need --materialize")
-    recipe = None
+    recipe = selection = None
+    if args.corpora:
+        selection = manifest.Selection({name: manifest.CorpusFilter() for name in args.corpora})
     if args.recipe:
         from ..training.tasks import read_data
 
@@ -142,10 +144,10 @@ def run_build(args: argparse.Namespace) -> None:
             raise CommandError(str(error)) from None
     with Outputs(json=args.json) as out:
         made = _call(
-            data.build_dataset,
+            build.build_dataset,
             args.source if len(args.source) > 1 else args.source[0],
             args.output,
-            selection=data.Selection({name: data.CorpusFilter() for name in args.corpora}) if args.corpora else None,
+            selection=selection,
             shares=(max(args.validation, 0.0), max(args.test, 0.0)),
             num_proc=args.processes,
             recipe=recipe,
@@ -195,15 +197,16 @@ def _and_more(first: list[str], count: int) -> str:
 
 def run_stats(args: argparse.Namespace) -> None:
     """Counts; prints the Markdown report, writes report and plots with `-o`."""
-    data, dataset, sources, stats = (_module(name) for name in ("", "dataset", "sources", "song_statistics"))
+    names = ("build", "dataset", "score_store", "sources", "song_statistics")
+    build, dataset, songs, sources, stats = map(_module, names)
     if args.output and args.output.exists() and not args.output.is_dir():
         raise CommandError(f"{args.output} is a file: name a folder", "command.output")
     with Outputs(json=args.json) as out, tempfile.TemporaryDirectory() as temporary:
         folder, label = Path(args.source), args.source
         if sources.kind_of(folder) != "saved":
             folder = Path(temporary) / "songs"
-            _call(data.build_dataset, args.source, folder, chords="annotated")
-        store = _call(data.load_songs, folder, args.split)
+            _call(build.build_dataset, args.source, folder, chords="annotated")
+        store = _call(songs.load_songs, folder, args.split)
         skipped = _call(dataset.read_report, folder).get("skipped", [])
         figures = stats.dataset_stats(store, windows=args.windows, skipped=skipped)
         out.report(figures)
@@ -216,13 +219,13 @@ def run_stats(args: argparse.Namespace) -> None:
 
 def run_push(args: argparse.Namespace) -> None:
     """Pushes; prints the URL."""
-    print(_call(_module("").push_dataset, args.folder, args.repo, private=args.private, title=args.title))
+    print(_call(_module("dataset").push_dataset, args.folder, args.repo, private=args.private, title=args.title))
 
 
 def _module(name: str):
     """A module of the data package; what it needs may not be installed."""
     _call(importlib.import_module, "datasets")
-    return _call(importlib.import_module, f"mortm_hf.data.{name}".rstrip("."))
+    return _call(importlib.import_module, f"mortm_hf.data.{name}")
 
 
 def _call(function, *args, **kwargs):
