@@ -109,7 +109,7 @@ FAMILIES = {
         tasks={
             "audio-continuation": Task(
                 "pipeline_vmortm.AudioContinuationPipeline", "AutoModelForTextToSpectrogram", "audio"
-            ),
+            )
         },
     ),
     "mortm_live": Family(

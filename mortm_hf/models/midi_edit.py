@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -29,6 +30,11 @@ def _sounding_parts(score) -> list[int]:
     """Indices into `score.tracks` in the order of the quantised tracks: those with notes, drums last."""
     used = [i for i, track in enumerate(score.tracks) if len(track.notes)]
     return [i for i in used if not score.tracks[i].is_drum] + [i for i in used if score.tracks[i].is_drum]
+
+
+def _file_tick(tick, ticks_per_quarter: int) -> np.ndarray:
+    """Grid ticks -> ticks of the file, halves upward."""
+    return (2 * np.asarray(tick, dtype=np.int64) * ticks_per_quarter + TICKS_PER_QUARTER) // (2 * TICKS_PER_QUARTER)
 
 
 def _meter_at(score, tick: int) -> tuple[tuple[int, int], int]:
@@ -81,9 +87,7 @@ def write_bars(
         out = out.resample(out.ticks_per_quarter * (24 // math.gcd(out.ticks_per_quarter, 24)) * 4)
     tpq = out.ticks_per_quarter
 
-    def file_tick(tick):
-        return (2 * np.asarray(tick, dtype=np.int64) * tpq + TICKS_PER_QUARTER) // (2 * TICKS_PER_QUARTER)
-
+    file_tick = partial(_file_tick, ticks_per_quarter=tpq)
     bars = music.bars
     first, last = int(bars.start[start]), int(bars.start[stop])
     parts = _sounding_parts(out)
@@ -168,7 +172,7 @@ def write_chords(original, chords: ChordTable, first: int, last: int):
         marks.append(mark)
 
     def write(tick, text):
-        marks.append(symusic.TextMeta((2 * int(tick) * tpq + TICKS_PER_QUARTER) // (2 * TICKS_PER_QUARTER), text))
+        marks.append(symusic.TextMeta(int(_file_tick(tick, tpq)), text))
 
     for tick, *chord in zip(chords.onset, chords.root, chords.quality, chords.bass):  # a few a bar
         write(tick, chord_mark(*chord))

@@ -332,12 +332,7 @@ class VMortmForSpectrogramGeneration(VMortmPreTrainedModel):
             new_frames = torch.zeros_like(running, dtype=torch.long)
             step = features
             for made in range(patches):
-                output = self(
-                    input_features=step,
-                    attention_mask=mask,
-                    past_key_values=cache,
-                    use_cache=use_cache,
-                )
+                output = self(input_features=step, attention_mask=mask, past_key_values=cache, use_cache=use_cache)
                 stopped = output.stop_logits[:, -1].sigmoid() > stop_threshold
                 if made:
                     running &= ~stopped

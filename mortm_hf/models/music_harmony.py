@@ -162,15 +162,21 @@ def split_key(name: str) -> tuple[int, bool]:
     Raises:
         VocabularyError: `vocabulary.key`.
     """
+    letter, accidentals, minor = _spelled_key(name)
+    return (_LETTER[letter] + _accidental(accidentals)) % 12, minor
+
+
+def _spelled_key(name: str) -> tuple[str, str, bool]:
+    """Letter and accidentals (of `#` and `b`) of the tonic, and whether the mode is minor."""
     found = _KEY.match(name.strip()) if isinstance(name, str) else None
     if not found:
         raise VocabularyError(
             f"unknown key {name!r}: write e.g. 'C major', 'F# minor', 'Am', 'BbM' or 'k_AM'", "vocabulary.key"
         )
     letter, accidentals, mode = found.groups()
-    mode = mode or "M"
-    minor = mode == "m" or mode.lower() in ("minor", "min", "moll", "aeolian")
-    return (_LETTER[letter.upper()] + _accidental(accidentals.lower())) % 12, minor
+    for sign, plain in (("♯", "#"), ("♭", "b"), ("-", "b"), ("x", "##")):
+        accidentals = accidentals.lower().replace(sign, plain)
+    return letter.upper(), accidentals, mode == "m" or (mode or "").lower() in ("minor", "min", "moll", "aeolian")
 
 
 def parse_key(name: str) -> str:
@@ -186,11 +192,9 @@ def parse_key(name: str) -> str:
     """
     if isinstance(name, str) and name.strip().removeprefix("k_").lower() == "unknown":
         return "Unknown"
-    tonic, minor = split_key(name)
-    found = _KEY.match(name.strip())
-    accidentals = found.group(2).lower().replace("♯", "#").replace("♭", "b").replace("-", "b").replace("x", "##")
-    spelled = found.group(1).upper() + accidentals + ("m" if minor else "M")
-    return spelled if spelled in KEY_NAMES else (MINOR_KEYS if minor else MAJOR_KEYS)[tonic]
+    letter, accidentals, minor = _spelled_key(name)
+    spelled = letter + accidentals + ("m" if minor else "M")
+    return spelled if spelled in KEY_NAMES else (MINOR_KEYS if minor else MAJOR_KEYS)[split_key(name)[0]]
 
 
 def key_twins(name: str) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from .generation_cpu import FastDecoder, parse_precision, unsupported_arguments,
 from .generation_mortm import MetricGrammarLogitsProcessor
 from .generation_sampling import SAMPLING_NAMES, BarListener, FiniteLogits, SeededChoice, sampling_filters
 from .generation_windows import PAST_BARS, SongRequest, SongRow
+from .inputs_bertm import pad_rows
 from .midi_chords import is_chord_file, read_chord_file
 from .midi_edit import write_bars, write_chords
 from .midi_files import to_midi_score
@@ -213,13 +214,8 @@ class MidiPipeline(MusicPipeline):
         """One `generate` call over all rows (the model's, or a fast decoder's) -> the answer of each."""
         tokenizer, model = self.tokenizer, self.model
         asked = rows[::spread]
-        length = max(len(row.built.ids) for row in asked)
-        ids = np.full((len(asked), length), tokenizer.pad_token_id, dtype=np.int64)
-        for i, row in enumerate(asked):
-            ids[i, length - len(row.built.ids) :] = row.built.ids
-        mask = np.arange(length)[None] >= length - np.array([len(row.built.ids) for row in asked])[:, None]
-        ids, mask = torch.from_numpy(ids).to(self.device), torch.from_numpy(mask.astype(np.int64)).to(self.device)
-
+        ids, mask = pad_rows([row.built.ids for row in asked], tokenizer.pad_token_id, self.device, side="left")
+        length = ids.shape[1]
         config = others["generation_config"]
         room = max(self.context - length, 1)
         asked_new = others.pop("max_new_tokens", config.max_new_tokens)

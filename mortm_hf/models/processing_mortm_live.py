@@ -100,12 +100,9 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         """Slot of each track by its program, -1 where there is none."""
         slots = []
         for program in (int(p) for p in programs):
+            pitched = range(len(self.instruments)) if program != DRUMS else ()
             same = [i for i, slot in enumerate(self.instruments) if slot == program]
-            family = [
-                i
-                for i, slot in enumerate(self.instruments)
-                if program != DRUMS and slot != DRUMS and slot // 8 == program // 8
-            ]
+            family = [i for i in pitched if self.instruments[i] // 8 == program // 8]
             slots.append((same or family or [-1])[0])
         return slots
 
@@ -173,9 +170,8 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         first = np.append(True, (voice[1:] != voice[:-1]) | (onset[1:] != onset[:-1]))
         velocity = np.maximum.reduceat(velocity, np.flatnonzero(first))
         slot, onset, pitch, duration, voice = (c[first] for c in (slot, onset, pitch, duration, voice))
-        follows = np.append(
-            np.where(voice[1:] == voice[:-1], onset[1:], np.iinfo(np.int64).max), np.iinfo(np.int64).max
-        )
+        never = np.iinfo(np.int64).max
+        follows = np.append(np.where(voice[1:] == voice[:-1], onset[1:], never), never)
         length = np.minimum(onset + duration, follows) - onset
         note = np.repeat(np.arange(len(onset)), length)
         cell = np.arange(len(note)) - np.repeat(np.cumsum(length) - length, length) + onset[note]
@@ -258,15 +254,11 @@ class MortmLiveProcessor(FeatureExtractionMixin):
             roll = roll.reshape(-1, *roll.shape[2:])
         on = np.moveaxis(roll[..., 0::2] > 0.5, (2, 1, 0), (0, 1, 2))  # [slots, 128, ticks]
         loud = np.moveaxis(np.rint(roll[..., 1::2] * 127).astype(np.int64), (2, 1, 0), (0, 1, 2))
-        before = np.concatenate([np.zeros_like(on[..., :1]), on[..., :-1]], axis=-1)
-        if self.velocity == "onset":
-            begins = on & (~before | (loud > 0))
-        else:
-            louder = np.concatenate([loud[..., :1], np.diff(loud, axis=-1)], axis=-1) != 0
-            begins = on & (~before | louder)
-        after = np.concatenate([on[..., 1:], np.zeros_like(on[..., :1])], axis=-1)
-        next_begins = np.concatenate([begins[..., 1:], np.zeros_like(begins[..., :1])], axis=-1)
-        ends = on & (~after | next_begins)
+        silent = np.zeros_like(on[..., :1])
+        before, after = np.append(silent, on[..., :-1], axis=-1), np.append(on[..., 1:], silent, axis=-1)
+        struck = loud > 0 if self.velocity == "onset" else np.diff(loud, axis=-1, prepend=0) != 0
+        begins = on & (~before | struck)
+        ends = on & (~after | np.append(begins[..., 1:], silent, axis=-1))
         slot, pitch, onset = np.nonzero(begins)
         duration = np.nonzero(ends)[2] + 1 - onset  # both in the same order: as many ends as begins in each row
         velocity = np.clip(loud[slot, pitch, onset], 1, 127)

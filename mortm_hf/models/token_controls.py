@@ -27,14 +27,7 @@ import numpy as np
 
 from .errors_mortm import PromptError, VocabularyError
 from .music_grid import BarTable, parse_meter
-from .music_harmony import (
-    ESTIMATED_KEYS,
-    estimate_key,
-    estimate_keys,
-    parse_key,
-    pitch_class_histogram,
-    split_key,
-)
+from .music_harmony import ESTIMATED_KEYS, estimate_key, estimate_keys, parse_key, pitch_class_histogram, split_key
 from .music_instruments import parse_instrument
 from .music_names import GENRES, KEY_NAMES, MAX_COUNTED_BARS, METERS, TEMPO_CENTRES, TEMPO_NAMES, tempo_bin
 from .music_score import MetricScore, match_tracks

@@ -323,10 +323,7 @@ class _Segment:
 
 
 def find_errors(
-    vocab: MetricVocabulary,
-    sequences: Sequence,
-    dialect: str = "metric",
-    complete: bool = False,
+    vocab: MetricVocabulary, sequences: Sequence, dialect: str = "metric", complete: bool = False
 ) -> list[GrammarError | None]:
     """The first error of every sequence, None where it is grammatical.
 
