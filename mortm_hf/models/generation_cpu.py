@@ -11,7 +11,7 @@ Design decisions
 - The prompt goes through the model itself (fp32 weights, also before int8 decoding): many tokens at once are what it
   is fast at. Its cache is copied into ours.
 - Rows that have ended are not computed. Several threads share the rows of a batch, never one row's arithmetic.
-- Grammar and sampling run compiled, too, where `generation_choice` knows every processor; others are called as
+- Grammar and sampling run compiled, too, where `generation_fused` knows every processor; others are called as
   `generate` calls them.
 - What this path does not do is refused by name, never done another way: see `refusal` and `FastDecoder.generate`.
 
@@ -31,6 +31,7 @@ from transformers import DynamicCache
 
 from .errors_mortm import PromptError
 from .generation_compiled import announce, load_compiled, missing
+from .generation_fused import FusedChoice, read_chain
 
 
 PRECISIONS = ("fp32", "int8")
@@ -318,22 +319,33 @@ class FastDecoder:
             state = self.start(input_ids, attention_mask, max_new_tokens)
             ids = torch.full((batch, length + max_new_tokens), pad, dtype=torch.long)
             ids[:, :length] = input_ids
-            done = torch.zeros(batch, dtype=torch.bool)
+            token, going = torch.full((batch,), pad), torch.ones(batch, dtype=torch.bool)
             ends = torch.tensor(ends, dtype=torch.long)
+            chain = read_chain(logits_processor)
+            choose = None if chain is None else FusedChoice(chain, input_ids, state.logits.shape[1])
+            rows = going.nonzero()[:, 0].contiguous()
             for at in range(length, length + max_new_tokens):
-                so_far, scores = ids[:, :at], state.logits
-                for processor in logits_processor:
-                    scores = processor(so_far, scores)
-                token = scores.argmax(-1).masked_fill_(done, pad)
+                if choose is not None:
+                    choose(state.logits.numpy(), at, rows.numpy(), token.numpy())
+                    scores = state.logits
+                else:
+                    scores = state.logits
+                    for processor in logits_processor:
+                        scores = processor(ids[:, :at], scores)
+                    token[rows] = scores.argmax(-1)[rows]
                 ids[:, at] = token
                 if streamer is not None:
-                    streamer.put(token)
-                done |= torch.isin(token, ends)
+                    streamer.put(token.clone())
+                stop = torch.isin(token, ends)
                 for criterion in stopping_criteria:
-                    done |= criterion(ids[:, : at + 1], scores)
-                if done.all() or at + 1 == ids.shape[1]:
+                    stop |= criterion(ids[:, : at + 1], scores)
+                if (stop & going).any():
+                    going &= ~stop
+                    rows = going.nonzero()[:, 0].contiguous()
+                if not len(rows) or at + 1 == ids.shape[1]:
                     break
-                state.step(token, (~done).nonzero()[:, 0])
+                state.step(token, rows)
+                token.masked_fill_(~going, pad)
         if streamer is not None:
             streamer.end()
         return ids[:, : at + 1].clone()

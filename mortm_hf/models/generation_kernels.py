@@ -2,8 +2,8 @@
 
 Design decisions
 - One signature for all models: sizes, options and places are numbers in arrays, so a machine compiles once.
-- At one token a row a step is reading the weights. Matrices lie [out, in] in one array; four outputs are summed at a
-  time, for up to four rows, so that a weight is read once for all rows of the batch.
+- At one token a row a step is reading the weights. Matrices lie [out, in] in one array, read from front to back (one
+  stream is faster than four), each weight once for all rows of the batch; four rows are summed at a time.
 - Matrices may be bfloat16 (as uint16: the same numbers at half the bytes where the weights are exact in it) or int8
   with a scale for each output. Sums are fp32 always.
 - Only the chosen experts are read, each once for all rows that chose it.
@@ -85,63 +85,25 @@ def _linear(weights, where, e, outs, ins, vectors, x, x_rows, y, y_rows, count):
     """
     place, bias, scale = where[0] + e * outs * ins, where[1], where[2]
     matrix = weights[place : place + outs * ins].reshape((outs, ins))
-    whole = outs - outs % 4
-    for o in range(0, whole, 4):
-        w0, w1, w2, w3 = matrix[o], matrix[o + 1], matrix[o + 2], matrix[o + 3]
-        i = 0
+    for o in range(outs):
+        w, i = matrix[o], 0
         while i + 4 <= count:
             p, q, r, s = x[x_rows[i]], x[x_rows[i + 1]], x[x_rows[i + 2]], x[x_rows[i + 3]]
-            p0 = p1 = p2 = p3 = q0 = q1 = q2 = q3 = r0 = r1 = r2 = r3 = s0 = s1 = s2 = s3 = _F(0.0)
-            for c in range(ins):
-                a, b, d, f = _wide(w0[c]), _wide(w1[c]), _wide(w2[c]), _wide(w3[c])
-                v = p[c]
-                p0 += a * v
-                p1 += b * v
-                p2 += d * v
-                p3 += f * v
-                v = q[c]
-                q0 += a * v
-                q1 += b * v
-                q2 += d * v
-                q3 += f * v
-                v = r[c]
-                r0 += a * v
-                r1 += b * v
-                r2 += d * v
-                r3 += f * v
-                v = s[c]
-                s0 += a * v
-                s1 += b * v
-                s2 += d * v
-                s3 += f * v
-            out = y[y_rows[i]]
-            out[o], out[o + 1], out[o + 2], out[o + 3] = p0, p1, p2, p3
-            out = y[y_rows[i + 1]]
-            out[o], out[o + 1], out[o + 2], out[o + 3] = q0, q1, q2, q3
-            out = y[y_rows[i + 2]]
-            out[o], out[o + 1], out[o + 2], out[o + 3] = r0, r1, r2, r3
-            out = y[y_rows[i + 3]]
-            out[o], out[o + 1], out[o + 2], out[o + 3] = s0, s1, s2, s3
+            a = b = c = d = _F(0.0)
+            for j in range(ins):
+                v = _wide(w[j])
+                a += v * p[j]
+                b += v * q[j]
+                c += v * r[j]
+                d += v * s[j]
+            y[y_rows[i], o], y[y_rows[i + 1], o], y[y_rows[i + 2], o], y[y_rows[i + 3], o] = a, b, c, d
             i += 4
         while i < count:
-            p = x[x_rows[i]]
-            p0 = p1 = p2 = p3 = _F(0.0)
-            for c in range(ins):
-                v = p[c]
-                p0 += _wide(w0[c]) * v
-                p1 += _wide(w1[c]) * v
-                p2 += _wide(w2[c]) * v
-                p3 += _wide(w3[c]) * v
-            out = y[y_rows[i]]
-            out[o], out[o + 1], out[o + 2], out[o + 3] = p0, p1, p2, p3
+            p, a = x[x_rows[i]], _F(0.0)
+            for j in range(ins):
+                a += _wide(w[j]) * p[j]
+            y[y_rows[i], o] = a
             i += 1
-    for o in range(whole, outs):
-        w0 = matrix[o]
-        for i in range(count):
-            p, p0 = x[x_rows[i]], _F(0.0)
-            for c in range(ins):
-                p0 += _wide(w0[c]) * p[c]
-            y[y_rows[i], o] = p0
     if scale >= 0:
         factors = vectors[scale + e * outs : scale + (e + 1) * outs]
         for j in range(count):
@@ -230,22 +192,11 @@ def _attend(q, keys, values, start, stop, slope, scores, out):
     """
     dim, n = len(q), stop - start
     keys, values, scores = keys[start:stop], values[start:stop], scores[:n]
-    whole = n - n % 4
-    for j in range(0, whole, 4):
-        k0, k1, k2, k3 = keys[j], keys[j + 1], keys[j + 2], keys[j + 3]
-        a0 = a1 = a2 = a3 = _F(0.0)
+    for j in range(n):
+        k, a = keys[j], _F(0.0)
         for c in range(dim):
-            v = q[c]
-            a0 += k0[c] * v
-            a1 += k1[c] * v
-            a2 += k2[c] * v
-            a3 += k3[c] * v
-        scores[j], scores[j + 1], scores[j + 2], scores[j + 3] = a0, a1, a2, a3
-    for j in range(whole, n):
-        k0, a0 = keys[j], _F(0.0)
-        for c in range(dim):
-            a0 += k0[c] * q[c]
-        scores[j] = a0
+            a += k[c] * q[c]
+        scores[j] = a
     if slope != _F(0.0):
         for j in range(n):
             scores[j] -= slope * _F(n - 1 - j)
@@ -269,9 +220,7 @@ def _attend(q, keys, values, start, stop, slope, scores, out):
                 a0 * v0[c] + a1 * v1[c] + a2 * v2[c] + a3 * v3[c] + a4 * v4[c] + a5 * v5[c] + a6 * v6[c] + a7 * v7[c]
             )
     for j in range(whole, n):
-        v0, a0 = values[j], scores[j]
-        for c in range(dim):
-            out[c] += a0 * v0[c]
+        _add(out, scores[j], values[j])
     factor = _F(1.0) / total
     for c in range(dim):
         out[c] *= factor

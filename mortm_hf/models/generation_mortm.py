@@ -188,14 +188,27 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
                 code="prompt.too_long",
             )
 
-    def allowed(self, input_ids: torch.LongTensor, size: int) -> np.ndarray:
-        """`[B, T]` ids -> `[B, size]` bool, the tokens that may come next; `size`: the model's `vocab_size`."""
+    def begin(self, input_ids: torch.LongTensor, size: int) -> tuple[Grammar, GrammarState, np.ndarray | None]:
+        """For callers that step the grammar themselves, what stands after the prompts `[B, T]`.
+
+        Args:
+            input_ids: `[B, T]` prompts.
+            size: the model's `vocab_size`.
+
+        Returns:
+            The machine, the rows' states, and `[B]` the column at which each row's budget ends (None: no budget).
+        """
         tables = self._tables
         if tables is None or tables.size != size:
             self._tables = VocabularyTables(self.vocabulary, self.dialect, size)
             self._forget()
-        state = self._state(input_ids.cpu().numpy())
-        mask = self._grammar.allowed(state, self._remaining(input_ids.shape[1]))
+        state, left = self._state(input_ids.cpu().numpy()), self._remaining(input_ids.shape[1])
+        return self._grammar, state, None if left is None else left + input_ids.shape[1]
+
+    def allowed(self, input_ids: torch.LongTensor, size: int) -> np.ndarray:
+        """`[B, T]` ids -> `[B, size]` bool, the tokens that may come next; `size`: the model's `vocab_size`."""
+        grammar, state, ends = self.begin(input_ids, size)
+        mask = grammar.allowed(state, None if ends is None else ends - input_ids.shape[1])
         lost = ~mask.any(1)  # a beam of probability zero: keep its scores finite
         mask[lost, 0] = True
         return mask
