@@ -9,7 +9,8 @@ Design decisions
 - "int8" rounds the layers' matrices, with one scale an output, for models too large for the caches. Activations,
   routers, norms, attention and the output layer stay in fp32.
 - The prompt goes through the model itself (fp32 weights, also before int8 decoding): many tokens at once are what it
-  is fast at. Its cache is copied into ours.
+  is fast at. Rows with one prompt (versions of a song) share its keys and values: in a batch these are what is read
+  most.
 - Rows that have ended are not computed. Several threads share the rows of a batch, never one row's arithmetic.
 - Grammar and sampling run compiled, too, where `generation_fused` knows every processor; others are called as
   `generate` calls them.
@@ -358,15 +359,16 @@ class DecodingState:
     def __init__(self, decoder: FastDecoder, input_ids, attention_mask, max_new_tokens: int):
         self.decoder, config = decoder, decoder.config
         batch, length = input_ids.shape
-        self.length, self.room = length, length + max_new_tokens
+        self.given = self.length = length
+        self.room = length + max_new_tokens
         self.every = np.arange(batch)
         heads, kv, dim, k = (
             *(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
             config.num_experts_per_tok,
         )
         # untouched pages of a buffer take no memory, so room is cheap
-        shape = (config.num_hidden_layers, batch, kv, self.room, dim)
-        self.keys, self.values = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+        shape = (config.num_hidden_layers, batch, kv, max_new_tokens, dim)
+        self.cache = tuple(np.empty(shape, dtype=np.float32) for _ in range(2))
         widest = max(
             *(config.intermediate_size, config.moe_intermediate_size, config.shared_expert_intermediate_size),
         )
@@ -405,9 +407,11 @@ class DecodingState:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        for ours, theirs in ((self.keys, "keys"), (self.values, "values")):
-            for i, own in enumerate(torch.from_numpy(ours)):
-                own[:, :, :length] = getattr(cache.layers[i], theirs)[place]
+        self.prompt = tuple(
+            torch.stack([getattr(layer, name) for layer in cache.layers]).float().numpy()
+            for name in ("keys", "values")
+        )
+        self.source = place.numpy()
         self.first = (mask == 0).sum(1)[place].numpy()
         return logits[place].float().contiguous()
 
@@ -427,19 +431,8 @@ class DecodingState:
             raise PromptError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
         a = d.arrays
         rows = self.every if rows is None else np.ascontiguousarray(rows.numpy())
-        given = (
-            a.weights,
-            a.tables,
-            a.vectors,
-            a.sizes,
-            a.reals,
-            a.layers,
-            self.keys,
-            self.values,
-            self.cos,
-            self.sin,
-        )
-        given += (d.slopes, self.first, at)
+        given = a.weights, a.tables, a.vectors, a.sizes, a.reals, a.layers, d.slopes, self.cos, self.sin
+        given += self.prompt, self.source, self.first, self.cache, at - self.given
         rest = np.ascontiguousarray(tokens.numpy()), self.buffers, self.logits.numpy()
         if not d.kernel.signatures:
             announce(d.kernel)

@@ -185,45 +185,48 @@ def _activate(kind, gated, width, y):
 
 
 @fast
-def _attend(q, keys, values, start, stop, slope, scores, out):
-    """out = softmax(keys[start:stop] @ q - slope * distance to the last key) @ values[start:stop].
-
-    q, out: [head_dim]; keys, values: [room, head_dim]; scores: [room] for use.
-    """
-    dim, n = len(q), stop - start
-    keys, values, scores = keys[start:stop], values[start:stop], scores[:n]
-    for j in range(n):
+def _score(q, keys, scores):
+    """scores = keys @ q for keys [n, head_dim]."""
+    for j in range(len(keys)):
         k, a = keys[j], _F(0.0)
-        for c in range(dim):
+        for c in range(len(q)):
             a += k[c] * q[c]
         scores[j] = a
+
+
+@fast
+def _softmax(scores, slope):
+    """In place: exp(score - slope * distance to the last key - largest); returns the sum."""
+    n = len(scores)
     if slope != _F(0.0):
         for j in range(n):
             scores[j] -= slope * _F(n - 1 - j)
-    top = scores[0]
+    top, total = scores[0], _F(0.0)
     for j in range(n):
         top = max(top, scores[j])
     for j in range(n):
         scores[j] = _exp(scores[j] - top)
-    total = _F(0.0)
     for j in range(n):
         total += scores[j]
-    out[:] = _F(0.0)
+    return total
+
+
+@fast
+def _collect(scores, values, out):
+    """out += scores @ values for values [n, head_dim], eight at a time."""
+    n = len(values)
     whole = n - n % 8
     for j in range(0, whole, 8):
         v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
         v4, v5, v6, v7 = values[j + 4], values[j + 5], values[j + 6], values[j + 7]
         a0, a1, a2, a3 = scores[j], scores[j + 1], scores[j + 2], scores[j + 3]
         a4, a5, a6, a7 = scores[j + 4], scores[j + 5], scores[j + 6], scores[j + 7]
-        for c in range(dim):
+        for c in range(len(out)):
             out[c] += (
                 a0 * v0[c] + a1 * v1[c] + a2 * v2[c] + a3 * v3[c] + a4 * v4[c] + a5 * v5[c] + a6 * v6[c] + a7 * v7[c]
             )
     for j in range(whole, n):
         _add(out, scores[j], values[j])
-    factor = _F(1.0) / total
-    for c in range(dim):
-        out[c] *= factor
 
 
 @fast
@@ -278,24 +281,9 @@ def _route(sizes, reals, vectors, correction, logits, chosen, shares):
 
 @fast
 def step(
-    weights,
-    tables,
-    vectors,
-    sizes,
-    reals,
-    layers,
-    keys,
-    values,
-    cos,
-    sin,
-    slopes,
-    first,
-    at,
-    rows,
-    tokens,
-    buffers,
-    logits,
-):
+    weights, tables, vectors, sizes, reals, layers, slopes, cos, sin, prompt, source, first, cache, made, rows, tokens,
+    buffers, logits
+):  # fmt: skip
     """One more token for the given rows of a batch.
 
     Args:
@@ -305,13 +293,14 @@ def step(
         sizes: [N_SIZES] int64, see the places above.
         reals: [N_REALS] fp32.
         layers: [layers, N_LAYER] int64.
-        keys: [layers, batch, key heads, room, head_dim]: the cache, filled up to `at`.
-        values: the same.
+        slopes: [heads] of ALiBi, zeros with rotary positions.
         cos: [room, head_dim / 2] of every position.
         sin: the same.
-        slopes: [heads] of ALiBi, zeros with rotary positions.
-        first: [batch] the column of each row's first token.
-        at: the column of the new tokens.
+        prompt: keys and values of the different prompts, each [layers, prompts, key heads, length, head_dim].
+        source: [batch] the prompt of each row.
+        first: [batch] the column of its first token.
+        cache: keys and values of the answers, each [layers, batch, key heads, room, head_dim].
+        made: how many tokens of the answers are in `cache`.
         rows: [n] the rows to work on.
         tokens: [batch] their new tokens.
         buffers: (x, h, qkv, heard, scores, inner, out, chosen, shares) of `generation_cpu`.
@@ -321,6 +310,7 @@ def step(
     hidden, heads, kv, dim = sizes[HIDDEN], sizes[HEADS], sizes[KV_HEADS], sizes[HEAD_DIM]
     share, act, kind, eps = heads // kv, sizes[ACT], sizes[NORM], reals[NORM_EPS]
     count, k, experts, width = len(rows), sizes[CHOSEN], sizes[EXPERTS], sizes[EXPERT_INNER]
+    length = prompt[0].shape[3]
     one_each = rows * k  # of the rows that each row has in `inner` and `out`
     used_rows, used_slots = np.empty(count * k, dtype=np.int64), np.empty(count * k, dtype=np.int64)
     for r in rows:
@@ -334,19 +324,28 @@ def step(
         outs = (heads + 2 * kv) * dim
         _linear(weights, p[QKV:], 0, outs, hidden, vectors, h, rows, qkv, rows, count)
         for r in rows:
-            new = qkv[r]
+            new, place = qkv[r], length - first[r] + made
             if sizes[ROPE]:
                 for g in range(heads + kv):
-                    _rotate(new[g * dim : (g + 1) * dim], cos[at - first[r]], sin[at - first[r]])
+                    _rotate(new[g * dim : (g + 1) * dim], cos[place], sin[place])
             for g in range(kv):
-                keys[l, r, g, at] = new[(heads + g) * dim : (heads + g + 1) * dim]
-                values[l, r, g, at] = new[(heads + kv + g) * dim : (heads + kv + g + 1) * dim]
+                cache[0][l, r, g, made] = new[(heads + g) * dim : (heads + g + 1) * dim]
+                cache[1][l, r, g, made] = new[(heads + kv + g) * dim : (heads + kv + g + 1) * dim]
             for i in range(heads * dim):
                 new[i] *= reals[SCALE]
-            for g in range(heads):
-                part = slice(g * dim, (g + 1) * dim)
-                seen = keys[l, r, g // share], values[l, r, g // share]
-                _attend(new[part], seen[0], seen[1], first[r], at + 1, slopes[g], scores[r], heard[r, part])
+        for g in range(heads):  # rows of one prompt read its keys one after the other
+            part, own = slice(g * dim, (g + 1) * dim), slice(0, made + 1)
+            for r in rows:
+                given, seen = slice(first[r], length), scores[r, : length - first[r] + made + 1]
+                before, after = seen[: length - first[r]], seen[length - first[r] :]
+                _score(qkv[r, part], prompt[0][l, source[r], g // share, given], before)
+                _score(qkv[r, part], cache[0][l, r, g // share, own], after)
+                total, found = _softmax(seen, slopes[g]), heard[r, part]
+                found[:] = _F(0.0)
+                _collect(before, prompt[1][l, source[r], g // share, given], found)
+                _collect(after, cache[1][l, r, g // share, own], found)
+                for c in range(dim):
+                    found[c] /= total
         _linear(weights, p[OUT:], 0, hidden, heads * dim, vectors, heard, rows, h, rows, count)
         for r in rows:
             _add(x[r], _F(1.0), h[r])
