@@ -375,6 +375,7 @@ class DecodingState:
         self.buffers = (
             *(np.zeros((batch, config.hidden_size), dtype=np.float32) for _ in range(2)),
             np.zeros((batch, (heads + 2 * kv) * dim), dtype=np.float32),
+            *(np.zeros((heads, batch, dim), dtype=np.float32) for _ in range(2)),
             np.zeros((batch, heads * dim), dtype=np.float32),
             np.zeros((batch, max(self.room, config.num_local_experts)), dtype=np.float32),
             np.zeros((batch * k, 2 * widest), dtype=np.float32),
@@ -387,7 +388,7 @@ class DecodingState:
 
     def _read(self, input_ids, attention_mask) -> torch.Tensor:
         """The prompts through the model; its cache is copied into ours."""
-        model, length = self.decoder.model, self.length
+        model = self.decoder.model
         attention_mask = None if attention_mask is None else attention_mask.long()
         padded = attention_mask is not None and not bool(attention_mask.all())
         if padded and not bool((attention_mask[:, -1] == 1).all() and (attention_mask.diff(dim=1) >= 0).all()):

@@ -78,15 +78,11 @@ def _add(x, factor, y):
 
 
 @fast
-def _linear(weights, where, e, outs, ins, vectors, x, x_rows, y, y_rows, count):
-    """y[y_rows[i], :outs] = matrix @ x[x_rows[i], :ins] + bias, for i < count.
-
-    The matrix is the e-th [outs, ins] of those that begin at where[0]; bias and scales likewise.
-    """
-    place, bias, scale = where[0] + e * outs * ins, where[1], where[2]
-    matrix = weights[place : place + outs * ins].reshape((outs, ins))
+def _products(matrix, x, x_rows, y, y_rows, count, start):
+    """y[y_rows[i], start + o] = matrix[o] @ x[x_rows[i], :ins], for i < count and all o."""
+    outs, ins = matrix.shape
     for o in range(outs):
-        w, i = matrix[o], 0
+        w, at, i = matrix[o], start + o, 0
         while i + 4 <= count:
             p, q, r, s = x[x_rows[i]], x[x_rows[i + 1]], x[x_rows[i + 2]], x[x_rows[i + 3]]
             a = b = c = d = _F(0.0)
@@ -96,14 +92,25 @@ def _linear(weights, where, e, outs, ins, vectors, x, x_rows, y, y_rows, count):
                 b += v * q[j]
                 c += v * r[j]
                 d += v * s[j]
-            y[y_rows[i], o], y[y_rows[i + 1], o], y[y_rows[i + 2], o], y[y_rows[i + 3], o] = a, b, c, d
+            y[y_rows[i], at], y[y_rows[i + 1], at], y[y_rows[i + 2], at], y[y_rows[i + 3], at] = a, b, c, d
             i += 4
         while i < count:
             p, a = x[x_rows[i]], _F(0.0)
             for j in range(ins):
                 a += _wide(w[j]) * p[j]
-            y[y_rows[i], o] = a
+            y[y_rows[i], at] = a
             i += 1
+
+
+@fast
+def _linear(weights, where, e, outs, ins, vectors, x, x_rows, y, y_rows, count):
+    """y[y_rows[i], :outs] = matrix @ x[x_rows[i], :ins] + bias, for i < count.
+
+    The matrix is the e-th [outs, ins] of those that begin at where[0]; bias and scales likewise.
+    """
+    place, bias, scale = where[0] + e * outs * ins, where[1], where[2]
+    matrix = weights[place : place + outs * ins].reshape((outs, ins))
+    _products(matrix, x, x_rows, y, y_rows, count, 0)
     if scale >= 0:
         factors = vectors[scale + e * outs : scale + (e + 1) * outs]
         for j in range(count):
@@ -185,16 +192,6 @@ def _activate(kind, gated, width, y):
 
 
 @fast
-def _score(q, keys, scores):
-    """scores = keys @ q for keys [n, head_dim]."""
-    for j in range(len(keys)):
-        k, a = keys[j], _F(0.0)
-        for c in range(len(q)):
-            a += k[c] * q[c]
-        scores[j] = a
-
-
-@fast
 def _softmax(scores, slope):
     """In place: exp(score - slope * distance to the last key - largest); returns the sum."""
     n = len(scores)
@@ -212,21 +209,43 @@ def _softmax(scores, slope):
 
 
 @fast
-def _collect(scores, values, out):
-    """out += scores @ values for values [n, head_dim], eight at a time."""
-    n = len(values)
+def _collect(scores, start, values, out, rows):
+    """out[r] += scores[r, start : start + n] @ values, for values [n, head_dim], eight at a time."""
+    n, dim = values.shape
     whole = n - n % 8
     for j in range(0, whole, 8):
         v0, v1, v2, v3 = values[j], values[j + 1], values[j + 2], values[j + 3]
         v4, v5, v6, v7 = values[j + 4], values[j + 5], values[j + 6], values[j + 7]
-        a0, a1, a2, a3 = scores[j], scores[j + 1], scores[j + 2], scores[j + 3]
-        a4, a5, a6, a7 = scores[j + 4], scores[j + 5], scores[j + 6], scores[j + 7]
-        for c in range(len(out)):
-            out[c] += (
-                a0 * v0[c] + a1 * v1[c] + a2 * v2[c] + a3 * v3[c] + a4 * v4[c] + a5 * v5[c] + a6 * v6[c] + a7 * v7[c]
-            )
+        for r in rows:
+            a, y = scores[r, start + j : start + j + 8], out[r]
+            a0, a1, a2, a3, a4, a5, a6, a7 = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]
+            for c in range(dim):
+                y[c] += (a0 * v0[c] + a1 * v1[c] + a2 * v2[c] + a3 * v3[c]) + (
+                    a4 * v4[c] + a5 * v5[c] + a6 * v6[c] + a7 * v7[c]
+                )
     for j in range(whole, n):
-        _add(out, scores[j], values[j])
+        for r in rows:
+            _add(out[r], scores[r, start + j], values[j])
+
+
+@fast
+def _attend(query, keys, values, own_keys, own_values, kept, made, slope, scores, out, rows):
+    """out[r] = attention of query[r] over the keys of a prompt and then the row's own ones, for rows of one prompt.
+
+    query, out: [batch, head_dim]; keys, values: [n, head_dim]; own_keys, own_values: [batch, key heads, room,
+    head_dim], of which the head `kept` and `made` keys count; scores: [batch, room] for use.
+    """
+    n = len(keys)
+    _products(keys, query, rows, scores, rows, len(rows), 0)
+    for i in range(len(rows)):
+        r = rows[i]
+        _products(own_keys[r, kept, :made], query, rows[i:], scores, rows[i:], 1, n)
+        total = _F(1.0) / _softmax(scores[r, : n + made], slope)
+        for j in range(n + made):
+            scores[r, j] *= total
+        out[r] = _F(0.0)
+        _collect(scores, n, own_values[r, kept, :made], out, rows[i : i + 1])
+    _collect(scores, 0, values, out, rows)
 
 
 @fast
@@ -303,14 +322,21 @@ def step(
         made: how many tokens of the answers are in `cache`.
         rows: [n] the rows to work on.
         tokens: [batch] their new tokens.
-        buffers: (x, h, qkv, heard, scores, inner, out, chosen, shares) of `generation_cpu`.
+        buffers: (x, h, qkv, query, found, heard, scores, inner, out, chosen, shares) of `generation_cpu`.
         logits: [batch, vocab] of the next token; other rows stay as they are.
     """
-    x, h, qkv, heard, scores, inner, out, chosen, shares = buffers
+    x, h, qkv, query, found, heard, scores, inner, out, chosen, shares = buffers
     hidden, heads, kv, dim = sizes[HIDDEN], sizes[HEADS], sizes[KV_HEADS], sizes[HEAD_DIM]
     share, act, kind, eps = heads // kv, sizes[ACT], sizes[NORM], reals[NORM_EPS]
     count, k, experts, width = len(rows), sizes[CHOSEN], sizes[EXPERTS], sizes[EXPERT_INNER]
-    length = prompt[0].shape[3]
+    length, prompts, members = prompt[0].shape[3], prompt[0].shape[1], np.empty(count, dtype=np.int64)
+    bounds, n = np.zeros(prompts + 1, dtype=np.int64), 0  # rows of prompt e: members[bounds[e] : bounds[e + 1]]
+    for e in range(prompts):
+        for r in rows:
+            if source[r] == e:
+                members[n] = r
+                n += 1
+        bounds[e + 1] = n
     one_each = rows * k  # of the rows that each row has in `inner` and `out`
     used_rows, used_slots = np.empty(count * k, dtype=np.int64), np.empty(count * k, dtype=np.int64)
     for r in rows:
@@ -333,19 +359,31 @@ def step(
                 cache[1][l, r, g, made] = new[(heads + kv + g) * dim : (heads + kv + g + 1) * dim]
             for i in range(heads * dim):
                 new[i] *= reals[SCALE]
-        for g in range(heads):  # rows of one prompt read its keys one after the other
-            part, own = slice(g * dim, (g + 1) * dim), slice(0, made + 1)
-            for r in rows:
-                given, seen = slice(first[r], length), scores[r, : length - first[r] + made + 1]
-                before, after = seen[: length - first[r]], seen[length - first[r] :]
-                _score(qkv[r, part], prompt[0][l, source[r], g // share, given], before)
-                _score(qkv[r, part], cache[0][l, r, g // share, own], after)
-                total, found = _softmax(seen, slopes[g]), heard[r, part]
-                found[:] = _F(0.0)
-                _collect(before, prompt[1][l, source[r], g // share, given], found)
-                _collect(after, cache[1][l, r, g // share, own], found)
-                for c in range(dim):
-                    found[c] /= total
+            for g in range(heads):
+                query[g, r] = new[g * dim : (g + 1) * dim]
+        for g in range(heads):
+            kept = g // share
+            for n in range(len(bounds) - 1):
+                some = members[bounds[n] : bounds[n + 1]]
+                if len(some):
+                    begin = first[some[0]]
+                    keys, values = prompt[0][l, n, kept, begin:], prompt[1][l, n, kept, begin:]
+                    _attend(
+                        query[g],
+                        keys,
+                        values,
+                        cache[0][l],
+                        cache[1][l],
+                        kept,
+                        made + 1,
+                        slopes[g],
+                        scores,
+                        found[g],
+                        some,
+                    )
+        for r in rows:
+            for g in range(heads):
+                heard[r, g * dim : (g + 1) * dim] = found[g, r]
         _linear(weights, p[OUT:], 0, hidden, heads * dim, vectors, heard, rows, h, rows, count)
         for r in rows:
             _add(x[r], _F(1.0), h[r])
