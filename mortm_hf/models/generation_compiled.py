@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 def missing() -> str | None:
     """Why nothing can be compiled here, in a line, or None."""
     if importlib.util.find_spec("numba") is None:
-        return 'fast decoding needs numba: pip install "mortm_hf[fast]" (or numba)'
+        return "fast decoding needs numba (pip install numba)"
     return None
 
 

@@ -29,12 +29,14 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import DynamicCache
+from transformers.utils import logging
 
 from .errors_mortm import PromptError
 from .generation_compiled import announce, load_compiled, missing
 from .generation_fused import FusedChoice, read_chain
 
 
+logger = logging.get_logger(__name__)
 PRECISIONS = ("fp32", "int8")
 # rotary tables that do not change with the length of the sequence
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -320,33 +322,30 @@ class FastDecoder:
             state = self.start(input_ids, attention_mask, max_new_tokens)
             ids = torch.full((batch, length + max_new_tokens), pad, dtype=torch.long)
             ids[:, :length] = input_ids
-            token, going = torch.full((batch,), pad), torch.ones(batch, dtype=torch.bool)
-            ends = torch.tensor(ends, dtype=torch.long)
+            token, rows = np.full(batch, pad), np.arange(batch)
+            columns, logits = ids.numpy(), state.logits.numpy()
             chain = read_chain(logits_processor)
-            choose = None if chain is None else FusedChoice(chain, input_ids, state.logits.shape[1])
-            rows = going.nonzero()[:, 0].contiguous()
+            choose = None if chain is None else FusedChoice(chain, input_ids, logits.shape[1])
             for at in range(length, length + max_new_tokens):
+                scores = state.logits
                 if choose is not None:
-                    choose(state.logits.numpy(), at, rows.numpy(), token.numpy())
-                    scores = state.logits
+                    choose(logits, at, rows, token)
                 else:
-                    scores = state.logits
                     for processor in logits_processor:
                         scores = processor(ids[:, :at], scores)
-                    token[rows] = scores.argmax(-1)[rows]
-                ids[:, at] = token
+                    token[rows] = scores.argmax(-1).numpy()[rows]
+                columns[:, at] = token
                 if streamer is not None:
-                    streamer.put(token.clone())
-                stop = torch.isin(token, ends)
-                for criterion in stopping_criteria:
-                    stop |= criterion(ids[:, : at + 1], scores)
-                if (stop & going).any():
-                    going &= ~stop
-                    rows = going.nonzero()[:, 0].contiguous()
+                    streamer.put(torch.from_numpy(token.copy()))
+                ended = [token == end for end in ends]
+                ended += [criterion(ids[:, : at + 1], scores).numpy() for criterion in stopping_criteria]
+                stop = np.logical_or.reduce(ended)[rows] if ended else np.zeros(len(rows), dtype=bool)
+                if stop.any():
+                    token[rows[stop]] = pad
+                    rows = rows[~stop]
                 if not len(rows) or at + 1 == ids.shape[1]:
                     break
-                state.step(token, rows)
-                token.masked_fill_(~going, pad)
+                state.advance(token, rows)
         if streamer is not None:
             streamer.end()
         return ids[:, : at + 1].clone()
@@ -359,9 +358,7 @@ class DecodingState:
     def __init__(self, decoder: FastDecoder, input_ids, attention_mask, max_new_tokens: int):
         self.decoder, config = decoder, decoder.config
         batch, length = input_ids.shape
-        self.given = self.length = length
-        self.room = length + max_new_tokens
-        self.every = np.arange(batch)
+        self.room, self.made = max_new_tokens, 0
         heads, kv, dim, k = (
             *(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
             config.num_experts_per_tok,
@@ -377,13 +374,13 @@ class DecodingState:
             np.zeros((batch, (heads + 2 * kv) * dim), dtype=np.float32),
             *(np.zeros((heads, batch, dim), dtype=np.float32) for _ in range(2)),
             np.zeros((batch, heads * dim), dtype=np.float32),
-            np.zeros((batch, max(self.room, config.num_local_experts)), dtype=np.float32),
+            np.zeros((batch, max(length + self.room, config.num_local_experts)), dtype=np.float32),
             np.zeros((batch * k, 2 * widest), dtype=np.float32),
             np.zeros((batch * k, config.hidden_size), dtype=np.float32),
             np.zeros((batch, k), dtype=np.int64),
             np.zeros((batch, k), dtype=np.float32),
         )
-        self.cos, self.sin = decoder.rotations(self.room)
+        self.cos, self.sin = decoder.rotations(length + self.room)
         self.logits = self._read(input_ids, attention_mask)
 
     def _read(self, input_ids, attention_mask) -> torch.Tensor:
@@ -416,33 +413,35 @@ class DecodingState:
         self.first = (mask == 0).sum(1)[place].numpy()
         return logits[place].float().contiguous()
 
-    @torch.inference_mode()
-    def step(self, tokens: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """One more token a row [batch] -> `logits` [batch, vocab].
-
-        Args:
-            tokens: [batch] ids.
-            rows: [n] the rows that go on, None for all; the others' logits stay as they are.
 
         Raises:
             PromptError: there is no room left.
         """
-        d, at = self.decoder, self.length
-        if at >= self.room:
+        self.advance(np.ascontiguousarray(tokens.numpy()), np.arange(len(tokens)))
+        return self.logits
+
+    def advance(self, tokens: np.ndarray, rows: np.ndarray) -> None:
+        """`step` for some rows; the others' logits stay as they are.
+
+        Args:
+            tokens: [batch] ids.
+            rows: [n] the rows that go on.
+        """
+        d, a = self.decoder, self.decoder.arrays
+        if self.made >= self.room:
             raise PromptError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
-        a = d.arrays
-        rows = self.every if rows is None else np.ascontiguousarray(rows.numpy())
         given = a.weights, a.tables, a.vectors, a.sizes, a.reals, a.layers, d.slopes, self.cos, self.sin
-        given += self.prompt, self.source, self.first, self.cache, at - self.given
-        rest = np.ascontiguousarray(tokens.numpy()), self.buffers, self.logits.numpy()
+        given += self.prompt, self.source, self.first, self.cache, self.made
+        rest = tokens, self.buffers, self.logits.numpy()
         if not d.kernel.signatures:
             announce(d.kernel)
         if d.threads == 1 or len(rows) == 1:
             d.kernel(*given, rows, *rest)
         else:
             list(_pool(d.threads).map(lambda part: d.kernel(*given, part, *rest), np.array_split(rows, d.threads)))
-        self.length = at + 1
-        return self.logits
+        self.made += 1
 
 
 @lru_cache(maxsize=1)
@@ -457,4 +456,46 @@ def weights_of(model) -> tuple:
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
-__all__ = ["DecodingState", "FastDecoder", "parse_precision", "refusal", "unsupported_arguments", "weights_of"]
+def decoder_for(model, fast, unsupported: list[str], known: dict[str, FastDecoder]) -> FastDecoder | None:
+    """The decoder of a call of a pipeline, or None where `generate` decodes.
+
+    Args:
+        model: the pipeline's.
+        fast: its argument: None (wherever the music is the same), False (never), True, "fp32" or "int8".
+        unsupported: names of the call's arguments that a decoder would not obey (`unsupported_arguments`).
+        known: decoders made so far by precision; a new one takes the place of one whose weights have changed.
+
+    Raises:
+        PromptError: `fast` with a model or with arguments that it does not serve, or another value of it.
+    """
+    precision = parse_precision(fast)
+    if fast is None:  # models of half precision compute in it, a decoder would not
+        if unsupported or refusal(model) is not None or any(p.dtype != torch.float32 for p in model.parameters()):
+            return None
+        precision = "fp32"
+    if precision is None:
+        return None
+    if unsupported:
+        raise PromptError(
+            f"fast decoding does not serve {', '.join(dict.fromkeys(unsupported))}: leave that out, or leave out fast",
+            "prompt.argument",
+        )
+    if missing() is not None:
+        logger.warning_once(f"{missing()}; generate() decodes")
+        return None
+    decoder = known.get(precision)
+    if decoder is None or decoder.model is not model or decoder.fingerprint != weights_of(model):
+        known.pop(precision, None)  # before the new one takes its memory
+        decoder = known[precision] = FastDecoder(model, precision)
+    return decoder
+
+
+__all__ = [
+    "DecodingState",
+    "FastDecoder",
+    "decoder_for",
+    "parse_precision",
+    "refusal",
+    "unsupported_arguments",
+    "weights_of",
+]

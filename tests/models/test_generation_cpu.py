@@ -19,6 +19,7 @@ from mortm_hf.models.generation_compiled import missing
 from mortm_hf.models.generation_cpu import (
     ACTIVATIONS,
     FastDecoder,
+    decoder_for,
     parse_precision,
     refusal,
     unsupported_arguments,
@@ -144,7 +145,8 @@ def test_threads_and_rows_that_have_ended():
         assert (two.step(ids[:, at]) - expected).abs().max() <= 2e-6
     state = FastDecoder(model).start(ids[:, :12], mask[:, :12], 8)
     ended = state.logits[[0, 2, 4]].clone()
-    found = state.step(ids[:, 12], torch.tensor([1, 3]))
+    state.advance(ids[:, 12].numpy().copy(), np.array([1, 3]))
+    found = state.logits
     expected = FastDecoder(model).start(ids[:, :12], mask[:, :12], 8).step(ids[:, 12])
     assert torch.equal(found[[0, 2, 4]], ended) and (found - expected)[[1, 3]].abs().max() <= 2e-6
 
@@ -287,7 +289,7 @@ def pipe(tokenizer):
     ids=["sampled", "greedy", "windows", "several", "infill"],
 )
 def test_same_music(pipe, tokenizer, song, request_):
-    expected = pipe(song, progress=False, **request_)
+    expected = pipe(song, progress=False, fast=False, **request_)
     found = pipe(song, progress=False, fast=True, **request_)
     assert [r["midi"] for r in found] == [r["midi"] for r in expected]
     for result in found:
@@ -295,13 +297,13 @@ def test_same_music(pipe, tokenizer, song, request_):
 
 
 def test_lists_and_callbacks(pipe, song):
-    heard = {None: [], "fp32": []}
+    heard = {False: [], "fp32": []}
     results = {}
     for fast, events in heard.items():
         out = pipe([song, None], bars=2, seed=5, batch_size=2, callback=events.append, fast=fast)
         results[fast] = [r["midi"] for answers in out for r in answers]
-    assert results[None] == results["fp32"] and len(heard[None]) == len(heard["fp32"]) > 0
-    assert [e["token_ids"] for e in heard[None]] == [e["token_ids"] for e in heard["fp32"]]
+    assert results[False] == results["fp32"] and len(heard[False]) == len(heard["fp32"]) > 0
+    assert [e["token_ids"] for e in heard[False]] == [e["token_ids"] for e in heard["fp32"]]
 
 
 def test_int8_is_grammatical_and_repeatable(tokenizer, song):
@@ -322,7 +324,9 @@ def test_int8_is_grammatical_and_repeatable(tokenizer, song):
 
 def test_chords(tokenizer, song):
     estimator = ChordEstimationPipeline(model=make_model(), tokenizer=tokenizer, task="chord-estimation", device="cpu")
-    assert estimator(song, bars=(0, 3), fast=True)[0]["chords"] == estimator(song, bars=(0, 3))[0]["chords"]
+    assert (
+        estimator(song, bars=(0, 3), fast=True)[0]["chords"] == estimator(song, bars=(0, 3), fast=False)[0]["chords"]
+    )
 
 
 def test_half_precision_models_decode_in_fp32(tokenizer, song):
@@ -342,7 +346,7 @@ def test_decoder_is_kept_until_the_weights_change(tokenizer, song):
     assert pipe._decoders["fp32"] is decoder
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(-3.0)
-    expected = pipe(song, bars=1, seed=0, do_sample=False)[0]["midi"]
+    expected = pipe(song, bars=1, seed=0, do_sample=False, fast=False)[0]["midi"]
     assert pipe(song, bars=1, seed=0, do_sample=False, fast=True)[0]["midi"] == expected
     assert pipe._decoders["fp32"] is not decoder
 
@@ -393,6 +397,25 @@ def test_adapters_must_be_merged_first():
         model.add_adapter(peft.LoraConfig(target_modules=[target], r=2))
         with pytest.raises(ValueError, match=f"{target}.*merge_and_unload"):
             FastDecoder(model.eval())
+
+
+def test_when_a_call_gets_a_decoder(monkeypatch):
+    model, known = random_model(), {}
+    decoder = decoder_for(model, None, [], known)
+    assert decoder is known["fp32"] is decoder_for(model, True, [], known) and list(known) == ["fp32"]
+    assert decoder_for(model, False, [], known) is None
+    assert decoder_for(model, "int8", [], known).precision == "int8"
+    # beams, half precision, other models: generate() without a word, unless a decoder was asked for
+    assert decoder_for(model, None, ["num_beams"], known) is None
+    assert decoder_for(random_model().bfloat16(), None, [], {}) is None
+    assert decoder_for(random_model(hidden_act="relu6"), None, [], {}) is None
+    with pytest.raises(ValueError, match="num_beams"):
+        decoder_for(model, True, ["num_beams"], known)
+    with pytest.raises(ValueError, match="relu6"):
+        decoder_for(random_model(hidden_act="relu6"), True, [], {})
+    monkeypatch.setattr("mortm_hf.models.generation_cpu.missing", lambda: "fast decoding needs numba")
+    assert decoder_for(model, True, [], known) is decoder_for(model, None, [], known) is None
+    assert "numba" in refusal(model)
 
 
 def test_padding_on_the_right_is_refused():
