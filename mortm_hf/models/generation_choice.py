@@ -221,33 +221,35 @@ def draw(options, logits, noise, found, n, score, order):
 
 @plain
 def choose(
-    options,
-    vocabulary,
-    grammar,
-    owners,
-    state,
-    ends,
-    bars,
-    tracks,
-    remaining,
-    logits,
-    noise,
-    place,
-    rows,
-    given,
-    tokens,
-):
+    options, kind, value, follow, gap, neighbour, past, bound, coefficients, mask_kind, mask_value, pitch_of, tempo_id,
+    numbers, all_bars, all_tracks, all_ends, prices, owners, state, ends, bars, tracks, remaining, logits, noise,
+    place, rows, given, tokens
+):  # fmt: skip
     """The next tokens of some rows.
 
     Args:
         options: [N_OPTIONS] float64.
-        vocabulary, grammar: tables, see `generation_fused`.
+        kind to prices: tables of vocabulary and grammar, see `machine_tables` in `generation_fused`.
         owners: [batch, N_OWNER]. state, ends, bars, tracks: [batch, ...], the rows' states, moved on where `given`.
         remaining: [batch] tokens that may still be written, negative: no limit.
         logits: [batch, vocab]. noise: [batch, block, vocab]; place: in the block.
         rows: [n]. given: whether `tokens` [batch] are the last ones, not yet in the states; the new ones replace them.
     """
-    size = logits.shape[1]
+    vocabulary = (
+        kind,
+        value,
+        follow,
+        gap,
+        neighbour,
+        past,
+        bound,
+        coefficients,
+        mask_kind,
+        mask_value,
+        pitch_of,
+        tempo_id,
+    )
+    grammar, size = (numbers, all_bars, all_tracks, all_ends, prices), logits.shape[1]
     found, order = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
     score = np.empty(size, dtype=np.float32)
     need = np.empty(128, dtype=np.int64)

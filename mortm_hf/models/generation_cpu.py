@@ -364,8 +364,8 @@ class DecodingState:
             config.num_experts_per_tok,
         )
         # untouched pages of a buffer take no memory, so room is cheap
-        shape = (config.num_hidden_layers, batch, kv, max_new_tokens, dim)
-        self.cache = tuple(np.empty(shape, dtype=np.float32) for _ in range(2))
+        shape = (2 * config.num_hidden_layers, batch, kv, max_new_tokens, dim)
+        self.cache = np.empty(shape, dtype=np.float32)
         widest = max(
             *(config.intermediate_size, config.moe_intermediate_size, config.shared_expert_intermediate_size),
         )
@@ -382,6 +382,7 @@ class DecodingState:
         )
         self.cos, self.sin = decoder.rotations(length + self.room)
         self.logits = self._read(input_ids, attention_mask)
+        announce(decoder.kernel)
 
     def _read(self, input_ids, attention_mask) -> torch.Tensor:
         """The prompts through the model; its cache is copied into ours."""
@@ -405,10 +406,8 @@ class DecodingState:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        self.prompt = tuple(
-            torch.stack([getattr(layer, name) for layer in cache.layers]).float().numpy()
-            for name in ("keys", "values")
-        )
+        both = [getattr(layer, name) for name in ("keys", "values") for layer in cache.layers]
+        self.prompt = torch.stack(both).float().numpy()
         self.source = place.numpy()
         self.first = (mask == 0).sum(1)[place].numpy()
         return logits[place].float().contiguous()
@@ -434,9 +433,7 @@ class DecodingState:
             raise PromptError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
         given = a.weights, a.tables, a.vectors, a.sizes, a.reals, a.layers, d.slopes, self.cos, self.sin
         given += self.prompt, self.source, self.first, self.cache, self.made
-        rest = tokens, self.buffers, self.logits.numpy()
-        if not d.kernel.signatures:
-            announce(d.kernel)
+        rest = tokens, *self.buffers, self.logits.numpy()
         if d.threads == 1 or len(rows) == 1:
             d.kernel(*given, rows, *rest)
         else:

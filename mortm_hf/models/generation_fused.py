@@ -85,7 +85,7 @@ class FusedChoice:
             tables, plan, owners = machine_tables(machine, c)
             rows = owners, *state_arrays(state)
         self.unlimited = np.full(batch, -1)
-        self.fixed = (options, tables, plan, *rows)
+        self.fixed = (options, *tables, *plan, *rows)
 
     def __call__(self, logits: np.ndarray, length: int, rows: np.ndarray, tokens: np.ndarray) -> None:
         """The next tokens of some rows.

@@ -8,6 +8,7 @@ Design decisions
   with a scale for each output. Sums are fp32 always.
 - Only the chosen experts are read, each once for all rows that chose it.
 - Scores of one query are a short row, so the softmax of the whole row stays in the nearest cache: no blocks of keys.
+- Arguments are arrays of at most five dimensions, none in a tuple: others take numba 0.1 ms a call to recognise.
 - This file imports nothing of the package: `generation_compiled` loads it from a folder where compiled code can stay.
 
 Knows: arrays. Must not know: tensors, the model's classes, tokens' meaning.
@@ -301,7 +302,7 @@ def _route(sizes, reals, vectors, correction, logits, chosen, shares):
 @fast
 def step(
     weights, tables, vectors, sizes, reals, layers, slopes, cos, sin, prompt, source, first, cache, made, rows, tokens,
-    buffers, logits
+    x, h, qkv, query, found, heard, scores, inner, out, chosen, shares, logits
 ):  # fmt: skip
     """One more token for the given rows of a batch.
 
@@ -315,21 +316,21 @@ def step(
         slopes: [heads] of ALiBi, zeros with rotary positions.
         cos: [room, head_dim / 2] of every position.
         sin: the same.
-        prompt: keys and values of the different prompts, each [layers, prompts, key heads, length, head_dim].
+        prompt: keys of the different prompts, then values, [2 layers, prompts, key heads, length, head_dim].
         source: [batch] the prompt of each row.
         first: [batch] the column of its first token.
-        cache: keys and values of the answers, each [layers, batch, key heads, room, head_dim].
+        cache: keys of the answers, then values, [2 layers, batch, key heads, room, head_dim].
         made: how many tokens of the answers are in `cache`.
         rows: [n] the rows to work on.
         tokens: [batch] their new tokens.
-        buffers: (x, h, qkv, query, found, heard, scores, inner, out, chosen, shares) of `generation_cpu`.
+        x to shares: buffers, see `DecodingState`.
         logits: [batch, vocab] of the next token; other rows stay as they are.
     """
-    x, h, qkv, query, found, heard, scores, inner, out, chosen, shares = buffers
     hidden, heads, kv, dim = sizes[HIDDEN], sizes[HEADS], sizes[KV_HEADS], sizes[HEAD_DIM]
     share, act, kind, eps = heads // kv, sizes[ACT], sizes[NORM], reals[NORM_EPS]
     count, k, experts, width = len(rows), sizes[CHOSEN], sizes[EXPERTS], sizes[EXPERT_INNER]
-    length, prompts, members = prompt[0].shape[3], prompt[0].shape[1], np.empty(count, dtype=np.int64)
+    depth, prompts, length = len(layers), prompt.shape[1], prompt.shape[3]
+    members = np.empty(count, dtype=np.int64)
     bounds, n = np.zeros(prompts + 1, dtype=np.int64), 0  # rows of prompt e: members[bounds[e] : bounds[e + 1]]
     for e in range(prompts):
         for r in rows:
@@ -343,7 +344,7 @@ def step(
         token = tables[sizes[EMBED] + tokens[r] * hidden : sizes[EMBED] + (tokens[r] + 1) * hidden]
         for i in range(hidden):
             x[r, i] = _wide(token[i])
-    for l in range(len(layers)):
+    for l in range(depth):
         p = layers[l]
         for r in rows:
             _norm(kind, eps, vectors, p[NORM_1], x[r], h[r])
@@ -355,8 +356,8 @@ def step(
                 for g in range(heads + kv):
                     _rotate(new[g * dim : (g + 1) * dim], cos[place], sin[place])
             for g in range(kv):
-                cache[0][l, r, g, made] = new[(heads + g) * dim : (heads + g + 1) * dim]
-                cache[1][l, r, g, made] = new[(heads + kv + g) * dim : (heads + kv + g + 1) * dim]
+                cache[l, r, g, made] = new[(heads + g) * dim : (heads + g + 1) * dim]
+                cache[depth + l, r, g, made] = new[(heads + kv + g) * dim : (heads + kv + g + 1) * dim]
             for i in range(heads * dim):
                 new[i] *= reals[SCALE]
             for g in range(heads):
@@ -367,13 +368,13 @@ def step(
                 some = members[bounds[n] : bounds[n + 1]]
                 if len(some):
                     begin = first[some[0]]
-                    keys, values = prompt[0][l, n, kept, begin:], prompt[1][l, n, kept, begin:]
+                    keys, values = prompt[l, n, kept, begin:], prompt[depth + l, n, kept, begin:]
                     _attend(
                         query[g],
                         keys,
                         values,
-                        cache[0][l],
-                        cache[1][l],
+                        cache[l],
+                        cache[depth + l],
                         kept,
                         made + 1,
                         slopes[g],
