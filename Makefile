@@ -1,4 +1,4 @@
-# make music | test | test-slow | test-oldest | lint | bench      (each sets up .venv itself on its first run)
+# make music | test | test-slow | test-oldest | lint | bench | media      (each sets up .venv itself on its first run)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ DATA_BENCHMARKS := roundtrip tokenizer key_estimation bits_per_note decode datas
   bertm_mlm audio live control sampling
 OTHER_BENCHMARKS := grammar model long_context support_matrix
 
-.PHONY: music test test-slow test-oldest lint format bench clean
+.PHONY: music media test test-slow test-oldest lint format bench clean
 
 # torch first: the rest then finds it installed and does not resolve another build of it.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
@@ -43,6 +43,10 @@ music: $(STAMP)
 	$(ENV) $(BIN)/mortm generate $(SONG) -o build/music/continued.mid --start 8 --bars 8 --seed 1 --wav --png
 	@echo "Listen: build/music/continued.wav   Look: build/music/continued.png   Edit: build/music/continued.mid"
 
+# The README's picture and sound: the same music, in small files.
+media: $(STAMP)
+	$(ENV) $(BIN)/python docs/make_media.py
+
 test: $(STAMP)
 	$(ENV) $(BIN)/python -m pytest -q -m "not slow and not gpu" $(PYTEST_ARGS)
 
@@ -62,7 +66,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every figure of the README and the cards, reprinted; one of them: `make bench-roundtrip`. Results: build/bench/*.json
+# Every figure of benchmarks/README.md and the cards, reprinted; one of them: `make bench-roundtrip`. Results: build/bench/*.json
 bench: $(addprefix bench-,$(DATA_BENCHMARKS) robustness $(OTHER_BENCHMARKS) import_time rlmf compare)
 
 $(addprefix bench-,$(DATA_BENCHMARKS)): bench-%: $(BENCH_STAMP)

@@ -51,17 +51,17 @@ def main(words: list[str] | None = None) -> int:
 
     import mortm_hf
     from mortm_hf.data import build_store
-    from mortm_hf.data.sound import build_sound
+    from mortm_hf.data.mel_frames import build_sound
     from mortm_hf.evaluation.intervals import mean
     from mortm_hf.models.feature_extraction_vmortm import VMortmFeatureExtractor
     from mortm_hf.models.modeling_vmortm import VMortmForSpectrogramGeneration
-    from mortm_hf.training.arguments import read_recipe
+    from mortm_hf.training.tasks import read_data
 
     torch.set_num_threads(options.threads)
     folder = options.model or mortm_hf.VMORTM
     model = VMortmForSpectrogramGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     extractor = VMortmFeatureExtractor.from_pretrained(folder)
-    _, recipe, _ = read_recipe(options.recipe, ["--output_dir", options.cache], others=("sound",))
+    recipe = read_data(options.recipe, ["--output_dir", options.cache])
     store = build_store(options.data, recipe.selection(), "test", options.cache)
     sound = build_sound(store, extractor, options.minutes, options.cache, seed=options.seed)
     features, owner = windows_of(sound, WINDOW)

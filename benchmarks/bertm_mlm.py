@@ -93,7 +93,7 @@ class Notes:
 
 def frequent(vocabulary, store) -> np.ndarray:
     """`[3]` the most frequent onset in the bar, pitch and duration of a store."""
-    from mortm_hf.models.token_codec import LONG_DURATIONS
+    from mortm_hf.models.token_vocabulary import LONG_DURATIONS
 
     counts = [np.zeros(192, int), np.zeros(128, int), np.zeros(LONG_DURATIONS[0] - 23, int)]
     for song in store.songs:
@@ -122,19 +122,19 @@ def main(words: list[str] | None = None) -> int:
     from mortm_hf.data import build_store
     from mortm_hf.data.masking import MaskingRecipe, choose_tokens
     from mortm_hf.data.packing import generator
+    from mortm_hf.evaluation.fixed_windows import GENERATED, GIVEN, read_windows
     from mortm_hf.evaluation.intervals import ratio_by_group
-    from mortm_hf.evaluation.windows import GENERATED, GIVEN, read_windows
     from mortm_hf.models.inputs_bertm import bare_segment, batches_by_length, clip_durations, pad_rows
     from mortm_hf.models.modeling_bertm import BertmForMaskedLM
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
-    from mortm_hf.training.arguments import read_recipe
+    from mortm_hf.training.tasks import read_data
 
     torch.set_num_threads(options.threads)
     folder = options.model or mortm_hf.BERTM
     tokenizer = MortmTokenizer.from_pretrained(folder)
     model = BertmForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
     vocabulary = tokenizer.vocabulary
-    selection = read_recipe(RECIPES / "starter.yaml")[1].selection()
+    selection = read_data(RECIPES / "starter.yaml").selection()
     train, test = (build_store(options.data, selection, s, options.cache or None) for s in ("train", "test"))
     unigram = frequent(vocabulary, train)
     print(f"most frequent in train: onset {unigram[0]}, pitch {unigram[1]}, duration {unigram[2]}")

@@ -2,11 +2,11 @@
 
     python benchmarks/bertm_quality.py --cache FOLDER [--model "seed 0=FOLDER" ...] [--pictures FOLDER] [--json FILE]
 
-`FOLDER/quality.npz` is made by `python -m mortm_hf.data.quality --data PACK --cache FOLDER`. Every machine window of
-the test split (its songs are in no training window) is told from the human test windows by a score for "machine"; the
-AUC is 0.5 for a coin. Intervals are drawn over songs' clusters. The bag of features is fitted anew on the train split.
-`--model` adds trained judges (one label "machine", or the two labels of the set); several are also averaged. Each
-hears the windows as its configuration says: all pitched tracks in one ("condensed"), or as they are.
+`FOLDER/quality.npz` is made by `python -m mortm_hf.evaluation.quality --data PACK --cache FOLDER`. Every machine
+window of the test split (its songs are in no training window) is told from the human test windows by a score for
+"machine"; the AUC is 0.5 for a coin. Intervals are drawn over songs' clusters. The bag of features is fitted anew on
+the train split. `--model` adds trained judges (one label "machine", or the two labels of the set); several are also
+averaged. Each hears the windows as its configuration says: all pitched tracks in one ("condensed"), or as they are.
 `--bars 2 --least-tracks 2` asks of the first two bars of windows of two tracks or more, as music feedback does.
 """
 
@@ -31,9 +31,9 @@ ALL = "all"
 
 def machine_logits(folder: str, data, bars: int | None = None) -> np.ndarray:
     """`[n]` logit of "machine" of a trained judge, on windows in the form that it was trained on."""
-    from mortm_hf.data.labels import in_form
+    from mortm_hf.data.labelled_windows import in_form
     from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
-    from mortm_hf.training.classify import evaluate
+    from mortm_hf.training.classifier_trainer import evaluate
 
     model = BertmForSequenceClassification.from_pretrained(folder).eval()
     form = "condensed" if model.config.window_form == "condensed" else "field"
@@ -74,9 +74,9 @@ def main(words: list[str] | None = None) -> int:
 
     import torch
 
-    from mortm_hf.data import labels
-    from mortm_hf.data.quality import HUMAN
+    from mortm_hf.data import labelled_windows as labels
     from mortm_hf.evaluation.classification import auc_interval, calibration, plot_calibration, sigmoid
+    from mortm_hf.evaluation.quality import HUMAN
 
     torch.set_num_threads(options.threads)
     try:

@@ -4,12 +4,13 @@
         [--model "genre:pre-trained=FOLDER" --model "genre:from scratch=FOLDER"] [--leave-out folk]
         [--pictures FOLDER] [--json FILE]
 
-Sets are those of `mortm_hf.data.labels`: fixed splits, one form of window for every class. A song's prediction is the
-mean over its windows. Baselines are always fitted anew: the commonest class, the meter alone, durations alone, and all
-features under the best of four logistic regressions and a random forest (chosen on validation). Classes with fewer
-than 20 test songs are printed in brackets and count only in the column "all classes". `--model` adds trained
-classifiers (folders of `BertmForSequenceClassification`); the first one of a set is compared with all others in pairs.
-`reel or hornpipe` is a five-fold cross-validation over tune families inside 4/4, where meter says nothing.
+Sets are those of `mortm_hf.data.labelled_windows`: fixed splits, one form of window for every class. A song's
+prediction is the mean over its windows. Baselines are always fitted anew: the commonest class, the meter alone,
+durations alone, and all features under the best of four logistic regressions and a random forest (chosen on
+validation). Classes with fewer than 20 test songs are printed in brackets and count only in the column "all classes".
+`--model` adds trained classifiers (folders of `BertmForSequenceClassification`); the first one of a set is compared
+with all others in pairs. `reel or hornpipe` is a five-fold cross-validation over tune families inside 4/4, where meter
+says nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ TITLES = {
 def model_scores(folder: str, data) -> np.ndarray:
     """`[windows, labels]` logits of a trained classifier, in the order of the set's own labels."""
     from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
-    from mortm_hf.training.classify import evaluate
+    from mortm_hf.training.classifier_trainer import evaluate
 
     model = BertmForSequenceClassification.from_pretrained(folder).eval()
     logits = np.asarray(evaluate(model, data))
@@ -86,7 +87,7 @@ def by_corpus(test, joined) -> list[str]:
 
 def report_set(name: str, options, result: dict) -> None:
     """Fit, score and print one set."""
-    from mortm_hf.data import labels
+    from mortm_hf.data import labelled_windows as labels
     from mortm_hf.evaluation.classification import (
         confusion,
         f1_of,
@@ -94,7 +95,7 @@ def report_set(name: str, options, result: dict) -> None:
         plot_confusion,
         song_scores,
     )
-    from mortm_hf.training.classify import without
+    from mortm_hf.training.labelled_batches import without
 
     data = labels.load(name, data=options.data, cache=options.cache or None)
     data = without(data, [x for x in options.leave_out if x in data.names])
@@ -165,7 +166,7 @@ def report_set(name: str, options, result: dict) -> None:
 
 def report_folds(options, result: dict, folds: int = 5) -> None:
     """Reel or hornpipe in 4/4, by cross-validation over clusters with the bag of features."""
-    from mortm_hf.data import labels
+    from mortm_hf.data import labelled_windows as labels
     from mortm_hf.evaluation.classification import confusion, f1_of, macro_f1_interval, song_scores
     from mortm_hf.evaluation.features import Features, bag_of_features, fit_baseline, scores_of
 

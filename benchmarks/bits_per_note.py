@@ -58,14 +58,14 @@ def main(words: list[str] | None = None) -> int:
 
     from mortm_hf import MORTM_SMALL, STARTER
     from mortm_hf.data import build_store
-    from mortm_hf.evaluation.baselines import run_baselines
-    from mortm_hf.evaluation.bits import model_bits, summarise
+    from mortm_hf.evaluation.bits_baselines import run_baselines
+    from mortm_hf.evaluation.bits_per_note import model_bits, summarise
+    from mortm_hf.evaluation.fixed_windows import encode_windows, fixed_windows, read_windows
     from mortm_hf.evaluation.suite import first_of_each
     from mortm_hf.evaluation.variety import human_variety, sample_variety
-    from mortm_hf.evaluation.windows import encode_windows, fixed_windows, read_windows
     from mortm_hf.models.modeling_mortm import MortmForCausalLM
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
-    from mortm_hf.training.arguments import read_recipe
+    from mortm_hf.training.tasks import read_data
 
     torch.set_num_threads(options.threads)
     named = [text.rpartition("=") for text in options.model]
@@ -78,7 +78,7 @@ def main(words: list[str] | None = None) -> int:
     vocabulary = tokenizer.vocabulary
     if len({model.config.vocab_size for model in models.values()}) > 1:
         parser.error("these checkpoints have unlike token tables: score them one by one")
-    _, recipe, _ = read_recipe(options.recipe)
+    recipe = read_data(options.recipe)
     selection = recipe.selection()
     length = min(model.config.max_position_embeddings for model in models.values())
     stores, encoded, left_out = {}, {}, {}

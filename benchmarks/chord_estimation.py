@@ -18,13 +18,14 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ROOT / "mortm_hf" / "checkpoints" / "mortm-small"
 sys.path.insert(0, str(ROOT))
+
+from mortm_hf import MORTM_SMALL  # noqa: E402
 
 
 def readings():
     """The ways of reading that `--choose` compares."""
-    from mortm_hf.evaluation.chords import ChordReading
+    from mortm_hf.evaluation.chord_estimation import ChordReading
 
     plain = ChordReading()
     return [
@@ -43,16 +44,16 @@ def readings():
 
 def choose(model, tokenizer, songs, identity, cache, batch, progress) -> tuple[list[dict], object]:
     """Every reading on validation songs, and the best by the mean over corpora of root and root + quality."""
-    from mortm_hf.evaluation.chords import compare, estimate_chords, heard, summary
+    from mortm_hf.evaluation.chord_estimation import compare, model_chords, notes_only, summary
 
     rows = []
-    inputs = [heard(s.score) for s in songs]
+    inputs = [notes_only(s.score) for s in songs]
     corpora = list(dict.fromkeys(s.corpus for s in songs))
     for reading in readings():
         began = time.process_time()
         options = {"batch": batch, "cache_folder": cache, "identity": identity}
         options["progress"] = str(reading) if progress else None
-        found = estimate_chords(model, tokenizer, inputs, reading, **options)
+        found = model_chords(model, tokenizer, inputs, reading, **options)
         seconds = time.process_time() - began
         scores = [compare(s.score.chords, g, s.score.bars.end) for s, g in zip(songs, found)]
         row = {"reading": str(reading), "seconds": round(seconds, 1)}
@@ -72,7 +73,7 @@ def choose(model, tokenizer, songs, identity, cache, batch, progress) -> tuple[l
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="folder of the training pack")
-    parser.add_argument("--model", default=str(SMALL), help="default: the bundled mortm-small")
+    parser.add_argument("--model", default=MORTM_SMALL, help="default: the bundled mortm-small")
     parser.add_argument("--recipe", default="starter")
     parser.add_argument("--choose", action="store_true", help="compare readings on validation songs first")
     parser.add_argument("--choose-songs", type=int, default=8, help="validation songs a corpus (0: all)")
@@ -92,10 +93,10 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     from mortm_hf.app.eval import load_model
-    from mortm_hf.app.eval_data import open_data
-    from mortm_hf.evaluation.chords import ChordReading
+    from mortm_hf.evaluation.chord_estimation import ChordReading
+    from mortm_hf.evaluation.eval_data import open_data
+    from mortm_hf.evaluation.model_answers import fingerprint
     from mortm_hf.evaluation.report import markdown
-    from mortm_hf.evaluation.sampling import fingerprint
     from mortm_hf.evaluation.suite import Evaluation, Settings
 
     torch.set_num_threads(options.threads)

@@ -4,8 +4,8 @@
     python benchmarks/chord_recognition.py --data PACK --fit       count the profiles anew, on the train split
 
 Accuracy: mir_eval's root, tetrads ("root + quality") and majmin, weighted by duration over all songs of the split,
-with intervals over songs (`mortm_hf.evaluation.chords`). Baselines: the commonest chord of the train split, its
-commonest degree in the estimated key, and template matching whose settings are chosen on the validation split.
+with intervals over songs (`mortm_hf.evaluation.chord_estimation`). Baselines: the commonest chord of the train split,
+its commonest degree in the estimated key, and template matching whose settings are chosen on the validation split.
 Estimators hear the notes alone, without annotated key or chords.
 
 Speed: CPU time of `estimate_chords` over all songs of the split at once, one thread.
@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tqdm import tqdm
 
 from mortm_hf.data import CorpusFilter, Selection, build_store
-from mortm_hf.data.chords import PROFILES, count_profiles, default_profiles, estimate_chords
+from mortm_hf.data.chord_recogniser import PROFILES, count_profiles, default_profiles, estimate_chords
 from mortm_hf.evaluation.chord_baselines import Majority, Templates
-from mortm_hf.evaluation.chords import METRICS, compare, heard, summary
+from mortm_hf.evaluation.chord_estimation import METRICS, compare, notes_only, summary
 
 
 CORPORA = {"pop909": CorpusFilter(("aligned",)), "openewld": CorpusFilter()}
@@ -98,13 +98,13 @@ def report(options) -> dict:
     majority = Majority.fit(s.score for members in train.values() for s in members)
     tuning = annotated(options.data, "validation", options.cache)
     heard_on = [s for members in tuning.values() for s in members]
-    templates = Templates.tune([heard(s.score) for s in heard_on], [s.score.chords for s in heard_on])
+    templates = Templates.tune([notes_only(s.score) for s in heard_on], [s.score.chords for s in heard_on])
     print(f"commonest chord {majority}; templates {templates}", file=sys.stderr)
     result = {"split": options.split, "templates": str(templates), "corpora": {}}
     for corpus, members in annotated(options.data, options.split, options.cache).items():
         members = members[: options.limit]
         clusters = [s.cluster for s in members]
-        bare = [heard(s.score) for s in members]
+        bare = [notes_only(s.score) for s in members]
         default_profiles()
         begin = time.process_time()
         found = {"recogniser": estimate_chords(bare)}

@@ -126,29 +126,30 @@ def tokens_of(arm: str, options) -> int:
 
 
 def prepare(arm: str, seed: int, options, folder: Path, tokens: int):
-    """Recipe, arguments, stores, and for arms on REMI the stream."""
+    """Recipe, stores, and for arms on REMI their language and stream."""
     from benchmarks.remi_stream import RemiSource, RemiStream
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
-    from mortm_hf.training.arguments import read_recipe
-    from mortm_hf.training.pretrain import Stream
+    from mortm_hf.training.tasks import read_recipe
+    from mortm_hf.training.tasks.pretrain_task import Stream
 
     words = ["--output_dir", str(folder), "--seed", str(seed), "--max_tokens", str(tokens), "--data", options.data]
-    section, recipe, arguments = read_recipe(RECIPES[arm], [*words, *options.words])
-    stores = stores_of(options.data, recipe, options.cache)
+    recipe = read_recipe(RECIPES[arm], [*words, *options.words])
+    stores = stores_of(options.data, recipe.data, options.cache)
     if arm not in ON_REMI:
-        return section, recipe, arguments, stores, None, None
+        return recipe, stores, None, None
     remi = RemiStream()
     vocabulary = MortmTokenizer().vocabulary
     packs = 300 if len(stores["train"].corpora()) > 1 else 1  # one corpus has nothing to balance
-    source = RemiSource(stores["train"], vocabulary, recipe, remi, seed=seed, packs=packs)
-    build = gpt2 if arm == "remi" else partial(rope_on_remi, section)
-    return {}, recipe, arguments, stores, remi, Stream(source, build(len(remi), remi.pad, seed), remi.pad)
+    source = RemiSource(stores["train"], vocabulary, recipe.data, remi, seed=seed, packs=packs)
+    build = gpt2 if arm == "remi" else partial(rope_on_remi, recipe.model)
+    recipe.model = {}
+    return recipe, stores, remi, Stream(source, build(len(remi), remi.pad, seed), remi.pad)
 
 
 def encoded_windows(stores, options):
     """The test windows that both languages can hold: `{language: [Encoded]}` in one order, and who was left out."""
     from benchmarks.remi_stream import RemiStream, encode
-    from mortm_hf.evaluation.windows import encode_windows, read_windows
+    from mortm_hf.evaluation.fixed_windows import encode_windows, read_windows
     from mortm_hf.models.tokenization_mortm import MortmTokenizer
 
     windows = read_windows(options.windows)
@@ -178,8 +179,9 @@ def _kind(reason: str) -> str:
 
 def without_header(vocabulary, store, encoded):
     """The same windows with every field of the header left out, so that the model is told nothing of the new bars."""
-    from mortm_hf.evaluation.windows import GENERATED, GIVEN, Encoded
-    from mortm_hf.models.prompt_building import HEADER_FIELDS, training_example
+    from mortm_hf.evaluation.fixed_windows import GENERATED, GIVEN, Encoded
+    from mortm_hf.models.prompt_building import training_example
+    from mortm_hf.models.token_headers import HEADER_FIELDS
 
     songs = {song.path: song for song in store.songs}
     for item in encoded:
@@ -202,10 +204,10 @@ def run(options) -> int:
     """Train one arm with one seed (or go on), score it, write its result."""
     import torch
 
-    from mortm_hf.evaluation.bits import model_bits
+    from mortm_hf.evaluation.bits_per_note import model_bits
     from mortm_hf.models.modeling_mortm import MortmForCausalLM
-    from mortm_hf.training.pretrain import pretrain
     from mortm_hf.training.runlog import read_log
+    from mortm_hf.training.tasks.pretrain_task import train
     from mortm_hf.training.validation import whole_rows
 
     torch.set_num_threads(1)
@@ -215,8 +217,9 @@ def run(options) -> int:
     if target.is_file() and json.loads(target.read_text(encoding="utf-8"))["asked"] == tokens:
         print(f"{target} is there already")
         return 0
-    section, recipe, arguments, stores, remi, stream = prepare(options.arm, options.seed, options, folder, tokens)
-    trainer = pretrain(section, recipe, arguments, {"train": stores["train"]}, stream=stream)
+    recipe, stores, remi, stream = prepare(options.arm, options.seed, options, folder, tokens)
+    arguments = recipe.training
+    trainer = train(recipe, {"train": stores["train"]}, stream=stream)
     if not (folder / "final").is_dir():
         print(f"interrupted at step {trainer.state.global_step}; the same command goes on", file=sys.stderr)
         return 3
@@ -277,16 +280,16 @@ def speed(options) -> int:
     """Training speed of each architecture, measured in turns on the same machine, one thread."""
     import torch
 
-    from mortm_hf.training.pretrain import make_trainer
+    from mortm_hf.training.tasks.pretrain_task import make_trainer
 
     torch.set_num_threads(1)
     steps: dict[str, list[float]] = {}
     runs = {}
     for arm in ("moe", "dense", "remi"):
         folder = Path(options.out) / "speed" / arm
-        section, recipe, arguments, stores, _, stream = prepare(arm, 0, options, folder, 1_000_000)
-        arguments.fresh = True
-        trainer, _ = make_trainer(section, recipe, arguments, {"train": stores["train"]}, stream=stream)
+        recipe, stores, _, stream = prepare(arm, 0, options, folder, 1_000_000)
+        recipe.training.fresh = True
+        trainer = make_trainer(recipe, {"train": stores["train"]}, stream=stream)
         trainer.create_optimizer()
         packs = [trainer.train_dataset[i] for i in range(options.rounds)]
         runs[arm] = (trainer, packs)
@@ -319,7 +322,7 @@ def speed(options) -> int:
 
 def _windows(result: dict):
     """The windows of a result in the form that `summarise` reads."""
-    from mortm_hf.evaluation.windows import Encoded, Window
+    from mortm_hf.evaluation.fixed_windows import Encoded, Window
 
     columns = result["windows"]
     rows = zip(columns["path"], columns["start"], columns["corpus"], columns["cluster"], columns["notes"])
@@ -370,7 +373,7 @@ def collect(options) -> int:
 
 def report(options) -> int:
     """All tables."""
-    from mortm_hf.evaluation.bits import summarise
+    from mortm_hf.evaluation.bits_per_note import summarise
 
     out = Path(options.out)
     results = read_results(out)

@@ -15,14 +15,15 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ROOT / "mortm_hf" / "checkpoints" / "mortm-small"
 sys.path.insert(0, str(ROOT))
+
+from mortm_hf import MORTM_SMALL  # noqa: E402
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="folder of the training pack")
-    parser.add_argument("--model", default=str(SMALL), help="default: the bundled mortm-small")
+    parser.add_argument("--model", default=MORTM_SMALL, help="default: the bundled mortm-small")
     parser.add_argument("--split", default="test")
     parser.add_argument("--recipe", default="starter")
     parser.add_argument("--samples", type=int, default=200)
@@ -39,9 +40,9 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     from mortm_hf.app.eval import choose_sampling, load_model
-    from mortm_hf.app.eval_data import open_data
+    from mortm_hf.evaluation.eval_data import open_data
+    from mortm_hf.evaluation.model_answers import fingerprint
     from mortm_hf.evaluation.report import markdown
-    from mortm_hf.evaluation.sampling import fingerprint
     from mortm_hf.evaluation.suite import Evaluation, Settings
 
     torch.set_num_threads(options.threads)

@@ -39,11 +39,11 @@ import symusic
 
 from mortm_hf.data import ExampleRecipe, ExampleSource, PackDataset, load_songs, read_archive, read_manifest
 from mortm_hf.data.build import BuildOptions, build_from
-from mortm_hf.data.fixed import FixedPacks, materialize
+from mortm_hf.data.fixed_examples import FixedPacks, materialize
+from mortm_hf.data.midi_sources import DatasetSource
 from mortm_hf.data.packing import IGNORE
-from mortm_hf.data.sources import DatasetSource
-from mortm_hf.models.token_codec import tempo_bin
-from mortm_hf.models.token_vocabulary import DRUMS, METERS, MetricVocabulary, TokenKind, default_tokens
+from mortm_hf.models.music_names import DRUMS, METERS, tempo_bin
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind, default_tokens
 
 
 ROW = 2048

@@ -306,12 +306,12 @@ def decoded_bits(decoder: FastDecoder, windows, pad: int, rows: int = 8) -> np.n
 def quality(model, tokenizer, data: str, count: int) -> dict:
     """Bits a note in fp32 and int8 on the first `count` windows of each corpus of the test set."""
     from mortm_hf.data import build_store
-    from mortm_hf.evaluation.bits import model_bits, summarise
-    from mortm_hf.evaluation.windows import encode_windows, read_windows
-    from mortm_hf.training.arguments import read_recipe
+    from mortm_hf.evaluation.bits_per_note import model_bits, summarise
+    from mortm_hf.evaluation.fixed_windows import encode_windows, read_windows
+    from mortm_hf.training.tasks import read_data
 
     recipes = ROOT / "mortm_hf" / "training" / "recipes"
-    _, recipe, _ = read_recipe(str(recipes / "starter.yaml"))
+    recipe = read_data(recipes / "starter.yaml")
     store = build_store(data, recipe.selection(), "test", None)
     corpus = {song.path: song.corpus for song in store.songs}
     chosen, seen = [], {}

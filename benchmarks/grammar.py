@@ -31,9 +31,12 @@ sys.path.insert(0, str(ROOT))
 from mortm_hf import STARTER, MortmConfig, MortmForCausalLM, MortmTokenizer  # noqa: E402
 from mortm_hf.models.generation_mortm import MetricGrammarLogitsProcessor  # noqa: E402
 from mortm_hf.models.music_grid import BarTable  # noqa: E402
+from mortm_hf.models.music_names import DRUMS, METERS  # noqa: E402
 from mortm_hf.models.prompt_building import build_prompt  # noqa: E402
-from mortm_hf.models.token_grammar import GenerationPlan, Grammar, VocabularyTables, find_errors  # noqa: E402
-from mortm_hf.models.token_vocabulary import DRUMS, METERS, TokenKind  # noqa: E402
+from mortm_hf.models.token_automaton import Grammar, VocabularyTables  # noqa: E402
+from mortm_hf.models.token_grammar import find_errors  # noqa: E402
+from mortm_hf.models.token_plan import GenerationPlan  # noqa: E402
+from mortm_hf.models.token_vocabulary import TokenKind  # noqa: E402
 from tests.grammar_validator import Invalid, validate  # noqa: E402
 
 

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from mortm_hf.data.annotations import parse_key
+from mortm_hf.data.annotations import key_of_label
 from mortm_hf.data.manifest import read_archive, read_manifest
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.music_harmony import (
     DEFAULT_PROFILE,
     ESTIMATED_KEYS,
@@ -39,7 +40,6 @@ from mortm_hf.models.music_harmony import (
     estimate_keys,
     pitch_class_histogram,
 )
-from mortm_hf.models.token_codec import read_midi
 
 
 CORPORA = ("pop909", "nottingham", "chorales", "openewld")
@@ -65,13 +65,13 @@ def songs(data: Path, split: str, limit: int | None):
     rows = defaultdict(list)
     for row in read_manifest(data):
         if row.corpus in CORPORA and row.split == split and (row.corpus != "pop909" or row.variant == "aligned"):
-            if parse_key(row.key) is not None:
+            if key_of_label(row.key) is not None:
                 rows[row.archive].append(row)
     for archive, members in sorted(rows.items()):
         chosen = {row.path: row for row in members[:limit]}
         for name, midi in read_archive(data / archive, chosen):
             row = chosen[name]
-            tonic, minor = parse_key(row.key)
+            tonic, minor = key_of_label(row.key)
             try:
                 yield row.corpus, name, tonic + 12 * minor, read_midi(midi), midi
             except ValueError as error:
@@ -141,7 +141,7 @@ def speed(items, count: int) -> dict:
         ratios.append(theirs[-1] / mine)
         name = key.tonic.name.replace("-", "b") + " " + key.mode
         krumhansl = estimate_key(score, "krumhansl")
-        same += parse_key(name) == parse_key(krumhansl) if krumhansl else 0
+        same += key_of_label(name) == key_of_label(krumhansl) if krumhansl else 0
     result |= {
         "music21": __version__,
         "music21_s": float(np.median(theirs)),

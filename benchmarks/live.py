@@ -36,7 +36,7 @@ LEAD = 0.125
 
 def windows_of(store, processor, roll, limit: int):
     """(batch of one window, song, slot to play) of each song's first window and sounding slot."""
-    from mortm_hf.data.rolls import RollWindows, stack
+    from mortm_hf.data.piano_rolls import RollWindows, stack
 
     songs = RollWindows(store, processor, roll.slots, roll.chunks, 1, 1, transpose=(0, 0))
     for index in range(len(songs.scores))[: limit or None]:
@@ -212,16 +212,14 @@ def main(words: list[str] | None = None) -> int:
     from mortm_hf.evaluation.intervals import bootstrap, ratio
     from mortm_hf.models.modeling_mortm_live import MortmLiveForCausalGeneration
     from mortm_hf.models.processing_mortm_live import MortmLiveProcessor
-    from mortm_hf.training.arguments import read_recipe
-    from mortm_hf.training.audio import read_section
-    from mortm_hf.training.live import RollRecipe
+    from mortm_hf.training.tasks import read_recipe
 
     torch.set_num_threads(options.threads)
     folder = options.model or mortm_hf.MORTM_LIVE
     model = MortmLiveForCausalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = MortmLiveProcessor.from_pretrained(folder)
-    _, recipe, _ = read_recipe(options.recipe, ["--output_dir", options.cache], others=("roll",))
-    roll = read_section(options.recipe, "roll", RollRecipe, "live")
+    found = read_recipe(options.recipe, ["--output_dir", options.cache])
+    recipe, roll = found.data, found.others["roll"]
     recurring = processor.ticks_per_measure // processor.chunk_ticks
     kept = {}
     for split in ("validation", "test"):

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mortm_hf.data.examples import ExampleSource, transpose
 from mortm_hf.data.packing import Document
-from mortm_hf.evaluation.windows import GENERATED, GIVEN, Encoded
+from mortm_hf.evaluation.fixed_windows import GENERATED, GIVEN, Encoded
 from mortm_hf.models.music_grid import TICKS_PER_QUARTER
-from mortm_hf.models.token_vocabulary import DRUMS
+from mortm_hf.models.music_names import DRUMS
 
 
 LONGEST = 32  # quarters of the longest duration

@@ -3,11 +3,11 @@
     python benchmarks/reward_probe.py --cache FOLDER [--model "seed 0=FOLDER" ...] [--picture FILE] [--json FILE]
 
 The reward is the probability of "human". Human test windows of `FOLDER/quality.npz` are changed along one axis at a
-time (`mortm_hf.evaluation.probes`) and scored again: fewer bars, fewer or more notes, the first bars in a loop, every
-track on one pitch, one held note a bar. The table gives the mean reward of each change, its difference to the same
-windows as written (95 % over clusters), and rank correlations of reward with tokens, notes and repeated bars among
-human windows and among samples of the starter. Without `--model` the bag of features is probed; several models are
-averaged.
+time (`mortm_hf.evaluation.reward_probes`) and scored again: fewer bars, fewer or more notes, the first bars in a loop,
+every track on one pitch, one held note a bar. The table gives the mean reward of each change, its difference to the
+same windows as written (95 % over clusters), and rank correlations of reward with tokens, notes and repeated bars
+among human windows and among samples of the starter. Without `--model` the bag of features is probed; several models
+are averaged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def reward_of(options, data):
 def changes(scores, seed: int) -> dict[str, dict[str, list]]:
     """{axis: {name: changed windows}} of human windows; an empty one stands for itself as written."""
     from mortm_hf.data.corruptions import CORRUPTIONS, corrupt
-    from mortm_hf.evaluation import probes
+    from mortm_hf.evaluation import reward_probes as probes
 
     def each(change):
         return [change(i, s) for i, s in enumerate(scores)]
@@ -100,7 +100,7 @@ def main(words: list[str] | None = None) -> int:
     import torch
     from scipy.stats import spearmanr
 
-    from mortm_hf.data import labels
+    from mortm_hf.data import labelled_windows as labels
     from mortm_hf.evaluation.features import bag_of_features, scores_of
     from mortm_hf.models.inputs_bertm import bare_segment
 

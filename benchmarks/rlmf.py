@@ -33,7 +33,7 @@ DIVERSITY = ("pairwise_distance", "vendi_share", "distance_within_prompt")
 
 def load_run(folder: Path):
     """(recipe, policy folder) of a finished run."""
-    from mortm_hf.training.rlmf.recipe import Recipe
+    from mortm_hf.training.rlmf.feedback_recipe import Recipe
 
     if not (folder / "final" / "config.json").is_file():
         raise SystemExit(f"{folder} holds no finished run (no final/config.json)")
@@ -42,7 +42,7 @@ def load_run(folder: Path):
 
 def sweep(options) -> list[Path]:
     """Train what is not trained yet; the run folders. Each run is a process of its own."""
-    from mortm_hf.training.rlmf.recipe import read_recipe
+    from mortm_hf.training.rlmf.feedback_recipe import read_recipe
 
     own = float(read_recipe(options.train).training["kl_coef"])
     main, *others = options.kl or [own, own / 4, own * 4]
@@ -58,7 +58,7 @@ def sweep(options) -> list[Path]:
             shutil.rmtree(folder)  # a run that was cut off begins anew
         words = {"data": options.data, "cache": options.cache / "stores", "output_dir": folder}
         words |= {"kl_coef": kl, "seed": seed, "threads": options.threads}
-        command = [sys.executable, "-m", "mortm_hf.training.rlmf.run", options.train]
+        command = [sys.executable, "-m", "mortm_hf.training.rlmf", options.train]
         command += [str(x) for name, value in words.items() for x in (f"--{name}", value)] + options.fields
         print(f"{folder}: training", flush=True)
         subprocess.run(command, check=True, cwd=ROOT)
@@ -75,12 +75,13 @@ def measure(options) -> None:
     """Sample, rate and write `comparison.json` into every run folder."""
     import torch
 
-    from mortm_hf.evaluation.sampling import fingerprint
+    from mortm_hf.bundled import default_model, find_model
+    from mortm_hf.evaluation.model_answers import fingerprint
     from mortm_hf.training.rlmf import comparison as c
+    from mortm_hf.training.rlmf.feedback_run import load_tokenizer, read_songs
     from mortm_hf.training.rlmf.policy import load_policy
     from mortm_hf.training.rlmf.prompts import first_bar_prompts
     from mortm_hf.training.rlmf.rewards import build_reward
-    from mortm_hf.training.rlmf.run import load_tokenizer, read_songs, starter_folder
 
     torch.set_num_threads(options.threads)
     runs = {folder.name: (folder, *load_run(folder)) for folder in options.runs}
@@ -90,7 +91,7 @@ def measure(options) -> None:
             raise SystemExit(f"{name} was trained on other prompts or another reward: compare runs of one recipe")
     recipe.data.data, recipe.data.cache = str(options.data), str(options.cache / "stores")
     budget = recipe.prompts().response_length
-    origin = recipe.model.reference or recipe.model.policy or starter_folder()
+    origin = find_model(recipe.model.reference or recipe.model.policy or default_model("rlmf"))
     tokenizer = load_tokenizer(origin)
     songs = read_songs(recipe, options.cache, options.split)
     prompts, _ = first_bar_prompts(songs, tokenizer, recipe.prompts(), options.count)

@@ -17,8 +17,10 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ROOT / "mortm_hf" / "checkpoints" / "mortm-small"
 sys.path.insert(0, str(ROOT))
+
+from mortm_hf import MORTM_SMALL  # noqa: E402
+
 
 SETTINGS = (
     {"temperature": 1.0, "top_p": 0.95},
@@ -50,7 +52,7 @@ def gap(row: dict[str, float], human: dict[str, float]) -> float:
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="folder of the training pack")
-    parser.add_argument("--model", default=str(SMALL), help="default: the bundled mortm-small")
+    parser.add_argument("--model", default=MORTM_SMALL, help="default: the bundled mortm-small")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--recipe", default="starter")
     parser.add_argument("--samples", type=int, default=48)
@@ -65,8 +67,8 @@ def main(words: list[str] | None = None) -> int:
     import torch
 
     from mortm_hf.app.eval import load_model
-    from mortm_hf.app.eval_data import open_data
-    from mortm_hf.evaluation.sampling import Sampling, fingerprint
+    from mortm_hf.evaluation.eval_data import open_data
+    from mortm_hf.evaluation.model_answers import Sampling, fingerprint
     from mortm_hf.evaluation.suite import Evaluation, Settings
 
     torch.set_num_threads(options.threads)

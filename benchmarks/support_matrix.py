@@ -1,6 +1,6 @@
 """What works together: attention implementations x positions x what transformers can do with a model.
 
-    python benchmarks/support_matrix.py [--only greedy,beams] [--write README.md] [--json FILE]
+    python benchmarks/support_matrix.py [--only greedy,beams] [--write docs/support-matrix.md] [--json FILE]
 
 Every cell runs a tiny model on a CPU in fp32 (FA2 compiled: bf16) and compares with `eager` (the same weights, tokens
 or gradients), so "yes" means: the same result. What does not work must be refused with an error that names the

@@ -9,7 +9,9 @@ Design decisions
   whole. So the hook counts how deep it is in such imports, and acts at the outermost one's end.
 - Nothing here ever makes an import of transformers fail: a class of ours that cannot be imported is logged.
 
-Knows: module and class names. Must not know: what is in them.
+- What is registered stands in `models/families.py`; every task gets its bundled checkpoint as default.
+
+Knows: how and when to register. Must not know: what is registered, what is in the classes.
 """
 
 from __future__ import annotations
@@ -20,103 +22,71 @@ import sys
 import threading
 from importlib.abc import MetaPathFinder
 
+from .bundled import default_model
+from .models.families import FAMILIES, TASKS
+
 
 MODELS = f"{__package__}.models"
-_AUTO = "transformers.models.auto"
-# our families: module and class of each configuration; those that read tokens share the tokenizer
-TOKEN_CONFIGURATIONS = {"configuration_mortm": "MortmConfig", "configuration_bertm": "BertmConfig"}
-CONFIGURATIONS = {
-    **TOKEN_CONFIGURATIONS,
-    "configuration_vmortm": "VMortmConfig",
-    "configuration_mortm_live": "MortmLiveConfig",
+_AUTO, _PIPELINES = "transformers.models.auto", "transformers.pipelines"
+# Auto class -> module of transformers that holds it; all others are those of models
+_AUTO_MODULES = {
+    "AutoConfig": f"{_AUTO}.configuration_auto",
+    "AutoTokenizer": f"{_AUTO}.tokenization_auto",
+    "AutoFeatureExtractor": f"{_AUTO}.feature_extraction_auto",
+    "AutoProcessor": f"{_AUTO}.processing_auto",
 }
-
-# module of transformers -> (Auto class, our module, our class)
+# (family, Auto class) -> our class, as "module.Class"
 AUTO_CLASSES = {
-    f"{_AUTO}.configuration_auto": [("AutoConfig", module, name) for module, name in CONFIGURATIONS.items()],
-    f"{_AUTO}.modeling_auto": [
-        ("AutoModel", "modeling_mortm", "MortmModel"),
-        ("AutoModelForCausalLM", "modeling_mortm", "MortmForCausalLM"),
-        ("AutoModelForSequenceClassification", "modeling_mortm", "MortmForSequenceClassification"),
-        ("AutoModel", "modeling_bertm", "BertmModel"),
-        ("AutoModelForMaskedLM", "modeling_bertm", "BertmForMaskedLM"),
-        ("AutoModelForSequenceClassification", "modeling_bertm", "BertmForSequenceClassification"),
-        ("AutoModelForTokenClassification", "modeling_bertm", "BertmForTokenClassification"),
-        ("AutoModel", "modeling_vmortm", "VMortmModel"),
-        ("AutoModelForTextToSpectrogram", "modeling_vmortm", "VMortmForSpectrogramGeneration"),
-        ("AutoModel", "modeling_mortm_live", "MortmLiveForCausalGeneration"),
-    ],
-    f"{_AUTO}.tokenization_auto": [("AutoTokenizer", "tokenization_mortm", "MortmTokenizer")],
-    f"{_AUTO}.feature_extraction_auto": [
-        ("AutoFeatureExtractor", "feature_extraction_vmortm", "VMortmFeatureExtractor"),
-        ("AutoFeatureExtractor", "processing_mortm_live", "MortmLiveProcessor"),
-    ],
-    f"{_AUTO}.processing_auto": [
-        ("AutoProcessor", "feature_extraction_vmortm", "VMortmFeatureExtractor"),
-        ("AutoProcessor", "processing_mortm_live", "MortmLiveProcessor"),
-    ],
-}
-# module of classes that read the inputs -> configurations of the models that they read for
-READERS = {
-    "tokenization_mortm": TOKEN_CONFIGURATIONS,
-    "feature_extraction_vmortm": {"configuration_vmortm": "VMortmConfig"},
-    "processing_mortm_live": {"configuration_mortm_live": "MortmLiveConfig"},
-}
-_PIPELINES = "transformers.pipelines"
-# task -> (our module, our class, Auto class of its model, what it reads)
-PIPELINE_CLASSES = {
-    "midi-generation": ("pipeline_mortm", "MidiGenerationPipeline", "AutoModelForCausalLM", "text"),
-    "chord-estimation": ("pipeline_mortm", "ChordEstimationPipeline", "AutoModelForCausalLM", "text"),
-    "midi-classification": (
-        "pipeline_bertm",
-        "MidiClassificationPipeline",
-        "AutoModelForSequenceClassification",
-        "text",
-    ),
-    "midi-feature-extraction": ("pipeline_bertm", "MidiFeatureExtractionPipeline", "AutoModel", "text"),
-    "audio-continuation": (
-        "pipeline_vmortm",
-        "AudioContinuationPipeline",
-        "AutoModelForTextToSpectrogram",
-        "audio",
-    ),
+    (family, auto): name
+    for family, row in FAMILIES.items()
+    for auto, name in {"AutoConfig": row.config, **row.models, **row.readers}.items()
 }
 
 logger = logging.getLogger(__package__)
 
 
-def _register_auto(entry: tuple[str, str, str], auto_module, module) -> None:
-    auto_name, module_name, class_name = entry
-    auto, ours = getattr(auto_module, auto_name), getattr(module, class_name)
-    if auto_name == "AutoConfig":
-        keys = [ours.model_type]
-    elif hasattr(ours, "config_class"):
-        keys = [ours.config_class]
-    else:
-        families = READERS[module_name]
-        keys = [getattr(importlib.import_module(f"{MODELS}.{m}"), name) for m, name in families.items()]
-    for key in keys:
-        auto.register(key, ours, exist_ok=True)
+def class_of(name: str):
+    """Our class of a name in `FAMILIES`.
+
+    Args:
+        name: "module.Class".
+
+    Returns:
+        The class, its module imported.
+    """
+    module, _, kind = name.partition(".")
+    return getattr(importlib.import_module(f"{MODELS}.{module}"), kind)
 
 
-def _register_pipeline(task: str, pipelines, module) -> None:
-    _, class_name, auto_name, kind = PIPELINE_CLASSES[task]
-    auto = getattr(importlib.import_module(f"{_AUTO}.modeling_auto"), auto_name)
-    registry = pipelines.PIPELINE_REGISTRY
+def _register_auto(entry: tuple[str, str], auto_module) -> None:
+    family, auto_name = entry
+    auto, ours = getattr(auto_module, auto_name), class_of(AUTO_CLASSES[entry])
+    key = family if auto_name == "AutoConfig" else class_of(FAMILIES[family].config)
+    auto.register(key, ours, exist_ok=True)
+
+
+def _register_pipeline(task: str, pipelines) -> None:
+    row, registry = TASKS[task], pipelines.PIPELINE_REGISTRY
     if task not in registry.supported_tasks:
-        registry.register_pipeline(task, pipeline_class=getattr(module, class_name), pt_model=(auto,), type=kind)
+        registry.register_pipeline(
+            task,
+            pipeline_class=class_of(row.pipeline),
+            pt_model=(getattr(importlib.import_module(f"{_AUTO}.modeling_auto"), row.auto),),
+            default={"model": (default_model(task), "main")},  # a folder has no revisions, but one is asked for
+            type=row.reads,
+        )
 
 
 class _Registrar(MetaPathFinder):
     """Watches the imports of both sides and settles each entry when both are there."""
 
     def __init__(self):
-        self.open = {}
-        for watched, entries in AUTO_CLASSES.items():
-            for entry in entries:
-                self.open[entry] = (watched, f"{MODELS}.{entry[1]}", _register_auto)
-        for task, (module, *_) in PIPELINE_CLASSES.items():
-            self.open[task] = (_PIPELINES, f"{MODELS}.{module}", _register_pipeline)
+        self.open = {}  # entry -> module of transformers, of ours, what to do when both are executed
+        for entry, name in AUTO_CLASSES.items():
+            theirs = _AUTO_MODULES.get(entry[1], f"{_AUTO}.modeling_auto")
+            self.open[entry] = (theirs, _module_of(name), _register_auto)
+        for task, row in TASKS.items():
+            self.open[task] = (_PIPELINES, _module_of(row.pipeline), _register_pipeline)
         self.theirs = {watched for watched, _, _ in self.open.values()}
         self.ours = {module for _, module, _ in self.open.values()}
         self.done = {name for name in self.theirs | self.ours if _is_executed(name)}
@@ -165,15 +135,18 @@ class _Registrar(MetaPathFinder):
                     self.open.pop(entry, None)
                     continue
             if self.open.pop(entry, None) is not None:
-                register(entry, sys.modules[theirs], sys.modules[ours])
+                register(entry, sys.modules[theirs])
 
 
 def _carry_code(module) -> None:
     """Make the classes of one of our modules copy their code into every folder that they save."""
-    for entries in AUTO_CLASSES.values():
-        for auto_name, ours, class_name in entries:
-            if module.__name__ == f"{MODELS}.{ours}":
-                getattr(module, class_name).register_for_auto_class(auto_name)
+    for (_, auto_name), name in AUTO_CLASSES.items():
+        if module.__name__ == _module_of(name):
+            class_of(name).register_for_auto_class(auto_name)
+
+
+def _module_of(name: str) -> str:
+    return f"{MODELS}.{name.partition('.')[0]}"
 
 
 def _is_executed(name: str) -> bool:

@@ -7,8 +7,9 @@ import tarfile
 import numpy as np
 import symusic
 
-from mortm_hf.data.store import ScoreStore, Song
-from mortm_hf.models.token_codec import read_midi
+from mortm_hf.data.schema import Song
+from mortm_hf.data.score_store import ScoreStore
+from mortm_hf.models.midi_files import read_midi
 
 
 def midi(seed: int, bars: int = 20, drums: bool = True) -> bytes:
@@ -43,7 +44,7 @@ def store(songs: int = 6, bars: int = 20) -> ScoreStore:
     from dataclasses import replace
 
     from mortm_hf.models.music_harmony import chord_values
-    from mortm_hf.models.token_codec import ChordTable
+    from mortm_hf.models.music_score import ChordTable
 
     made = []
     for seed in range(songs):

@@ -1,9 +1,5 @@
-"""The bundled encoder and its heads: complete, small, loadable without the package, and better than nothing."""
+"""The bundled encoder and its heads: small, and better than nothing."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,50 +11,8 @@ import mortm_hf
 from mortm_hf.models.token_vocabulary import TokenKind
 
 
-MODELS = Path(mortm_hf.__file__).parent / "models"
 SONG = next((Path(mortm_hf.__file__).parent / "app" / "demo").glob("*.mid"))
-FOLDERS = {
-    mortm_hf.BERTM: "BertmForMaskedLM",
-    mortm_hf.BERTM_GENRE: "BertmForSequenceClassification",
-    mortm_hf.BERTM_QUALITY: "BertmForSequenceClassification",
-}
-
-# Runs in an interpreter that does not see the package; argv: the three folders, a song.
-FRESH = r"""
-import json, sys
-def hide(name, path=None, target=None):
-    if name.split(".")[0] == "mortm_hf":
-        raise ModuleNotFoundError("the package must not be used here: " + name)
-import torch
-torch.set_num_threads(1)
-sys.meta_path.insert(0, type("Hidden", (), {"find_spec": staticmethod(hide)}))
-from transformers import AutoModelForMaskedLM, pipeline
-encoder, genre, quality, song = sys.argv[1:]
-trust = dict(trust_remote_code=True, device="cpu")
-said = {
-    "genre": pipeline("midi-classification", model=genre, **trust)(song),
-    "quality": pipeline("midi-classification", model=quality, **trust)(song),
-    "song": pipeline("midi-feature-extraction", model=encoder, **trust)(song)["song"].tolist(),
-    "masked": type(AutoModelForMaskedLM.from_pretrained(encoder, trust_remote_code=True)).__module__.split(".")[0],
-    "package": "mortm_hf" in sys.modules,
-}
-print("JSON" + json.dumps(said))
-"""
-
-
-def code_of(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).glob("*.py")}
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: Path(f).name)
-def test_folders_are_complete(folder):
-    code = code_of(folder)
-    assert {"modeling_bertm.py", "modeling_mortm.py", "tokenization_mortm.py", "pipeline_bertm.py"} <= set(code)
-    assert code == {name: (MODELS / name).read_bytes() for name in code}
-    config = json.loads((Path(folder) / "config.json").read_text())
-    assert config["architectures"] == [FOLDERS[folder]] and config["dtype"] == "float32"
-    assert set(config["custom_pipelines"]) == {"midi-classification", "midi-feature-extraction"}
-    assert {path.suffix for path in Path(folder).iterdir()} <= {".json", ".safetensors", ".py"}
+FOLDERS = (mortm_hf.BERTM, mortm_hf.BERTM_GENRE, mortm_hf.BERTM_QUALITY)
 
 
 def test_together_they_are_small():
@@ -108,26 +62,3 @@ def test_the_encoder_finds_hidden_tokens(kind, least):
     assert (vocabulary.kind[best.numpy()] == kind).mean() > 0.95
     right = (best == ids[places[::5]]).float().mean()
     assert right > least and right > common
-
-
-@pytest.mark.slow
-def test_they_load_where_the_package_is_not_installed(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", FRESH, *FOLDERS, str(SONG)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    said = json.loads(run.stdout.partition("JSON")[2])
-    assert not said["package"] and said["masked"] == "transformers_modules"
-    for task, folder in (("genre", mortm_hf.BERTM_GENRE), ("quality", mortm_hf.BERTM_QUALITY)):
-        here = mortm_hf.pipeline("midi-classification", model=folder, device="cpu")(str(SONG))
-        assert [e["label"] for e in here] == [e["label"] for e in said[task]]
-        assert [e["score"] for e in here] == pytest.approx([e["score"] for e in said[task]], abs=1e-5)
-    song = mortm_hf.pipeline("midi-feature-extraction", device="cpu")(str(SONG))["song"]
-    assert np.allclose(song, said["song"], atol=1e-4)

@@ -1,9 +1,5 @@
-"""The bundled checkpoint in transformers' own pipelines (text in token names, features), and without the package."""
+"""The bundled generator in transformers' own pipelines: text in token names, features."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +7,6 @@ import torch
 import transformers
 
 import mortm_hf
-from tests.test_hub_layout import FRESH_HIDING
 
 
 SONG = next((Path(mortm_hf.__file__).parent / "app" / "demo").glob("*.mid"))
@@ -70,50 +65,3 @@ def test_feature_extraction(prompts):
     with torch.no_grad():
         want = features.model(torch.tensor([rows[1]])).last_hidden_state[0]
     torch.testing.assert_close(found[1], want, atol=1e-5, rtol=1e-4)
-
-
-# argv: folder, song, folder of the results
-FRESH = (
-    FRESH_HIDING
-    + r"""
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-folder, song, out = sys.argv[1:]
-trust = dict(trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(folder, **trust).eval()
-ids = AutoTokenizer.from_pretrained(folder, **trust)(midi=[song], bars=(0, 4), return_tensors="pt")["input_ids"]
-with torch.no_grad():
-    torch.save({"ids": ids, "logits": model(ids).logits}, out + "/found.pt")
-generate = pipeline("midi-generation", model=folder, device="cpu", **trust)
-for name, asked in (("on", dict(bars=2)), ("fast", dict(bars=2, fast=True)), ("infill", dict(infill=(4, 6)))):
-    open(f"{out}/{name}.mid", "wb").write(generate(song, seed=0, progress=False, **asked)[0]["midi"])
-chords = pipeline("chord-estimation", model=folder, device="cpu", **trust)(song, bars=(0, 2), progress=False)
-json.dump({"chords": chords[0]["chords"], "package": "mortm_hf" in sys.modules}, open(out + "/found.json", "w"))
-"""
-)
-
-
-@pytest.mark.slow
-def test_the_same_music_without_the_package(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", FRESH, mortm_hf.MORTM_SMALL, str(SONG), str(tmp_path)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
-    told, tensors = json.loads((tmp_path / "found.json").read_text()), torch.load(tmp_path / "found.pt")
-    assert told["package"] is False
-    model = mortm_hf.MortmForCausalLM.from_pretrained(mortm_hf.MORTM_SMALL).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(model(tensors["ids"]).logits, tensors["logits"], atol=1e-5, rtol=1e-5)
-    pipe = mortm_hf.pipeline("midi-generation", device="cpu")
-    for name, asked in (("on", dict(bars=2)), ("fast", dict(bars=2, fast=True)), ("infill", dict(infill=(4, 6)))):
-        here = pipe(str(SONG), seed=0, progress=False, **asked)[0]["midi"]
-        assert here == (tmp_path / f"{name}.mid").read_bytes(), name
-    assert (tmp_path / "on.mid").read_bytes() == (tmp_path / "fast.mid").read_bytes()
-    estimate = mortm_hf.pipeline("chord-estimation", device="cpu")(str(SONG), bars=(0, 2), progress=False)
-    assert estimate[0]["chords"] == told["chords"]

@@ -9,9 +9,10 @@ import pytest
 from benchmarks import compare
 from benchmarks.remi_stream import LONGEST, RemiSource, RemiStream, encode, meter_of
 from mortm_hf.data.packing import generator
-from mortm_hf.data.store import ScoreStore, Song
-from mortm_hf.evaluation.windows import Window, encode_windows, fixed_windows, write_windows
-from mortm_hf.models.token_codec import read_midi
+from mortm_hf.data.schema import Song
+from mortm_hf.data.score_store import ScoreStore
+from mortm_hf.evaluation.fixed_windows import Window, encode_windows, fixed_windows, write_windows
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import midi, store, write_pack

@@ -1,6 +1,6 @@
 """A saved folder is complete: all code, byte for byte, and it works where the package is not installed."""
 
-import ast
+import importlib
 import json
 import os
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.dynamic_module_utils import get_relative_import_files
 
 import mortm_hf
 from mortm_hf import (
@@ -19,11 +20,11 @@ from mortm_hf import (
     MortmModel,
     MortmTokenizer,
 )
-from mortm_hf._registration import PIPELINE_CLASSES
+from mortm_hf.models.families import FAMILIES, class_names
 
 
 MODELS = Path(mortm_hf.__file__).parent / "models"
-TASKS = {task for task, (module, *_) in PIPELINE_CLASSES.items() if module == "pipeline_mortm"}
+TASKS = set(FAMILIES["mortm"].tasks)
 SONG = next((Path(mortm_hf.__file__).parent / "app" / "demo").glob("*.mid"))
 SIZES = dict(
     hidden_size=16,
@@ -90,23 +91,23 @@ def code_of(folder):
 
 
 def travelling(entry="modeling_mortm"):
-    """The modules of `models/` that travel with a checkpoint of one family: all that `entry` leads to."""
-    found, new = {}, [entry]
-    while new:
-        code = (MODELS / f"{new.pop()}.py").read_bytes()
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.ImportFrom) and node.level and f"{node.module}.py" not in found:
-                found[f"{node.module}.py"] = (MODELS / f"{node.module}.py").read_bytes()
-                new.append(node.module)
-    return {f"{entry}.py": (MODELS / f"{entry}.py").read_bytes(), **found}
+    """The modules of `models/` that travel with a class of one: all that transformers copies with it."""
+    files = [MODELS / f"{entry}.py", *map(Path, get_relative_import_files(MODELS / f"{entry}.py"))]
+    return {path.name: path.read_bytes() for path in files}
 
 
-def test_every_module_travels_with_a_family():
-    families = [path.stem for path in MODELS.glob("modeling_*.py")]
-    travels = set().union(*map(travelling, families))
-    assert travels == {path.name for path in MODELS.glob("*.py")} - {"__init__.py"}
-    own = {"configuration_bertm", "modeling_bertm", "pipeline_bertm", "reward_bertm", "inputs_bertm"}
-    assert set(travelling("modeling_bertm")) - set(travelling()) == {f"{name}.py" for name in own}
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_module_travels_with_a_family(family):
+    everything = {path.name for path in MODELS.glob("*.py")} - {"__init__.py"}
+    for name in (FAMILIES[family].config, *FAMILIES[family].models.values()):
+        assert set(travelling(name.split(".")[0])) == everything
+
+
+def test_the_table_names_what_is_there():
+    for name in class_names():
+        module, kind = name.split(".")
+        assert hasattr(importlib.import_module(f"mortm_hf.models.{module}"), kind), name
+        assert getattr(mortm_hf, kind) is not None
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_every_head_saves_all_code(head, tmp_path):
         "AutoModelForSequenceClassification",
     }
     assert {task: entry["impl"].split(".")[-1] for task, entry in config["custom_pipelines"].items()} == {
-        task: PIPELINE_CLASSES[task][1] for task in TASKS
+        task: row.pipeline.split(".")[1] for task, row in FAMILIES["mortm"].tasks.items()
     }
     modules = {reference.split(".")[0] + ".py" for reference in config["auto_map"].values()}
     assert modules <= set(code_of(tmp_path))
@@ -181,18 +182,11 @@ def test_pipeline_saves_everything_and_loads_again(folder, tmp_path):
 
 
 def test_only_safe_files(folder):
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".py"}
-
-
-def test_bundled_checkpoint_is_complete():
-    """The bundled generators carry the code of this version."""
-    for folder in map(Path, (mortm_hf.STARTER, mortm_hf.MORTM_SMALL)):
-        assert code_of(folder) == travelling()
-        assert (folder / "vocab.json").exists() and (folder / "model.safetensors").exists()
+    assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors", ".py", ".md"}
 
 
 def test_a_package_without_its_checkpoint_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(mortm_hf, "MORTM_SMALL", str(tmp_path))
+    monkeypatch.setitem(mortm_hf.bundled.CONSTANTS, "MORTM_SMALL", str(tmp_path))
     with pytest.raises(ValueError, match="no bundled checkpoint"):
         mortm_hf.pipeline("midi-generation")
 
@@ -227,6 +221,50 @@ def test_fresh_interpreter_makes_the_same_music(fresh, folder):
     chords = mortm_hf.pipeline("chord-estimation", model=folder, device="cpu")(str(SONG), bars=(0, 2))[0]["chords"]
     assert chords == found["chords"]
     assert len(found["text"].split()) == 3
+
+
+def test_tasks_of_ones_own_stay(folder, tmp_path):
+    """What somebody wrote into a configuration is saved, beside or in place of the family's."""
+    pipe = mortm_hf.pipeline("midi-generation", model=folder, device="cpu")
+    own = {"impl": "mine.MyPipeline", "pt": ["AutoModelForCausalLM"], "type": "text"}
+    pipe.model.config.custom_pipelines = {"my-task": own, "chord-estimation": own}
+    pipe.model.config.auto_map = {"AutoModel": "mine.MyModel"}
+    pipe.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert set(config["custom_pipelines"]) == {*TASKS, "my-task"}
+    assert config["custom_pipelines"]["my-task"] == config["custom_pipelines"]["chord-estimation"] == own
+    assert config["auto_map"]["AutoModel"] == "mine.MyModel"
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_mortm.MortmForCausalLM"
+
+
+def test_a_pipeline_of_ones_own_is_saved_with_its_task(model, tmp_path):
+    from transformers import AutoModelForCausalLM
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    class Own(MidiGenerationPipeline):
+        pass
+
+    Own.__module__ = MidiGenerationPipeline.__module__
+    PIPELINE_REGISTRY.register_pipeline("my-task", Own, pt_model=(AutoModelForCausalLM,), type="text")
+    try:
+        Own(model=model, tokenizer=MortmTokenizer(), task="my-task", device="cpu").save_pretrained(tmp_path)
+    finally:
+        del PIPELINE_REGISTRY.supported_tasks["my-task"]
+        del model.config.custom_pipelines
+    tasks = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
+    assert set(tasks) == {*TASKS, "my-task"}
+    assert tasks["my-task"] == {"impl": "pipeline_mortm.Own", "pt": ["AutoModelForCausalLM"], "type": "text"}
+
+
+def test_a_card_is_written_once(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert 'pipeline("midi-generation", model=FOLDER, trust_remote_code=True)' in card
+    (tmp_path / "README.md").write_text("by hand")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "by hand"
+    MortmConfig(**SIZES).save_pretrained(tmp_path / "config")
+    assert not (tmp_path / "config" / "README.md").exists()  # no model, no card
 
 
 def test_fresh_interpreter_saves_a_complete_folder(fresh, folder):

@@ -1,6 +1,6 @@
 """Model cards: YAML that the Hub accepts and reads, and code that runs.
 
-Every card in `model_cards/` and the one in the bundled checkpoint's folder is tested, whatever there is.
+Every card in `model_cards/` is tested; each bundled checkpoint has one of its name, and a log.
 """
 
 import re
@@ -14,16 +14,16 @@ from huggingface_hub import ModelCard
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import mortm_hf
-from mortm_hf._registration import PIPELINE_CLASSES
 from mortm_hf.app.cli import main
+from mortm_hf.models.families import TASKS as OURS
 from tests.hub.local_hub import card_problem
 
 
 ROOT = Path(__file__).parents[1]
 SONG = next((Path(mortm_hf.__file__).parent / "app" / "demo").glob("*.mid"))
 STARTER = Path(mortm_hf.STARTER)
-CARDS = sorted([*(ROOT / "model_cards").rglob("*.md"), *STARTER.glob("README.md")])
-TASKS = {*PIPELINE_CLASSES, *PIPELINE_REGISTRY.get_supported_tasks()}
+CARDS = sorted((ROOT / "model_cards").rglob("*.md"))
+TASKS = {*OURS, *PIPELINE_REGISTRY.get_supported_tasks()}
 REPOSITORY = re.compile(r"""(["'])[\w.-]+/(?:mortm|bertm)[\w.-]*\1""")  # "name/mortm-starter"
 
 
@@ -85,6 +85,13 @@ def run(text: str) -> int:
     return done
 
 
+def test_folder_card_and_log_have_one_name():
+    names = set(mortm_hf.bundled.CHECKPOINTS)
+    assert {path.name for path in mortm_hf.bundled.ROOT.iterdir()} == names
+    assert {card.stem for card in CARDS} == names
+    assert {log.name for log in (ROOT / "model_cards").glob("*.log.jsonl")} <= {f"{name}.log.jsonl" for name in names}
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_hub_accepts_the_card(card):
     assert problems(card.read_text(encoding="utf-8")) == []
@@ -130,7 +137,7 @@ mortm info song.mid
 def test_a_good_card_passes_and_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mortm_hf, "STARTER", runnable(tmp_path, False))
-    monkeypatch.setattr(mortm_hf, "MORTM_SMALL", mortm_hf.STARTER)
+    monkeypatch.setitem(mortm_hf.bundled.CONSTANTS, "MORTM_SMALL", mortm_hf.STARTER)
     assert problems(GOOD) == []
     assert run(GOOD) == 3
     assert (tmp_path / "new.mid").exists()

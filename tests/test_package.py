@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mortm_hf
-from mortm_hf._registration import AUTO_CLASSES, PIPELINE_CLASSES
+from mortm_hf.models.families import TASKS
 
 
 ROOT = Path(mortm_hf.__file__).parent
@@ -173,23 +173,15 @@ for family, head in (("mortm", "AutoModelForCausalLM"), ("bertm", "AutoModelForM
     for name in ("AutoModel", head, "AutoModelForSequenceClassification"):
         print(type(getattr(transformers, name).from_config(config)).__name__)
     print(transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING[type(config)].__name__)
-for task in {sorted(PIPELINE_CLASSES)!r}:
+for task in {sorted(TASKS)!r}:
     print(PIPELINE_REGISTRY.check_task(task)[1]["impl"].__name__)
 """
     told = run_fresh(code).split()
     assert told == [
         *("MortmConfig", "MortmModel", "MortmForCausalLM", "MortmForSequenceClassification", "MortmTokenizer"),
         *("BertmConfig", "BertmModel", "BertmForMaskedLM", "BertmForSequenceClassification", "MortmTokenizer"),
-        *(name for _, (_, name, *_) in sorted(PIPELINE_CLASSES.items())),
+        *(row.pipeline.split(".")[1] for _, row in sorted(TASKS.items())),
     ]
-
-
-def test_registration_names_real_classes():
-    for entries in AUTO_CLASSES.values():
-        for auto, module, name in entries:
-            assert hasattr(importlib.import_module(f"mortm_hf.models.{module}"), name), (auto, name)
-    for module, name, *_ in PIPELINE_CLASSES.values():
-        assert hasattr(importlib.import_module(f"mortm_hf.models.{module}"), name), name
 
 
 def test_nothing_else_of_transformers_is_disturbed():

@@ -1,9 +1,5 @@
-"""The bundled V_MORTM and MORTM Live: complete, small, loadable without the package, and fit to play with."""
+"""The bundled V_MORTM and MORTM Live: small, known to the Auto classes, and fit to play with."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,69 +10,13 @@ from mortm_hf.app import cli, live
 from mortm_hf.models.midi_files import read_midi
 
 
-MODELS = Path(mortm_hf.__file__).parent / "models"
 SONG = next((Path(mortm_hf.__file__).parent / "app" / "demo").glob("*.mid"))
-FOLDERS = {mortm_hf.VMORTM: "VMortmForSpectrogramGeneration", mortm_hf.MORTM_LIVE: "MortmLiveForCausalGeneration"}
+FOLDERS = (mortm_hf.VMORTM, mortm_hf.MORTM_LIVE)
 CHUNK = 1 / 3  # seconds of 16 ticks at 120 quarters a minute
-
-# Runs in an interpreter that does not see the package; argv: the two folders, a song.
-FRESH = r"""
-import json, sys
-def hide(name, path=None, target=None):
-    if name.split(".")[0] == "mortm_hf":
-        raise ModuleNotFoundError("the package must not be used here: " + name)
-import numpy as np
-import torch
-torch.set_num_threads(1)
-sys.meta_path.insert(0, type("Hidden", (), {"find_spec": staticmethod(hide)}))
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForTextToSpectrogram, AutoProcessor, pipeline
-sound, partner, song = sys.argv[1:]
-trust = dict(trust_remote_code=True)
-wave = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000).astype(np.float32)
-go_on = pipeline("audio-continuation", model=sound, device="cpu", **trust)
-made = go_on(wave, sampling_rate=16000, seconds=0.5, iterations=4)
-model = AutoModel.from_pretrained(partner, **trust).eval()
-rolls = AutoProcessor.from_pretrained(partner, **trust)(song, return_tensors="pt")["rolls"][:, :6]
-with torch.inference_mode():
-    logits = model(rolls).logits
-autos = (AutoModelForTextToSpectrogram, AutoFeatureExtractor, AutoProcessor)
-names = [auto.from_pretrained(sound, **trust) for auto in autos]
-print("JSON" + json.dumps({
-    "new": len(made["new_audio"]), "level": float(np.abs(made["new_audio"]).max()), "logits": float(logits.sum()),
-    "classes": [type(x).__name__ for x in (*names, model)], "package": "mortm_hf" in sys.modules,
-}))
-"""
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: Path(f).name)
-def test_folders_are_complete(folder):
-    code = {path.name: path.read_bytes() for path in Path(folder).glob("*.py")}
-    assert {"modeling_mortm.py", "configuration_mortm.py"} < set(code)
-    assert code == {name: (MODELS / name).read_bytes() for name in code}
-    config = json.loads((Path(folder) / "config.json").read_text())
-    assert config["architectures"] == [FOLDERS[folder]] and config["dtype"] == "float32"
-    assert {path.suffix for path in Path(folder).iterdir()} <= {".json", ".safetensors", ".py"}
 
 
 def test_together_they_are_small():
     assert sum(p.stat().st_size for folder in FOLDERS for p in Path(folder).rglob("*") if p.is_file()) <= 10_000_000
-
-
-def test_without_the_package(tmp_path):
-    import torch
-
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-c", FRESH, mortm_hf.VMORTM, mortm_hf.MORTM_LIVE, str(SONG)]
-    run = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stderr[-4000:]
-    told = json.loads(run.stdout.split("JSON")[1])
-    assert not told["package"] and told["level"] > 0 and told["new"] >= 7000
-    assert set(told["classes"]) == {*FOLDERS.values(), "VMortmFeatureExtractor"}
-    model = mortm_hf.MortmLiveForCausalGeneration.from_pretrained(mortm_hf.MORTM_LIVE).eval()
-    rolls = mortm_hf.MortmLiveProcessor.from_pretrained(mortm_hf.MORTM_LIVE)(str(SONG), return_tensors="pt")["rolls"]
-    with torch.inference_mode():
-        assert float(model(rolls[:, :6]).logits.sum()) == pytest.approx(told["logits"], rel=1e-4)
 
 
 def test_the_readers_are_known_where_the_package_is_installed(monkeypatch):

@@ -1,4 +1,7 @@
 """What people run: the command line, sound and pictures.
 
-Knows the public package. Nothing in the package imports from here.
+A command is a module with two functions: `add_command(commands)` adds its words and options to the parser (`commands`
+is what `argparse`'s `add_subparsers` gave), `run(args)` carries it out (`args` are the parsed options).
+
+Knows: the public package. Must not know: anything else; nothing in the package imports from here.
 """

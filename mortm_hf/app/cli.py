@@ -42,7 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (2: bad input, one line on stderr)."""
+    """Runs the command line.
+
+    Args:
+        argv: words after `mortm`; by default those of the process.
+
+    Returns:
+        The exit code; 2: bad input, with one line on stderr.
+    """
     args = build_parser().parse_args(argv)
     main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _stop) if main_thread else None
@@ -63,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _stop(number, frame):
-    """Being told to end unwinds the stack, so that staged outputs are removed."""
+    """A signal to end unwinds the stack, so that staged outputs are removed."""
     raise SystemExit(128 + number)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..models.errors_mortm import ConversionError
 from .files import Outputs, write_json
 
 
@@ -86,7 +87,7 @@ def run_convert(args: argparse.Namespace) -> None:
     Raises:
         ConversionError: the checkpoint cannot be converted as asked.
     """
-    from ..conversion import ConversionError, convert_checkpoint
+    from ..conversion import convert_checkpoint
 
     with Outputs([args.input] if args.input else []) as out:
         staged = out.stage(args.json) if args.json else None
@@ -127,7 +128,7 @@ def run_convert(args: argparse.Namespace) -> None:
 
 def _extend(args: argparse.Namespace) -> None:
     """A folder as input: only its token table can be changed."""
-    from ..conversion import ConversionError, extend_vocabulary
+    from ..conversion import extend_vocabulary
 
     if not args.extend_vocab:
         raise ConversionError(

@@ -17,7 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .files import CommandError, Outputs, write_json
+from ..models.errors_mortm import CommandError
+from .files import Outputs, write_json
 from .options import at_least, names, number
 
 
@@ -148,10 +149,10 @@ def run_build(args: argparse.Namespace) -> None:
         if not args.materialize:
             raise CommandError("--recipe and --packs say how to draw examples: they need --materialize")
         if args.recipe:
-            from ..training.arguments import read_recipe
+            from ..training.tasks import read_data
 
             try:
-                recipe = _call(read_recipe, args.recipe, ["--output_dir", str(args.output)])[1]
+                recipe = _call(read_data, args.recipe, ["--output_dir", str(args.output)])
             except ValueError as error:
                 raise CommandError(str(error)) from None
     with Outputs() as out:
@@ -220,13 +221,13 @@ def _and_more(first: list[str], count: int) -> str:
 
 def run_stats(args: argparse.Namespace) -> None:
     """Counts; prints the Markdown report, writes report and plots with `-o`."""
-    data, dataset, sources, stats = (_module(name) for name in ("", "dataset", "sources", "stats"))
+    data, dataset, sources, stats = (_module(name) for name in ("", "dataset", "sources", "song_statistics"))
     if args.output and args.output.exists() and not args.output.is_dir():
         raise CommandError(f"{args.output} is a file: name a folder", "command.output")
     with Outputs() as out, tempfile.TemporaryDirectory() as temporary:
         staged = out.stage(args.json) if args.json else None
         folder, label = Path(args.source), args.source
-        if not sources.is_saved_dataset(folder):
+        if sources.kind_of(folder) != "saved":
             folder = Path(temporary) / "songs"
             _call(data.build_dataset, args.source, folder, chords="annotated")
         store = _call(data.load_songs, folder, args.split)

@@ -17,11 +17,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from .eval_data import open_data, read_files
-from .files import CommandError, Outputs, find_midi, write_json
-from .options import at_least, checkpoint, number
+from ..bundled import find_model
+from ..evaluation.eval_data import open_data
+from ..models.errors_mortm import CommandError
+from .files import Outputs, find_midi, write_json
+from .options import at_least, number
 
 
+RECIPE = "starter"  # names the corpora and windows of a pack where no other is named
 EXAMPLES = """examples:
   mortm eval mortm-small --data pack --quick                           every figure in minutes, roughly
   mortm eval runs/mine --data pack -o report                           the full report: Markdown, JSON, pictures
@@ -100,8 +103,13 @@ def require_libraries() -> None:
 def run(args: argparse.Namespace) -> None:
     """Measures, prints a summary and writes the report.
 
+    Args:
+        args: the parsed command line.
+
     Raises:
-        CommandError, MidiError, TrainingError: bad folders, options or data.
+        CommandError: bad folders or options.
+        DataError: bad data.
+        TrainingError: no such recipe.
     """
     require_libraries()
     import torch
@@ -110,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     from ..evaluation.report import markdown
 
     parts = read_parts(args.parts)
-    args.folder = Path(checkpoint(str(args.folder)))
+    args.folder = Path(find_model(args.folder))
     is_model = (args.folder / "config.json").is_file()
     if not args.folder.is_dir():
         raise CommandError(f"{args.folder} is no folder: give a checkpoint or a folder of MIDI files", "command.input")
@@ -143,9 +151,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def evaluate(args, parts, files, is_model: bool, cache) -> dict:
-    """The figures, with `about`: what was measured, on what, how."""
+    """The figures, with `about`: what was measured, on what, how.
+
+    Args:
+        args: the parsed command line.
+        parts: names of the parts.
+        files: MIDI files, where no checkpoint is measured.
+        is_model: whether a checkpoint is measured.
+        cache: folder for songs and finished parts.
+    """
     from .. import __version__
-    from ..evaluation.sampling import fingerprint
+    from ..evaluation.model_answers import fingerprint
     from ..evaluation.suite import Evaluation, Settings, music_of_files
     from ..models.tokenization_mortm import MortmTokenizer
 
@@ -154,7 +170,7 @@ def evaluate(args, parts, files, is_model: bool, cache) -> dict:
     given = {name: value for name, value in given.items() if value is not None}
     settings = Settings.quick(**given) if args.quick else Settings(**given)
     progress = sys.stderr.isatty()
-    data = open_data(args.data, args.split, args.recipe, cache, args.folder if is_model else None)
+    data = open_songs(args.data, args.split, args.recipe, cache, args.folder if is_model else None)
     about = {
         "name": (args.folder.parent if args.folder.name == "final" else args.folder).resolve().name,
         "data": f"{args.data.name}, {data.name}: {len(data.songs)} songs, {len(data.windows)} windows",
@@ -181,9 +197,72 @@ def evaluate(args, parts, files, is_model: bool, cache) -> dict:
     return {"about": about, **result, "skipped_files": skipped}
 
 
+def open_songs(data: Path, split: str | None, recipe: str | None, cache: Path | None, model: Path | None):
+    """What the command line names as `EvalData`: a recipe names corpora and windows, for a pack the starter's does.
+
+    Args:
+        data: `--data`.
+        split: `--split`.
+        recipe: `--recipe`; plain MIDI files need none.
+        cache: folder for what is prepared.
+        model: folder of the checkpoint that is measured, if it is one.
+
+    Raises:
+        CommandError: nothing there.
+        DataError: as `open_data`.
+        TrainingError: no such recipe.
+    """
+    from ..data.sources import kind_of
+    from ..training.recipe import find_recipe
+    from ..training.tasks import read_data
+
+    kind, selection, listed = kind_of(str(data)), None, None
+    if kind == "missing":
+        raise CommandError(
+            f"there is no folder {data}: give a training pack, a prepared data set or MIDI files", "command.input"
+        )
+    if kind == "pack":
+        recipe = recipe or RECIPE
+        windows = find_recipe(recipe).with_suffix(f".{split or 'test'}.csv")
+        listed = windows if windows.is_file() else None
+    if recipe and kind in ("pack", "saved", "hub"):
+        selection = read_data(recipe).selection()
+    return open_data(data, split, selection, listed, cache, model)
+
+
+def read_files(files) -> tuple[list, list[list[str]]]:
+    """The music of MIDI files.
+
+    Args:
+        files: paths.
+
+    Returns:
+        Quantised scores of the files that have notes, and `[path, reason]` of the others.
+    """
+    from ..models.midi_files import read_midi
+
+    scores, unread = [], []
+    for path in files:
+        try:
+            score = read_midi(path)
+            if not score.n_notes:
+                raise CommandError("it has no notes")
+            scores.append(score)
+        except ValueError as error:
+            if not isinstance(getattr(error, "code", None), str):
+                raise
+            unread.append([str(path), " ".join(str(error).split())])
+    return scores, unread
+
+
 def choose_sampling(config, args):
-    """The model's sampling, with what the command line says instead; ours where neither says anything."""
-    from ..evaluation.sampling import Sampling
+    """The model's sampling, with what the command line gives instead; ours where neither gives anything.
+
+    Args:
+        config: generation configuration of the model.
+        args: the parsed command line.
+    """
+    from ..evaluation.model_answers import Sampling
     from ..models.pipeline_mortm import SAMPLING_DEFAULTS
 
     names = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -194,14 +273,22 @@ def choose_sampling(config, args):
 
 
 def load_model(folder: Path, device: str):
-    """Model (fp32) and tokenizer of a checkpoint folder, on the installed code."""
+    """Model (fp32) and tokenizer of a checkpoint folder, on the installed code.
+
+    Args:
+        folder: of the checkpoint.
+        device: e.g. "cpu" or "cuda".
+
+    Raises:
+        CommandError: another kind of model, a damaged folder, or no such device.
+    """
     import torch
     from transformers import AutoConfig
 
     from ..models.configuration_mortm import MortmConfig
     from ..models.modeling_mortm import MortmForCausalLM
     from ..models.tokenization_mortm import MortmTokenizer
-    from ..training.pretrain import without_bars
+    from ..training.run import without_bars
 
     try:
         config = AutoConfig.from_pretrained(folder)

@@ -15,23 +15,17 @@ import os
 import tempfile
 from pathlib import Path
 
+from ..models.errors_mortm import CommandError
+
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar")
 
 
-class CommandError(ValueError):
-    """A request that a command cannot serve. `code`: command.output, .input, .option, .missing."""
-
-    code = "command.option"
-
-    def __init__(self, message: str, code: str | None = None):
-        super().__init__(message)
-        if code is not None:
-            self.code = code
-
-
 class Outputs:
     """The files a command writes: all of them appear, or none.
+
+    Args:
+        inputs: files that are read and must not be overwritten.
 
     ```python
     with Outputs() as out:
@@ -46,7 +40,14 @@ class Outputs:
         self._staged: dict[Path, Path] = {}
 
     def stage(self, path: str | os.PathLike) -> Path:
-        """The temporary file that will become `path`; it has the same suffix."""
+        """The temporary file that will become `path`; it has the same suffix.
+
+        Args:
+            path: the file that shall appear.
+
+        Raises:
+            CommandError: it could not be written later (`command.output`).
+        """
         path = Path(path)
         real = os.path.realpath(path)
         if real in self._inputs:
@@ -83,12 +84,24 @@ class Outputs:
 
 
 def write_json(path: Path, content) -> None:
-    """Indented JSON with a closing newline."""
+    """Write indented JSON with a closing newline.
+
+    Args:
+        path: the file.
+        content: plain JSON types.
+    """
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def find_midi(paths) -> list[Path]:
-    """The files named, and every MIDI file below the folders named, sorted within each folder; no file twice."""
+    """The files named, and every MIDI file below the folders named, sorted within each folder; no file twice.
+
+    Args:
+        paths: files and folders.
+
+    Raises:
+        CommandError: a folder that cannot be listed or holds no MIDI file (`command.input`).
+    """
     found: dict[str, Path] = {}
     for path in map(Path, paths):
         inside = [path]

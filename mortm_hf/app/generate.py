@@ -1,8 +1,8 @@
 """`mortm generate`: new bars for a MIDI file, or music from nothing.
 
 Design decisions
-- The options are the words of `mortm_hf.pipeline("midi-generation")`; one that is not given is not passed on, so the
-  defaults are the pipeline's own.
+- The options are the words of `mortm_hf.pipeline("midi-generation")`, the rows of `token_controls` among them; one
+  that is not given is not passed on, so the defaults are the pipeline's own.
 - What can fail early fails early: outputs, soundfont and the MIDI file are checked before the model is loaded, and
   all files of a run appear together at its end.
 
@@ -16,8 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-from .files import CommandError, Outputs, write_json
-from .options import at_least, checkpoint, chords, names, number, span, suffixed
+from ..bundled import find_model
+from ..models.errors_mortm import CommandError
+from ..models.token_headers import CONTROLS
+from .files import Outputs, write_json
+from .options import at_least, chords, names, number, span, suffixed
 
 
 EXAMPLES = """examples:
@@ -31,8 +34,8 @@ EXAMPLES = """examples:
 Bars and tracks count from 0. Instruments are General MIDI names, families or numbers."""
 
 # the options that are words of the pipeline's call
-REQUEST = ("bars", "start", "infill", "instruments", "key", "chords", "meter", "tempo", "genre", "density", "past")
-REQUEST += ("future", "tracks", "velocity", "pitch_range", "scale", "window", "new_bars_only")
+REQUEST = ("start", "infill", "tracks", "past", "future", "chords", "velocity", "pitch_range", "scale", "window")
+REQUEST += ("new_bars_only", *(control.name for control in CONTROLS))
 REQUEST += ("seed", "temperature", "top_p", "top_k", "fast")
 
 
@@ -49,22 +52,19 @@ def add_command(commands) -> None:
     parser.add_argument("-o", "--output", required=True, type=suffixed(".mid", ".midi"), help="MIDI file to write")
 
     music = parser.add_argument_group("the music")
-    music.add_argument("--bars", type=at_least(1), help="how many bars to generate (default: 8)")
+    kinds = {"text": str, "names": names, "count": at_least(1), "number": number(0)}
+    for control in CONTROLS:
+        option = "--" + control.name.replace("_", "-")
+        music.add_argument(option, type=kinds[control.option], metavar=control.metavar, help=control.help)
     place = music.add_mutually_exclusive_group()
     place.add_argument("--start", type=at_least(0), metavar="BAR", help="first new bar (default: after the last)")
     place.add_argument("--infill", type=span, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")
-    music.add_argument("--instruments", type=names, help='e.g. "piano,drums" (default: those of the file)')
     music.add_argument("--tracks", type=names, help="tracks of the file to keep and play along with: numbers or names")
     music.add_argument(
         "--past", type=at_least(0), metavar="N", help="bars before the new ones to listen to (default: 8)"
     )
     music.add_argument("--future", type=at_least(0), metavar="N", help="bars after the rewritten ones (default: 4)")
-    music.add_argument("--key", help='e.g. "C major", "F# minor"')
     music.add_argument("--chords", type=chords, help='one a bar, repeating, e.g. "C Am F G", or a file of the song\'s')
-    music.add_argument("--meter", help='e.g. "3/4" (default: that of the file)')
-    music.add_argument("--tempo", type=number(0), help="quarter notes a minute")
-    music.add_argument("--genre", type=names, help='e.g. "classical" or "jazz,swing"')
-    music.add_argument("--density", type=at_least(1), metavar="1-10", help="how busy each instrument is")
     music.add_argument(
         "--velocity", action=argparse.BooleanOptionalAction, default=None, help="write loudness (default: as the file)"
     )
@@ -90,7 +90,6 @@ def add_command(commands) -> None:
     )
     drawing.add_argument(
         "--model",
-        type=checkpoint,
         help="folder, run, bundled name or repository (default: mortm-small)",
     )
 
@@ -103,14 +102,27 @@ def add_command(commands) -> None:
 
 
 def output_paths(output: Path, number_of: int) -> list[Path]:
-    """`take.mid` for one version, `take-1.mid` ... for several."""
+    """`take.mid` for one version, `take-1.mid` ... for several.
+
+    Args:
+        output: the file that was named.
+        number_of: how many versions.
+    """
     if number_of == 1:
         return [output]
     return [output.with_stem(f"{output.stem}-{index + 1}") for index in range(number_of)]
 
 
 def load_pipeline(model: str | None, device: str | None = None):
-    """The generation pipeline of a checkpoint on the installed code; by default on an accelerator if there is one."""
+    """The generation pipeline of a checkpoint on the installed code.
+
+    Args:
+        model: folder or repository; None: the bundled one.
+        device: device of torch; None: an accelerator if there is one.
+
+    Raises:
+        CommandError: it cannot be loaded (`command.input`).
+    """
     import transformers
 
     from mortm_hf import pipeline
@@ -131,12 +143,13 @@ def run(args: argparse.Namespace) -> None:
     """Generates and writes everything asked for; prints the paths.
 
     Raises:
-        CommandError, MidiError, VocabularyError, PromptError: bad options, files or requests.
+        MortmError: bad options, files or requests.
     """
     from ..data.synthesis import find_soundfont
     from ..models.midi_files import load_score
     from .rendering import draw_piano_roll, render_wav, require_matplotlib
 
+    args.model = args.model and find_model(args.model)
     if args.infill and args.bars is not None and args.bars != args.infill[1] - args.infill[0]:
         raise CommandError(f"--infill {args.infill[0]}:{args.infill[1]} says how many bars; leave out --bars")
     works_on = (args.infill, args.start, args.tracks, args.past)

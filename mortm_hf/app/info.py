@@ -51,15 +51,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(midi) -> dict:
-    """The facts about a MIDI file (path, bytes or `symusic.Score`) as plain JSON types.
+    """The facts about a MIDI file as plain JSON types.
+
+    Args:
+        midi: path, bytes or `symusic.Score`.
 
     Raises:
         MidiError: unreadable or empty input.
     """
     from ..models.midi_files import load_score, read_midi
     from ..models.music_harmony import estimate_key
-    from ..models.token_vocabulary import DRUMS, METERS
-    from .names import instrument_name, key_name
+    from ..models.music_instruments import instrument_name
+    from ..models.music_names import DRUMS, METERS
+    from .names import key_name
 
     score = load_score(midi)
     music = read_midi(midi)  # of the path: what is wrong with a file is said with its name
@@ -69,7 +73,7 @@ def describe(midi) -> dict:
     # ties in time: the last event holds
     tempi = sorted(dict(tempi).items())
     key = music.key if music.key not in (None, "Unknown") else None
-    heard = key or estimate_key(music)  # None where only drums play
+    shown_key = key or estimate_key(music)  # None where only drums play
     tracks = []
     for index in music.sounding_tracks().tolist():
         own = music.track == index
@@ -101,7 +105,7 @@ def describe(midi) -> dict:
             "highest": max(v for _, v in tempi) if tempi else None,
             "events": len(tempi),
         },
-        "key": key_name(heard) if heard else None,
+        "key": key_name(shown_key) if shown_key else None,
         "key_from": "file" if key else "estimate",
         "notes": music.n_notes,
         "tracks": tracks,

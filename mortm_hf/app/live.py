@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+from ..bundled import default_model, find_model
+from ..models.errors_mortm import LiveError
 from .files import Outputs, write_json
 from .options import number
 
@@ -72,10 +74,9 @@ def run(args: argparse.Namespace) -> None:
     """Plays.
 
     Raises:
-        LiveError: no model, no port, slots that are not there. MidiError: the file cannot be used.
+        LiveError: no model, no port, slots that are not there.
+        MidiError: the file cannot be used.
     """
-    from .live_session import LiveError
-
     if args.ports:
         ports = _mido()
         for title, names in (("input", ports.get_input_names()), ("output", ports.get_output_names())):
@@ -85,10 +86,8 @@ def run(args: argparse.Namespace) -> None:
         raise LiveError("give a MIDI file with -o FILE, or ports with --input and --output")
     if args.file is not None and args.out is None:
         raise LiveError("a file to play along needs a file to write: -o FILE")
-    from .. import MORTM_LIVE
-
     session = load_session(
-        args.model or MORTM_LIVE,
+        find_model(args.model or default_model("live")),
         play=args.play,
         bpm=args.bpm or 120.0,
         lead=args.lead,
@@ -115,6 +114,10 @@ def run(args: argparse.Namespace) -> None:
 def load_session(folder, **options):
     """A session with the model and processor of a folder.
 
+    Args:
+        folder: a MORTM Live checkpoint.
+        **options: those of `LiveSession`.
+
     Raises:
         LiveError: the folder holds no MORTM Live checkpoint.
     """
@@ -123,7 +126,7 @@ def load_session(folder, **options):
 
     from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
     from ..models.processing_mortm_live import MortmLiveProcessor
-    from .live_session import LiveError, LiveSession
+    from .live_session import LiveSession
 
     if not (Path(folder) / "preprocessor_config.json").is_file():
         raise LiveError(f"{folder} holds no MORTM Live checkpoint (no preprocessor_config.json)")
@@ -140,7 +143,7 @@ def _along(session, args: argparse.Namespace, staged: Path) -> None:
     from tqdm.auto import tqdm
 
     from ..models.midi_files import load_score, read_midi
-    from .live_session import LiveError, play_along
+    from .live_session import play_along
 
     score, quantised = load_score(args.file), read_midi(args.file)
     slots = session.processor.slot_of_tracks(quantised.programs) if args.slots is None else args.slots
@@ -168,8 +171,6 @@ def _along(session, args: argparse.Namespace, staged: Path) -> None:
 
 
 def _mido():
-    from .live_session import LiveError
-
     try:
         import mido
 
@@ -185,8 +186,6 @@ def _mido():
 
 def _open(open_port, name: str | None, names: list[str], virtual: bool = False):
     """The first port whose name contains `name`, or a new one of that name for others to connect to."""
-    from .live_session import LiveError
-
     if name is None:
         return None
     fits = [name] if virtual else [known for known in names if name.lower() in known.lower()]
@@ -202,7 +201,8 @@ class Sender:
     """Sends events at their time, in a thread of its own, and knows what it left sounding.
 
     Args:
-        send: called with each event, from one thread at a time. clock: seconds, as the events' times.
+        send: called with each event, from one thread at a time.
+        clock: gives seconds, as the events' times.
     """
 
     def __init__(self, send, clock=time.monotonic):
@@ -216,7 +216,11 @@ class Sender:
         self._thread.start()
 
     def put(self, events) -> None:
-        """Events to be sent; those in the past are sent at once."""
+        """Take events to be sent; those in the past are sent at once.
+
+        Args:
+            events: `LiveEvent`s in any order.
+        """
         with self._change:
             for event in events:
                 self._count += 1  # keeps the order of events of one time
@@ -262,8 +266,12 @@ def play_live(session, poll, send, seconds: float | None = None, clock=time.mono
     """A session in real time, until the seconds are over or it is interrupted; all notes end then.
 
     Args:
+        session: the session.
         poll: gives what came in since the last call: (slot, pitch, velocity) of each note, None for "end all notes".
         send: called with each event of the model at its time.
+        seconds: how long; None: until it is interrupted.
+        clock: gives seconds.
+        sleep: waits so many seconds.
     """
     sender = Sender(send, clock)
     session.start(clock())
@@ -271,12 +279,12 @@ def play_live(session, poll, send, seconds: float | None = None, clock=time.mono
     try:
         while seconds is None or clock() - started < seconds:
             now = clock()
-            for heard in poll():
-                if heard is None:
+            for note in poll():
+                if note is None:
                     session.panic(now)
                     sender.panic()
                 else:
-                    session.push(now, *heard)
+                    session.push(now, *note)
             if now >= session.next_cut():
                 sender.put(session.advance(now, finished=clock))
             else:
@@ -292,10 +300,10 @@ def _in_real_time(session, args: argparse.Namespace) -> None:
     mido = _mido()
     slot = session.others[0] if session.others else None
     channels = {number: n for n, number in enumerate(session.play)}
-    heard = played = None
+    port_in = port_out = None
 
     def poll():
-        for message in heard.iter_pending() if heard is not None else ():
+        for message in port_in.iter_pending() if port_in is not None else ():
             if message.type in ("note_on", "note_off"):
                 if slot is not None:
                     yield slot, message.note, message.velocity if message.type == "note_on" else 0
@@ -303,16 +311,16 @@ def _in_real_time(session, args: argparse.Namespace) -> None:
                 yield None
 
     def send(event) -> None:
-        if played is not None:
+        if port_out is not None:
             kind = "note_on" if event.velocity else "note_off"
-            played.send(mido.Message(kind, channel=channels[event.slot], note=event.pitch, velocity=event.velocity))
+            port_out.send(mido.Message(kind, channel=channels[event.slot], note=event.pitch, velocity=event.velocity))
 
     try:
-        heard = _open(mido.open_input, args.input, mido.get_input_names(), args.virtual)
-        played = _open(mido.open_output, args.output, mido.get_output_names(), args.virtual)
+        port_in = _open(mido.open_input, args.input, mido.get_input_names(), args.virtual)
+        port_out = _open(mido.open_output, args.output, mido.get_output_names(), args.virtual)
         print(f"hearing {args.input or 'nothing'}, playing on {args.output or 'nothing'}; Ctrl-C ends", flush=True)
         play_live(session, poll, send, args.seconds)
     finally:
-        for port in (heard, played):
+        for port in (port_in, port_out):
             if port is not None:
                 port.close()

@@ -5,7 +5,7 @@ Design decisions
   a file are three ways to call it.
 - Time is a line through a reference: a chunk's start is computed, never summed up from waits, so that nothing drifts
   or jitters. A change of tempo begins a new line at the next chunk that is not yet decided.
-- A chunk is cut `lead` seconds before it ends: what the other players do after that is heard one chunk later, and in
+- A chunk is cut `lead` seconds before it ends: what the other players do after that counts one chunk later, and in
   return the answer is there on time. Late notes move to the start of the next chunk and are counted.
 - Everything is bounded: events waiting, notes at a time, the length of the memory.
 - Tempo following is a phase-locked loop on the sixteenth grid: each onset pulls phase and tempo a little.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..models.errors_mortm import MortmError
+from ..models.errors_mortm import LiveError
 from ..models.music_grid import TICKS_PER_QUARTER
 
 
@@ -30,15 +30,16 @@ PHASE_GAIN, TEMPO_GAIN = 0.15, 0.04
 FOLLOW_RANGE = 0.25  # the tempo stays within this share of the one that was set
 
 
-class LiveError(MortmError):
-    """A live session that cannot run. `code`: live.argument, .port, .missing."""
-
-    code = "live.argument"
-
-
 @dataclass(frozen=True)
 class LiveEvent:
-    """A note begins (`velocity` 1 to 127) or ends (0) in a slot; `time` in seconds of the session's clock."""
+    """A note begins or ends.
+
+    Attributes:
+        time: seconds of the session's clock.
+        slot: instrument of the model, from 0.
+        pitch: MIDI pitch.
+        velocity: 1 to 127; 0: the note ends.
+    """
 
     time: float
     slot: int
@@ -48,7 +49,16 @@ class LiveEvent:
 
 @dataclass
 class LiveStatistics:
-    """What happened. `latencies`: seconds from the cut of a chunk to its answer, the last 10,000."""
+    """What happened.
+
+    Attributes:
+        chunks: chunks that the model answered.
+        misses: answers that came after their chunk began.
+        skipped: chunks left out because the process slept.
+        late_events: notes of others that were moved to the next chunk.
+        dropped_events: notes of others that found no room.
+        latencies: seconds from the cut of a chunk to its answer, the last 10,000.
+    """
 
     chunks: int = 0
     misses: int = 0
@@ -71,13 +81,15 @@ class LiveSession:
     """One performance.
 
     Args:
-        model: a `MortmLiveForCausalGeneration`. processor: its `MortmLiveProcessor`.
-        play: slots that the model plays; the others are heard.
+        model: a `MortmLiveForCausalGeneration`.
+        processor: its `MortmLiveProcessor`.
+        play: slots that the model plays; the others are played to it.
         bpm: quarters a minute.
         lead: seconds before the end of a chunk at which it is cut.
-        threshold: probability above which a cell sounds; polyphony: pitches at a time in a slot.
+        threshold: probability above which a cell sounds.
+        polyphony: pitches at a time in a slot.
         history: chunks that the model remembers.
-        follow: adapt tempo and phase to the onsets heard.
+        follow: adapt tempo and phase to the others' onsets.
         max_events: events waiting at most; further ones are dropped and counted.
 
     Raises:
@@ -119,7 +131,11 @@ class LiveSession:
     # -------------------------------------------------------------------------------------------------- time
 
     def start(self, now: float) -> None:
-        """The first chunk begins at `now`."""
+        """Begin the first chunk.
+
+        Args:
+            now: seconds of the session's clock.
+        """
         self.reset()
         self._reference = (float(now), 0.0, 60.0 / (self._set_bpm * TICKS_PER_QUARTER))
 
@@ -129,17 +145,32 @@ class LiveSession:
         return 60.0 / (self._reference[2] * TICKS_PER_QUARTER)
 
     def set_tempo(self, bpm: float) -> None:
-        """A new tempo from the next undecided chunk on."""
+        """A new tempo from the next undecided chunk on.
+
+        Args:
+            bpm: quarters a minute.
+
+        Raises:
+            LiveError: outside 20 to 400.
+        """
         self._set_bpm = self._checked(bpm)
-        self._turn(60.0 / (self._set_bpm * TICKS_PER_QUARTER), 0.0)
+        self._set_speed(60.0 / (self._set_bpm * TICKS_PER_QUARTER), 0.0)
 
     def time_of(self, tick: float) -> float:
-        """Seconds of the session's clock."""
+        """Seconds of the session's clock.
+
+        Args:
+            tick: ticks since the start.
+        """
         at, reference, seconds = self._reference
         return at + (tick - reference) * seconds
 
     def tick_of(self, time: float) -> float:
-        """Ticks since the start, with a fraction."""
+        """Ticks since the start, with a fraction.
+
+        Args:
+            time: seconds of the session's clock.
+        """
         at, reference, seconds = self._reference
         return reference + (time - at) / seconds
 
@@ -147,7 +178,7 @@ class LiveSession:
         """When `advance` has something to do."""
         return self.time_of((self._chunk + 1) * self.ticks) - self.lead
 
-    def _turn(self, seconds: float, shift: float) -> None:
+    def _set_speed(self, seconds: float, shift: float) -> None:
         """Another speed, and a shift in seconds, from the first chunk that is not decided yet."""
         tick = float((self._chunk + 1) * self.ticks)
         self._reference = (self.time_of(tick) + shift, tick, seconds)
@@ -161,7 +192,16 @@ class LiveSession:
     # -------------------------------------------------------------------------------------------------- events
 
     def push(self, time: float, slot: int, pitch: int, velocity: int) -> bool:
-        """A note event of another player (velocity 0 ends the note); False if it was dropped.
+        """Take a note event of another player.
+
+        Args:
+            time: seconds of the session's clock.
+            slot: one of `others`.
+            pitch: MIDI pitch.
+            velocity: 1 to 127; 0 ends the note.
+
+        Returns:
+            False if there was no room for it.
 
         Raises:
             LiveError: no such slot, or one that the model plays; no such pitch.
@@ -182,7 +222,7 @@ class LiveSession:
 
     @property
     def others(self) -> list[int]:
-        """Slots that are heard."""
+        """Slots of the other players."""
         return [slot for slot in range(self.processor.num_slots) if slot not in self.play]
 
     def _follow(self, time: float) -> None:
@@ -193,7 +233,7 @@ class LiveSession:
         wanted = 60.0 / (self._set_bpm * TICKS_PER_QUARTER)
         changed = seconds * (1 + TEMPO_GAIN * error / GRID)
         changed = min(max(changed, wanted * (1 - FOLLOW_RANGE)), wanted * (1 + FOLLOW_RANGE))
-        self._turn(changed, PHASE_GAIN * error * seconds)
+        self._set_speed(changed, PHASE_GAIN * error * seconds)
 
     # -------------------------------------------------------------------------------------------------- answers
 
@@ -214,7 +254,7 @@ class LiveSession:
             self._chunk += behind - 1
         while now >= self.next_cut():
             cut = self.next_cut()
-            roll = self._hear()
+            roll = self._running_chunk()
             events = self._answer(roll)
             done = finished() if finished is not None else now
             self.statistics.chunks += 1
@@ -225,8 +265,8 @@ class LiveSession:
             answer += events
         return answer
 
-    def _hear(self) -> np.ndarray:
-        """Roll [ticks, 128, slots * 2] of the running chunk: the others as heard, the model as it played."""
+    def _running_chunk(self) -> np.ndarray:
+        """Roll [ticks, 128, slots * 2] of the running chunk: notes of the others, and what the model played."""
         roll = self._own.copy()
         on = dict.fromkeys(self._held, (0, 0))  # sounding since before: no onset here
         cells = []
@@ -264,7 +304,7 @@ class LiveSession:
 
     @torch.no_grad()
     def _answer(self, roll: np.ndarray) -> list[LiveEvent]:
-        """The model hears the running chunk and plays the next one; the session moves on to it."""
+        """The model reads the running chunk and plays the next one; the session moves on to it."""
         per_bar = self.model.config.chunks_per_measure
         phase = self._chunk % per_bar if per_bar else per_bar
         output = self.model(
@@ -311,7 +351,11 @@ class LiveSession:
     # -------------------------------------------------------------------------------------------------- resets
 
     def panic(self, now: float) -> list[LiveEvent]:
-        """Ends of all notes that sound in the model's slots; what the others hold is forgotten."""
+        """Ends of all notes that sound in the model's slots; what the others hold is forgotten.
+
+        Args:
+            now: seconds of the session's clock.
+        """
         pitches, slots = np.nonzero(self._sounding)
         events = [LiveEvent(now, int(slot), int(pitch), 0) for pitch, slot in zip(pitches, slots, strict=True)]
         self._sounding = np.zeros_like(self._sounding)
@@ -321,7 +365,7 @@ class LiveSession:
         return events
 
     def reset(self) -> None:
-        """Back to the beginning: nothing heard, nothing played."""
+        """Back to the beginning: nobody has played anything."""
         self._chunk = 0
         self._reference = (0.0, 0.0, 60.0 / (self._set_bpm * TICKS_PER_QUARTER))
         self._events: deque[LiveEvent] = deque()
@@ -337,24 +381,25 @@ class LiveSession:
 
 
 def play_along(session: LiveSession, score, slots: list[int] | None = None, on_chunk=None):
-    """A quantised score played into a session in simulated time: (all notes heard and played, the session).
+    """A quantised score played into a session in simulated time.
 
     Args:
-        score: what the processor's `score_to_roll` takes; its tracks in the slots of the others are heard.
+        session: the session; it starts anew.
+        score: what the processor's `score_to_roll` takes; its tracks in the slots of the others are played to it.
         slots: slot of each track; by program if not given.
         on_chunk: called with (chunks done, chunks in all).
 
     Returns:
-        `RollNotes` of all slots, ticks from the start.
+        `RollNotes` of all slots, the others' and the model's, in ticks from the start.
     """
     processor = session.processor
     roll = processor.score_to_roll(score, slots)
     for slot in session.play:
         roll[..., 2 * slot : 2 * slot + 2] = 0.0
-    heard = processor.roll_to_notes(roll)
+    given = processor.roll_to_notes(roll)
     session.start(0.0)
-    edges = [(int(o), int(s), int(p), int(v)) for s, o, p, v in zip(*_columns(heard, "onset"), strict=True)]
-    edges += [(int(o + d), int(s), int(p), 0) for s, o, p, d in zip(*_columns(heard, "duration"), strict=True)]
+    edges = [(int(o), int(s), int(p), int(v)) for s, o, p, v in zip(*_columns(given, "onset"), strict=True)]
+    edges += [(int(o + d), int(s), int(p), 0) for s, o, p, d in zip(*_columns(given, "duration"), strict=True)]
     edges.sort(key=lambda e: (e[0], e[3] > 0))  # ends before beginnings
     chunks, answer, at = len(roll) // session.ticks, [], 0
     for chunk in range(chunks):
@@ -366,9 +411,9 @@ def play_along(session: LiveSession, score, slots: list[int] | None = None, on_c
         if on_chunk is not None:
             on_chunk(chunk + 1, chunks)
     played = notes_of_events(answer, session, (chunks + 1) * session.ticks)
-    both = [np.concatenate([getattr(heard, k), getattr(played, k)]) for k in heard.__dataclass_fields__]
+    both = [np.concatenate([getattr(given, k), getattr(played, k)]) for k in given.__dataclass_fields__]
     order = np.lexsort((both[2], both[1], both[0]))
-    return type(heard)(*(column[order] for column in both))
+    return type(given)(*(column[order] for column in both))
 
 
 def _columns(notes, last: str):
@@ -376,7 +421,13 @@ def _columns(notes, last: str):
 
 
 def notes_of_events(events: list[LiveEvent], session: LiveSession, end: int):
-    """`RollNotes` of a session's answers; notes that never end do at tick `end`."""
+    """`RollNotes` of a session's answers.
+
+    Args:
+        events: what the model played.
+        session: the session that did; it knows the times.
+        end: tick at which notes end that nothing else ends.
+    """
     from ..models.processing_mortm_live import RollNotes
 
     open_, notes = {}, []

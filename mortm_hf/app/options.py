@@ -1,6 +1,6 @@
 """Values of command-line options: parsing them, with messages for people.
 
-Knows: strings, where the bundled checkpoints lie. Must not know: music theory (keys, chords and instruments are
+Knows: strings. Must not know: music theory (keys, chords and instruments are
 checked by the package).
 """
 
@@ -11,7 +11,14 @@ from pathlib import Path
 
 
 def at_least(low: int):
-    """An integer option that is `low` or more."""
+    """An integer option that is `low` or more.
+
+    Args:
+        low: the least value.
+
+    Returns:
+        A parser of the option's text.
+    """
 
     def parse(text: str) -> int:
         try:
@@ -26,7 +33,15 @@ def at_least(low: int):
 
 
 def number(low: float, high: float = float("inf")):
-    """A real option in `(low, high]`."""
+    """A real option in `(low, high]`.
+
+    Args:
+        low: bound that the value lies above.
+        high: the greatest value.
+
+    Returns:
+        A parser of the option's text.
+    """
 
     def parse(text: str) -> float:
         try:
@@ -81,15 +96,3 @@ def suffixed(*suffixes: str):
         return path
 
     return parse
-
-
-def checkpoint(text: str) -> str:
-    """A model: a folder, that of a run (its `final/` is meant), the name of a bundled one, or a repository."""
-    path = Path(text)
-    if path.is_dir():
-        inside = path / "final"
-        return str(inside) if (inside / "config.json").is_file() and not (path / "config.json").is_file() else text
-    package = Path(__file__).resolve().parents[1]
-    bundled = {"starter": package / "starter", "mortm-starter": package / "starter"}
-    bundled |= {folder.name: folder for folder in (package / "checkpoints").iterdir() if folder.is_dir()}
-    return str(bundled.get(text, text))

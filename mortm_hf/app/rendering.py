@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from ..data.synthesis import SAMPLE_RATE, synthesize
+from ..models.errors_mortm import CommandError
 from ..models.midi_files import load_score, quantize
 from ..models.music_grid import TICKS_PER_QUARTER
+from ..models.music_instruments import instrument_name
+from ..models.music_names import DRUMS, METERS, TEMPO_CENTRES
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS, METERS, TEMPO_CENTRES
-from .files import CommandError, Outputs
-from .names import drum_name, instrument_name, key_name
+from .files import Outputs
+from .names import drum_name, key_name
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -32,7 +34,18 @@ from .names import drum_name, instrument_name, key_name
 
 
 def render_wav(score, path: str | os.PathLike, soundfont: str | os.PathLike | None = None) -> Path:
-    """Writes `score` (path, MIDI bytes or `symusic.Score`) as a stereo 16-bit WAV file; the whole file or none."""
+    """Writes music as a stereo 16-bit WAV file; the whole file or none.
+
+    Args:
+        score: path, MIDI bytes or `symusic.Score`.
+        path: the file to write.
+        soundfont: SF2 or SF3 bank; by default that of pretty_midi.
+
+    Raises:
+        MidiError: the input is no usable MIDI.
+        AudioError: the soundfont is missing or damaged, or the music is too long.
+        CommandError: the file cannot be written.
+    """
     with Outputs() as out:
         staged = out.stage(path)
         sound = synthesize(score, soundfont)
@@ -61,15 +74,18 @@ def draw_piano_roll(
     title: str | None = None,
     bars: tuple[int, int] | None = None,
 ) -> Path:
-    """Draws `score` (path, MIDI bytes or `symusic.Score`) as a PNG; the whole file or none.
+    """Draws music as a PNG; the whole file or none.
 
     Args:
+        score: path, MIDI bytes or `symusic.Score`.
+        path: the file to write.
         highlight: bars `[a, b)` to shade as new.
         title: the heading; by default the file's name.
         bars: bars `[a, b)` to draw; by default all, or the 64 around `highlight` in longer music.
 
     Raises:
-        MidiError: if the input is no usable MIDI. CommandError: without matplotlib, or for a range without bars.
+        MidiError: the input is no usable MIDI.
+        CommandError: matplotlib is missing, or the range has no bars.
     """
     require_matplotlib()
     with Outputs() as out:
@@ -82,7 +98,11 @@ def draw_piano_roll(
 
 
 def require_matplotlib() -> None:
-    """Raises `CommandError` where pictures cannot be drawn."""
+    """Make sure that pictures can be drawn.
+
+    Raises:
+        CommandError: matplotlib is missing (`command.missing`).
+    """
     if importlib.util.find_spec("matplotlib") is None:
         raise CommandError("pictures need matplotlib: pip install 'mortm_hf[app]'", "command.missing")
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 
-from .files import CommandError
+from ..models.errors_mortm import CommandError
 
 
 EXAMPLES = """examples:
   mortm rlmf rlmf_rules --data ../shared/data --output_dir runs/rules      a recipe of the package
   mortm rlmf rlmf_quality --data pack --output_dir runs/q --kl_coef 0.1    any plain field of a recipe is an option
   mortm rlmf my.yaml --data pack --output_dir runs/q2 --resume runs/q/final    goes on from policy and critic
-  accelerate launch --config_file mortm_hf/training/configs/ddp.yaml -m mortm_hf.training.rlmf.run my.yaml ...
+  mortm rlmf rlmf_rules --fields                                           lists the fields with their defaults
+  accelerate launch --config_file mortm_hf/training/configs/ddp.yaml -m mortm_hf.training.rlmf my.yaml ...
 
 Curves: tensorboard --logdir RUN, or RUN/log.jsonl. Samples: RUN/samples. The result: RUN/final, a model folder for
 mortm generate --model. Before and after: benchmarks/rlmf.py."""
@@ -47,13 +48,17 @@ def run(args: argparse.Namespace) -> None:
     import importlib.util
 
     try:
-        from ..training.rlmf.recipe import read_recipe
-        from ..training.rlmf.run import output_of, train
+        from ..training.recipe import describe_fields
+        from ..training.rlmf.feedback_recipe import KIND, read_recipe
+        from ..training.rlmf.feedback_run import output_of, train
     except ImportError as error:
         raise CommandError(
             f'reinforcement learning needs more packages ({error.name}): pip install "mortm_hf[rlmf]"',
             "command.missing",
         ) from None
+    if "--fields" in args.fields:
+        print(describe_fields(KIND))
+        return
     import transformers
 
     transformers.utils.logging.disable_progress_bar()  # of loading; a run has one of its own
@@ -67,4 +72,5 @@ def run(args: argparse.Namespace) -> None:
         train(recipe, folder, draw=draw)
     except FileNotFoundError as error:
         raise CommandError(str(error), "command.input") from None
-    print(f"{folder / 'final'}: the policy, and its critic in value/")
+    if (folder / "final").is_dir():
+        print(f"{folder / 'final'}: the policy, and its critic in value/")

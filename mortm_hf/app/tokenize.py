@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import CommandError, Outputs, find_midi, write_json
+from ..models.errors_mortm import CommandError
+from .files import Outputs, find_midi, write_json
 from .options import span, suffixed
 
 
@@ -56,7 +57,14 @@ def add_command(commands) -> None:
 
 
 def load_tokenizer(model: str | None):
-    """The built-in tokenizer, or that of a checkpoint (spoken by the installed code)."""
+    """The built-in tokenizer, or that of a checkpoint, on the installed code.
+
+    Args:
+        model: folder or repository; None: the built-in table.
+
+    Raises:
+        CommandError: it cannot be loaded (`command.input`).
+    """
     from mortm_hf import MortmTokenizer
 
     if model is None:
@@ -72,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
     """Tokenises; prints a summary, and skipped files on stderr.
 
     Raises:
-        MidiError, PromptError, VocabularyError: for a file with `--strict`, or when no file at all could be used.
+        CommandError: no file at all could be used.
+        MortmError: with `--strict`, or for a single file: it cannot be used.
     """
     from tqdm import tqdm
 

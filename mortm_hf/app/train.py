@@ -13,11 +13,12 @@ Knows: argparse, the training package's entry points. Must not know: how trainin
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
 
-from .files import CommandError, Outputs, write_json
-from .options import at_least, checkpoint, number
+from ..bundled import default_model
+from ..models.errors_mortm import CommandError
+from .files import Outputs, write_json
+from .options import at_least, number
 
 
 TRAIN_EXAMPLES = """examples:
@@ -73,9 +74,7 @@ def add_command(commands) -> None:
         "input", nargs="+", type=Path, help="MIDI files, folders of them, or one data set of `mortm data build`"
     )
     tune.add_argument("-o", "--output", required=True, type=Path, help="folder to write")
-    tune.add_argument(
-        "--model", type=checkpoint, help="start from: folder, run, bundled name or repository (default: mortm-small)"
-    )
+    tune.add_argument("--model", help="start from: folder, run, bundled name or repository (default: mortm-small)")
     tune.add_argument(
         "--lora",
         nargs="?",
@@ -115,17 +114,15 @@ def run_train(args: argparse.Namespace) -> None:
         TrainingError: the recipe cannot be trained. CommandError: files that are not there.
     """
     try:
-        from ..training.arguments import describe_fields, task_of, with_folder
+        from ..training import tasks
+        from ..training.recipe import describe_fields
     except ImportError as error:
         raise _missing(error) from None
-    task = task_of(args.recipe)
     if args.fields or "--fields" in args.words:
-        print(describe_fields(task))
+        print(describe_fields(tasks.kind_of(args.recipe)))
         return
     try:
-        # a recipe names its task, which is the module of `training` that carries it out
-        module = importlib.import_module(f"mortm_hf.training.{task}")
-        module.run(args.recipe, with_folder(args.recipe, args.words))
+        tasks.run(args.recipe, args.words)
     except FileNotFoundError as error:
         raise CommandError(str(error), "command.input") from None
 
@@ -136,8 +133,6 @@ def run_finetune(args: argparse.Namespace) -> None:
     Raises:
         TrainingError: too few songs, a checkpoint that cannot be trained on them, an output that exists.
     """
-    from mortm_hf import MORTM_SMALL
-
     try:
         from ..training.finetune import finetune
     except ImportError as error:
@@ -147,7 +142,7 @@ def run_finetune(args: argparse.Namespace) -> None:
         report = finetune(
             args.input,
             args.output,
-            model=args.model or MORTM_SMALL,
+            model=args.model or default_model("finetune"),
             lora=args.lora,
             passes=args.passes,
             learning_rate=args.learning_rate,

@@ -4,10 +4,11 @@ Knows: the models and upstream's files; the only code that reads pickles (`weigh
 datasets, training, command lines.
 """
 
-from .errors import ConversionError
-from .export import ExportReport, export_upstream
-from .extension import extend_vocabulary
-from .folder import ConversionReport, convert_checkpoint
+from ..models.errors_mortm import ConversionError
+from .conversion_report import ConversionReport
+from .from_upstream import convert_checkpoint
+from .to_upstream import ExportReport, export_upstream
+from .token_tables import extend_vocabulary
 
 
 __all__ = [

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..models.errors_mortm import ConversionError
 from ..models.upstream_vocabulary import VERSIONS
-from .errors import ConversionError
 
 
 EARLY, RESEARCH, MIDDLE, LATE = VERSIONS[:2], VERSIONS[2:3], VERSIONS[3:6], VERSIONS[6:]
@@ -51,7 +51,32 @@ NORMS = ("tanh", "layernorm", "rmsnorm")
 
 @dataclass(frozen=True)
 class Options:
-    """Upstream's JSON options with its defaults."""
+    """Upstream's JSON options with its defaults.
+
+    Attributes:
+        num_heads: attention heads.
+        d_model: channels.
+        dim_feedforward: hidden units of a feed-forward layer, or of one expert.
+        dropout: probability.
+        vocab_size: rows of the embedding.
+        d_layer: layers.
+        position_length: greatest number of tokens.
+        num_experts: experts of a layer.
+        topk_experts: experts that a token is sent to.
+        num_groups: groups of experts.
+        topk_groups: groups that a token may choose from.
+        lora_r: rank of the deltas.
+        lora_alpha: their scale times the rank.
+        use_moe_decoder: experts instead of dense layers.
+        use_silu: gated dense layers.
+        use_rope: rotary positions instead of ALiBi.
+        use_cross_attention: a second attention, which nothing feeds.
+        use_bias: biases of linear layers.
+        norm_type: one of `NORMS`.
+        score_type: scores of the router, "softmax" or "sigmoid".
+        use_gate_bias: biases that balance the router (4.7 and later).
+        asks_lora: whether any part shall have low-rank deltas.
+    """
 
     num_heads: int
     d_model: int
@@ -78,7 +103,11 @@ class Options:
 
     @classmethod
     def read(cls, raw: dict, name: str = "config.json") -> Options:
-        """From the JSON object of file `name`.
+        """From upstream's JSON object.
+
+        Args:
+            raw: the object.
+            name: of its file, for messages.
 
         Raises:
             ConversionError: `conversion.config`: a required option is missing or has the wrong type.
@@ -123,11 +152,27 @@ class Options:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the tensors of a checkpoint say.
+    """What the tensors of a checkpoint show.
 
-    `versions`: the upstream releases that write such keys. `feed_forward`: "moe", "silu" or "relu". `width`: hidden
-    units of the feed-forward layers or of one expert, `shared` of the shared expert. `gate`: the router's key.
-    `lora`: names (without suffix) of the weights that have a low-rank delta, `rank` their rank.
+    Attributes:
+        kind: a key of `KINDS`.
+        versions: the upstream releases that write such keys.
+        layers: number of layers.
+        hidden: channels.
+        rows: rows of the embedding.
+        feed_forward: "moe", "silu" or "relu".
+        norm: one of `NORMS`.
+        width: hidden units of the feed-forward layers, or of one expert.
+        experts: experts of a layer; 0: dense layers.
+        shared: hidden units of the shared expert.
+        gate: key of the router.
+        attention_bias: biases of query, key and value.
+        output_bias: bias of attention's output.
+        mlp_bias: biases of feed-forward layers.
+        norm2: a second norm, which nothing reads.
+        routing_bias: biases and counters that balance the router.
+        rank: rank of the low-rank deltas; 0: there are none.
+        lora: names (without suffix) of the weights that have a low-rank delta.
     """
 
     kind: str
@@ -164,6 +209,9 @@ class Anatomy:
 def detect_kind(keys) -> str:
     """The kind of model that a set of keys belongs to, one of `KINDS`.
 
+    Args:
+        keys: upstream's names of the tensors.
+
     Raises:
         ConversionError: `conversion.kind`: none of them.
     """
@@ -183,18 +231,26 @@ def examine(tensors: dict[str, torch.Tensor], version: str | None = None) -> Ana
     """Kind, releases, sizes and parts of a state dict (upstream's names).
 
     Args:
+        tensors: tensors by upstream's names.
         version: the release it is known to come from; narrows the candidates.
 
     Raises:
         ConversionError: another kind of model, keys of no release, or a `version` that they rule out.
     """
     kind = detect_kind(tensors)
-    embedding = _shape(tensors, "embedding.weight", 2)
+    embedding = shape_of(tensors, "embedding.weight", 2)
     return examine_layers(tensors, kind, embedding[1], embedding[0], version)
 
 
 def examine_layers(tensors, kind: str, hidden: int, rows: int, version: str | None = None) -> Anatomy:
-    """The same for the layers `decoder.*` of a model with `hidden` channels and a table of `rows` tokens.
+    """`examine` for the layers `decoder.*` alone.
+
+    Args:
+        tensors: tensors by upstream's names.
+        kind: a key of `KINDS`.
+        hidden: channels.
+        rows: rows of the embedding.
+        version: as in `examine`.
 
     Raises:
         ConversionError: as `examine`.
@@ -214,14 +270,14 @@ def examine_layers(tensors, kind: str, hidden: int, rows: int, version: str | No
     moe = any(f"{first}.ffn.{part}" in key for key in bare for part in ("experts.", "gate."))
     if moe:
         experts = len({key.split(".")[5] for key in bare if key.startswith(f"{first}.ffn.experts.")})
-        width = _shape(tensors, f"{first}.ffn.experts.0.w1.weight", 2)[0]
-        shared = _shape(tensors, f"{first}.ffn.shared_experts.w1.weight", 2)[0]
+        width = shape_of(tensors, f"{first}.ffn.experts.0.w1.weight", 2)[0]
+        shared = shape_of(tensors, f"{first}.ffn.shared_experts.w1.weight", 2)[0]
         feed_forward, mlp_bias = "moe", f"{first}.ffn.experts.0.w1.bias" in tensors
     else:
         experts = shared = 0
         feed_forward = "silu" if f"{first}.ffn.w1.weight" in tensors else "relu"
         name = "w1" if feed_forward == "silu" else "linear1"
-        width = _shape(tensors, f"{first}.ffn.{name}.weight", 2)[0]
+        width = shape_of(tensors, f"{first}.ffn.{name}.weight", 2)[0]
         mlp_bias = f"{first}.ffn.{name}.bias" in tensors
     norm2 = f"{first}.norm2.weight" in tensors
     gate = "gate.gate_proj" if f"{first}.ffn.gate.gate_proj.weight" in tensors else "gate"
@@ -242,7 +298,7 @@ def examine_layers(tensors, kind: str, hidden: int, rows: int, version: str | No
         mlp_bias=mlp_bias,
         norm2=norm2,
         routing_bias=f"{first}.ffn.gate.routing_bias" in tensors,
-        rank=_shape(tensors, f"{lora[0]}.lora_A", 2)[0] if lora else 0,
+        rank=shape_of(tensors, f"{lora[0]}.lora_A", 2)[0] if lora else 0,
         lora=lora,
     )
     candidates = _versions(facts)
@@ -264,10 +320,20 @@ def examine_layers(tensors, kind: str, hidden: int, rows: int, version: str | No
     return replace(facts, versions=candidates)
 
 
-def _shape(tensors, name: str, dims: int) -> tuple[int, ...]:
+def shape_of(tensors, name: str, dims: int | None = None) -> tuple[int, ...]:
+    """The shape of a tensor.
+
+    Args:
+        tensors: tensors by upstream's names.
+        name: the tensor.
+        dims: how many dimensions it must have; None: any number.
+
+    Raises:
+        ConversionError: `conversion.keys`: it is missing or has another number of dimensions.
+    """
     if name not in tensors:
         raise ConversionError(f"the checkpoint has no {name}: it is not complete", "conversion.keys")
-    if tensors[name].dim() != dims:
+    if dims is not None and tensors[name].dim() != dims:
         raise ConversionError(
             f"{name} has the shape {list(tensors[name].shape)}, not {dims} dimensions", "conversion.keys"
         )
@@ -308,7 +374,15 @@ def _versions(facts: Anatomy) -> tuple[str, ...]:
 
 
 def reconcile(facts: Anatomy, options: Options, name: str = "config.json") -> tuple[Anatomy, list[str]]:
-    """Checks the options against the tensors; returns the anatomy (narrowed where they tell more) and notes.
+    """Check the options against the tensors.
+
+    Args:
+        facts: what the tensors show.
+        options: upstream's options.
+        name: of their file, for messages.
+
+    Returns:
+        The facts, with fewer releases where the options rule some out, and remarks for the reader.
 
     Raises:
         ConversionError: `conversion.config`, listing every contradiction.
@@ -316,9 +390,9 @@ def reconcile(facts: Anatomy, options: Options, name: str = "config.json") -> tu
     notes, wrong = [], []
     early = set(facts.versions) <= set(EARLY)
 
-    def compare(option: str, said, found) -> None:
-        if said != found:
-            wrong.append(f"{option} is {said!r}, the tensors say {found!r}")
+    def compare(option: str, given, found) -> None:
+        if given != found:
+            wrong.append(f"{option} is {given!r}, the tensors say {found!r}")
 
     compare("vocab_size", options.vocab_size, facts.rows)
     compare("d_model", options.d_model, facts.hidden)

@@ -14,11 +14,14 @@ Knows: factors, our parameter names, PEFT's file format. Must not know: tokens, 
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from .errors import ConversionError
+from ..models.errors_mortm import ConversionError
 from .mapping import Group
 
 
@@ -26,7 +29,16 @@ PEFT_ROOT = "base_model.model."
 
 
 def delta(tensors: dict[str, torch.Tensor], stem: str, scale: float) -> torch.Tensor:
-    """`scale * B @ A` in fp32, [out, in]."""
+    """`scale * B @ A` in fp32, [out, in].
+
+    Args:
+        tensors: tensors by upstream's names.
+        stem: name of the weight without ".weight".
+        scale: LoRA's alpha over its rank.
+
+    Raises:
+        ConversionError: `conversion.lora`: the factors do not fit the weight.
+    """
     a, b = tensors[f"{stem}.lora_A"], tensors.get(f"{stem}.lora_B")
     weight = tensors.get(f"{stem}.weight")
     if b is None or weight is None or a.dim() != 2 or b.dim() != 2 or (b.shape[0], a.shape[1]) != tuple(weight.shape):
@@ -35,10 +47,16 @@ def delta(tensors: dict[str, torch.Tensor], stem: str, scale: float) -> torch.Te
 
 
 def guess_merged(tensors: dict[str, torch.Tensor], stems, scale: float) -> tuple[float, float]:
-    """How much of their own deltas the weights contain: (factor, its standard error).
+    """How much of their own deltas the weights contain.
 
-    The factor is near 1 if the deltas are merged already and near 0 if not; an infinite error means that nothing can
-    be told (all deltas are zero, as before any training).
+    Args:
+        tensors: tensors by upstream's names.
+        stems: names of the weights that have factors, without ".weight".
+        scale: LoRA's alpha over its rank.
+
+    Returns:
+        A factor, near 1 if the deltas are merged already and near 0 if not, and its standard error: infinite where
+        all deltas are zero, as before any training.
     """
     product = square = noise = 0.0
     for stem in stems:
@@ -52,8 +70,46 @@ def guess_merged(tensors: dict[str, torch.Tensor], stems, scale: float) -> tuple
     return product / square, math.sqrt(noise) / square
 
 
+def are_merged(tensors: dict[str, torch.Tensor], stems, scale: float, claimed: bool | None, notes: list[str]) -> bool:
+    """Whether the weights hold their deltas already.
+
+    Args:
+        tensors: tensors by upstream's names.
+        stems: names of the weights that have factors, without ".weight".
+        scale: LoRA's alpha over its rank.
+        claimed: what the user states; None: nothing.
+        notes: what was measured is appended here.
+
+    Raises:
+        ConversionError: `conversion.lora`: it looks as if they do, and the user did not state it.
+    """
+    factor, error = guess_merged(tensors, stems, scale)
+    looks, clear = factor > 0.5, error < 0.15
+    if error == math.inf:
+        return bool(claimed)
+    measured = f"the weights contain {factor:.2f} of their own LoRA deltas (error {error:.2f}; 1 means merged, 0 not)"
+    if claimed is None and (looks or not clear):
+        raise ConversionError(
+            f"{measured}: was it saved in eval mode? Then say --lora-merged, else --no-lora-merged. "
+            "Adding a delta twice gives a wrong model without any error",
+            "conversion.lora",
+        )
+    notes.append(measured)
+    if claimed is not None and clear and looks != claimed:
+        name = "--lora-merged" if claimed else "--no-lora-merged"
+        notes.append(f"WARNING: that speaks against {name}; the option was followed")
+    return bool(claimed)
+
+
 def merge(tensors: dict[str, torch.Tensor], stems, scale: float, merged: bool) -> dict[str, torch.Tensor]:
-    """The state dict without factors; their deltas are added unless the weights hold them already (`merged`)."""
+    """The state dict without factors, their deltas added.
+
+    Args:
+        tensors: tensors by upstream's names.
+        stems: names of the weights that have factors, without ".weight".
+        scale: LoRA's alpha over its rank.
+        merged: whether the weights hold their deltas already: nothing is added then.
+    """
     result = strip(tensors)
     if not merged:
         for stem in stems:
@@ -61,8 +117,27 @@ def merge(tensors: dict[str, torch.Tensor], stems, scale: float, merged: bool) -
     return result
 
 
+def unmerge(tensors: dict[str, torch.Tensor], stems, scale: float) -> dict[str, torch.Tensor]:
+    """Merged weights minus their deltas, to keep the adapter apart (rounded to the type of the file).
+
+    Args:
+        tensors: tensors by upstream's names.
+        stems: names of the weights that have factors, without ".weight".
+        scale: LoRA's alpha over its rank.
+    """
+    result = dict(tensors)
+    for stem in stems:
+        weight = tensors[f"{stem}.weight"]
+        result[f"{stem}.weight"] = (weight.float() - delta(tensors, stem, scale)).to(weight.dtype)
+    return result
+
+
 def strip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The state dict without factors, its weights as they are."""
+    """The state dict without factors, its weights as they are.
+
+    Args:
+        tensors: tensors by upstream's names.
+    """
     return {name: t for name, t in tensors.items() if not name.endswith((".lora_A", ".lora_B"))}
 
 
@@ -76,7 +151,16 @@ def _factors(tensors, source: str) -> tuple[torch.Tensor, torch.Tensor] | None:
 def to_adapter(
     groups: list[Group], tensors: dict[str, torch.Tensor], rank: int, alpha: float
 ) -> tuple[dict, dict[str, torch.Tensor]]:
-    """The adapter of a model: (PEFT's configuration, its state dict).
+    """The adapter of a model.
+
+    Args:
+        groups: the table of names.
+        tensors: tensors by upstream's names.
+        rank: LoRA's rank.
+        alpha: LoRA's alpha.
+
+    Returns:
+        PEFT's configuration, and the adapter's state dict.
 
     Raises:
         ConversionError: `conversion.lora`: only some experts of a layer have a delta.
@@ -142,6 +226,10 @@ def to_adapter(
 def from_adapter(groups: list[Group], state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """An adapter's state dict -> upstream's factors.
 
+    Args:
+        groups: the table of names.
+        state: tensors by PEFT's names.
+
     Raises:
         ConversionError: `conversion.lora`: the adapter was changed into something that upstream cannot hold.
     """
@@ -196,3 +284,33 @@ def from_adapter(groups: list[Group], state: dict[str, torch.Tensor]) -> dict[st
     if left:
         raise ConversionError(f"upstream has no place for the adapter's {next(iter(left))}", "conversion.lora")
     return factors
+
+
+def refuse_output_delta(adapter: dict[str, torch.Tensor]) -> None:
+    """A delta of the output layer (4.0 to 4.5) has the old table's rows and cannot be kept apart over another.
+
+    Args:
+        adapter: tensors by PEFT's names.
+
+    Raises:
+        ConversionError: `conversion.lora`: there is one.
+    """
+    if any(".lm_head." in name for name in adapter):
+        raise ConversionError(
+            "the LoRA delta of the output layer has the old table's rows: merge it before the table is extended "
+            "(--lora merge)",
+            "conversion.lora",
+        )
+
+
+def save_adapter(folder: Path, config: dict, state: dict[str, torch.Tensor]) -> None:
+    """An adapter folder that PEFT reads.
+
+    Args:
+        folder: the folder to make.
+        config: PEFT's configuration.
+        state: tensors by PEFT's names.
+    """
+    folder.mkdir()
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

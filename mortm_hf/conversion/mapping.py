@@ -6,9 +6,9 @@ Design decisions
 - Our parameters are fp32 on disk. Upstream's are bf16 (attention) and fp32: the widening is exact, and the narrowing
   on the way back is too as long as the numbers were not changed.
 - Tensors that no forward pass reads (the second norm up to 4.6.57, the router's counters of 4.7) are listed as
-  `aside`: they travel in a file of their own and return unchanged.
+  `aside`: they travel in a file of their own and return unchanged; for a model of ours they are made anew.
 
-Knows: both sets of names, shapes. Must not know: files, the options in JSON, tokens.
+Knows: both sets of names, shapes, upstream's types. Must not know: files, the options in JSON, tokens.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from dataclasses import dataclass
 
 import torch
 
+from ..models.errors_mortm import ConversionError
 from .anatomy import Anatomy
-from .errors import ConversionError
 
 
 @dataclass(frozen=True)
 class Group:
-    """`sources` (upstream) <-> `targets` (ours). `kind`:
+    """Some tensors of upstream's, and those of ours that hold the same numbers.
 
-    copy: one to one. split: [3n, ...] <-> three of [n, ...]. stack: E of [...] <-> [E, ...].
-    gate_up: w1 of E experts, then w3 of E experts, each [n, ...] <-> [E, 2n, ...].
+    Attributes:
+        sources: upstream's names.
+        targets: our names.
+        kind: "copy": one to one; "split": [3n, ...] <-> three of [n, ...]; "stack": E of [...] <-> [E, ...];
+            "gate_up": w1 of E experts, then w3 of E experts, each [n, ...] <-> [E, 2n, ...].
     """
 
     sources: tuple[str, ...]
@@ -34,7 +37,11 @@ class Group:
     kind: str = "copy"
 
     def forward(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Upstream's tensors -> ours."""
+        """Upstream's tensors -> ours.
+
+        Args:
+            tensors: those of `sources`, in that order.
+        """
         if self.kind == "copy":
             return tensors
         if self.kind == "split":
@@ -45,7 +52,11 @@ class Group:
         return [torch.cat([torch.stack(tensors[:half]), torch.stack(tensors[half:])], dim=1)]
 
     def backward(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Our tensors -> upstream's."""
+        """Our tensors -> upstream's.
+
+        Args:
+            tensors: those of `targets`, in that order.
+        """
         if self.kind == "copy":
             return tensors
         if self.kind == "split":
@@ -58,7 +69,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything goes: `parts` maps a sub-folder ("" for the main model) to its groups."""
+    """Where everything goes.
+
+    Attributes:
+        parts: sub-folder ("" for the main model) -> its groups.
+        aside: upstream's names of the tensors that no model reads.
+    """
 
     parts: dict[str, list[Group]]
     aside: tuple[str, ...]
@@ -109,7 +125,12 @@ def _layer(a: Anatomy, index: int, balancing: bool) -> list[Group]:
 
 
 def layout_of(anatomy: Anatomy, balancing: bool = True) -> Layout:
-    """The table of a checkpoint. `balancing`: the router's bias of 4.7 is a part of the model (else set aside)."""
+    """The table of a checkpoint.
+
+    Args:
+        anatomy: what the checkpoint is.
+        balancing: whether the router's bias of 4.7 is a part of the model (else it is set aside).
+    """
     balancing = balancing and anatomy.routing_bias
     layers, aside = decoder_groups(anatomy, balancing)
     base = [Group(("embedding.weight",), ("model.embed_tokens.weight",)), *layers]
@@ -125,7 +146,15 @@ def layout_of(anatomy: Anatomy, balancing: bool = True) -> Layout:
 
 
 def decoder_groups(anatomy: Anatomy, balancing: bool = False) -> tuple[list[Group], tuple[str, ...]]:
-    """Layers and final norm (`decoder.*` -> `model.*`), and the names of the tensors that no forward pass reads."""
+    """The table of layers and final norm (`decoder.*` -> `model.*`).
+
+    Args:
+        anatomy: what the checkpoint is.
+        balancing: as in `layout_of`.
+
+    Returns:
+        The groups, and upstream's names of the tensors that no forward pass reads.
+    """
     base, aside = [], []
     for index in range(anatomy.layers):
         base += _layer(anatomy, index, balancing)
@@ -141,6 +170,10 @@ def decoder_groups(anatomy: Anatomy, balancing: bool = False) -> tuple[list[Grou
 
 def to_ours(groups: list[Group], tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Upstream's tensors -> our state dict, in fp32. Groups with missing sources are left out.
+
+    Args:
+        groups: the table.
+        tensors: tensors by upstream's names.
 
     Raises:
         ConversionError: `conversion.keys`: tensors that belong together differ in shape.
@@ -162,6 +195,10 @@ def to_ours(groups: list[Group], tensors: dict[str, torch.Tensor]) -> dict[str, 
 def to_upstream(groups: list[Group], state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our state dict -> upstream's tensors, in the type they have here.
 
+    Args:
+        groups: the table.
+        state: tensors by our names.
+
     Raises:
         ConversionError: `conversion.folder`: our state dict lacks a parameter.
     """
@@ -173,3 +210,38 @@ def to_upstream(groups: list[Group], state: dict[str, torch.Tensor]) -> dict[str
         made = group.backward([state[name] for name in group.targets])
         tensors |= dict(zip(group.sources, made, strict=True))
     return tensors
+
+
+def unread(names: tuple[str, ...], facts: Anatomy) -> dict[str, torch.Tensor]:
+    """Fresh values of upstream's tensors that no forward pass reads.
+
+    Args:
+        names: their names.
+        facts: sizes of the checkpoint.
+    """
+    made = {}
+    for name in names:
+        last = name.rpartition(".")[2]
+        if last in ("ema_counts", "zero_streak", "routing_bias"):
+            made[name] = torch.zeros(facts.experts)
+        elif last == "alpha":
+            made[name] = torch.full((1,), 0.5)
+        else:
+            made[name] = torch.ones(facts.hidden) if last == "weight" else torch.zeros(facts.hidden)
+    return made
+
+
+def dtype_of(name: str, facts: Anatomy) -> str:
+    """The type that upstream gives a tensor: bf16 attention (and RMS norms from 4.7 on), counters in int64.
+
+    Args:
+        name: upstream's name of the tensor.
+        facts: what the checkpoint is.
+
+    Returns:
+        The name of a type of torch.
+    """
+    if name.endswith("zero_streak"):
+        return "int64"
+    norms = facts.late and facts.norm == "rmsnorm" and ("norm" in name.split(".")[-2])
+    return "bfloat16" if ".self_attention." in name or norms else "float32"

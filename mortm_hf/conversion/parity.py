@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..models.errors_mortm import ConversionError
 from ..models.modeling_bertm import BertmForSequenceClassification
 from ..models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from ..models.modeling_mortm_live import MortmLiveVision
 from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
 from .anatomy import PERCEPTION
-from .checkpoint import read_json
-from .errors import ConversionError
-from .folder import convert_checkpoint
+from .checkpoint_files import read_json
+from .from_upstream import convert_checkpoint
 
 
 TOLERANCE = 1e-4
@@ -38,7 +38,19 @@ NATIVE = "native_bf16"
 
 @dataclass
 class ParityRow:
-    """One case. `differences`: greatest absolute difference of each quantity; `native`: in bf16 (mean, agreement)."""
+    """What one case gave.
+
+    Attributes:
+        case: name of its folder.
+        kind: a key of `anatomy.KINDS`, or "not converted".
+        version: upstream releases in words.
+        vocabulary: name of the token table.
+        differences: quantity -> greatest absolute difference.
+        greedy: whether greedy decoding wrote the same tokens; None: the case holds none.
+        native: of a bf16 case: mean difference of the logits, and share of positions with the same best token.
+        reason: why it was not converted.
+        passed: None: nothing was compared.
+    """
 
     case: str
     kind: str = ""
@@ -48,7 +60,7 @@ class ParityRow:
     greedy: bool | None = None
     native: tuple[float, float] | None = None
     reason: str = ""
-    passed: bool | None = None  # None: not compared
+    passed: bool | None = None
 
     def as_dict(self) -> dict:
         """Plain JSON types."""
@@ -56,7 +68,11 @@ class ParityRow:
 
 
 def check_folder(folder, names: list[str] | None = None) -> list[ParityRow]:
-    """Every case in `folder` (or the folder itself, if it is a case), or those called `names`.
+    """Every case in a folder, or the folder itself, if it is a case.
+
+    Args:
+        folder: the folder.
+        names: only the cases of these names.
 
     Raises:
         ConversionError: `conversion.parity`: there is no case.
@@ -70,7 +86,11 @@ def check_folder(folder, names: list[str] | None = None) -> list[ParityRow]:
 
 
 def check_case(case) -> ParityRow:
-    """Converts the case in a temporary folder and compares all it holds."""
+    """Converts a case in a temporary folder and compares all it holds.
+
+    Args:
+        case: folder of the case.
+    """
     case = Path(case)
     row = ParityRow(case.name)
     with tempfile.TemporaryDirectory() as scratch:
@@ -88,7 +108,16 @@ def check_case(case) -> ParityRow:
 
 
 def compare(row: ParityRow, case: Path, folder: Path) -> None:
-    """Fills `row` with what the models in `folder` say to the case's inputs."""
+    """Fills `row` with what the converted models compute of the case's inputs.
+
+    Args:
+        row: the row of the case.
+        case: folder of the case.
+        folder: folder of the converted models.
+
+    Raises:
+        ConversionError: `conversion.parity`: the case's files cannot be read.
+    """
     try:
         want = dict(np.load(case / "expected.npz"))
         given = dict(np.load(case / "inputs.npz")) if (case / "inputs.npz").is_file() else want
@@ -128,7 +157,13 @@ def compare(row: ParityRow, case: Path, folder: Path) -> None:
 
 
 def perception(kind: str, folder: Path, given: dict) -> dict[str, np.ndarray]:
-    """What V_MORTM or the vision VAE makes of the case's inputs."""
+    """What V_MORTM or the vision VAE makes of the case's inputs.
+
+    Args:
+        kind: a key of `anatomy.KINDS`.
+        folder: folder of the converted model.
+        given: inputs by name.
+    """
     given = {name: torch.from_numpy(values) for name, values in given.items()}
     with torch.no_grad():
         if kind == "vmortm":
@@ -143,6 +178,12 @@ def language_model(model, ids: torch.Tensor, mask: torch.Tensor, want: dict) -> 
     """Logits (0 at pads), log-probabilities of the next token (0 where it is a pad), cached decoding.
 
     A case may hold `positions` of the logits and `decode_steps` of the last eight steps only, to keep its file small.
+
+    Args:
+        model: the converted model.
+        ids: [batch, tokens].
+        mask: [batch, tokens], 0 at pads.
+        want: what upstream computed, by name.
     """
     logits = model(ids, attention_mask=mask).logits.float()
     real = mask.bool()
@@ -159,7 +200,13 @@ def language_model(model, ids: torch.Tensor, mask: torch.Tensor, want: dict) -> 
 
 
 def decode(model, row: torch.Tensor, steps: int) -> torch.Tensor:
-    """Logits [1, steps, vocabulary] of the last `steps` tokens, one at a time after a prefill."""
+    """Logits [1, steps, vocabulary] of the last tokens, one at a time after the others.
+
+    Args:
+        model: the converted model.
+        row: ids [tokens] without pads.
+        steps: how many tokens are decoded.
+    """
     cut = len(row) - steps
     cache = model(row[None, :cut], use_cache=True).past_key_values
     logits = []
@@ -171,7 +218,15 @@ def decode(model, row: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def critic(model, ids, mask, log_probs: np.ndarray, want: dict) -> dict[str, np.ndarray]:
-    """Values of every position, and what upstream's `evaluate` gives back for the actions taken."""
+    """Values of every position, and what upstream's `evaluate` gives back for the actions taken.
+
+    Args:
+        model: the converted value model.
+        ids: [batch, tokens].
+        mask: [batch, tokens], 0 at pads.
+        log_probs: log-probabilities of the next token by the policy, [batch, tokens - 1].
+        want: what upstream computed, by name; values at pads are set to 0 in it.
+    """
     states = model.model(ids, attention_mask=mask).last_hidden_state
     values = model.score(states).float() * mask[..., None]
     found = {"values": values.numpy()}
@@ -185,7 +240,12 @@ def critic(model, ids, mask, log_probs: np.ndarray, want: dict) -> dict[str, np.
 
 
 def generates(model, case: dict) -> bool:
-    """Whether greedy decoding writes the same tokens."""
+    """Whether greedy decoding writes the same tokens.
+
+    Args:
+        model: the converted model.
+        case: `prompt` and `output_ids` of upstream's decoding.
+    """
     prompt = torch.tensor([case["prompt"]])
     want = case["output_ids"]
     output = model.generate(
@@ -202,20 +262,29 @@ def generates(model, case: dict) -> bool:
 
 
 def table(rows: list[ParityRow]) -> str:
-    """A Markdown table of the greatest absolute differences."""
+    """A Markdown table of the greatest absolute differences.
+
+    Args:
+        rows: a row a case.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row.differences))
     head = ["case", "kind", "upstream", "tokens", *names, "greedy", ""]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         numbers = [f"{row.differences[name]:.1e}" if name in row.differences else "" for name in names]
         greedy = "" if row.greedy is None else "same" if row.greedy else "DIFFERS"
-        said = "ok" if row.passed else "FAILED"
+        result = "ok" if row.passed else "FAILED"
         if row.native is not None:
-            said += f" (bf16: mean {row.native[0]:.3f}, best token the same {row.native[1]:.0%})"
-        lines.append([row.case, row.kind, row.version, row.vocabulary, *numbers, greedy, row.reason or said])
+            result += f" (bf16: mean {row.native[0]:.3f}, best token the same {row.native[1]:.0%})"
+        lines.append([row.case, row.kind, row.version, row.vocabulary, *numbers, greedy, row.reason or result])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def write_rows(rows: list[ParityRow], path) -> None:
-    """The rows as JSON."""
+    """Write the rows as JSON.
+
+    Args:
+        rows: a row a case.
+        path: the file to write.
+    """
     Path(path).write_text(json.dumps([row.as_dict() for row in rows], indent=2) + "\n", encoding="utf-8")

@@ -19,17 +19,16 @@ import torch
 
 from ..models.configuration_mortm_live import MortmLiveConfig
 from ..models.configuration_vmortm import VMortmConfig
+from ..models.errors_mortm import ConversionError
 from ..models.feature_extraction_vmortm import VMortmFeatureExtractor
 from ..models.modeling_mortm_live import MortmLiveForCausalGeneration, MortmLiveVision
 from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
 from ..models.processing_mortm_live import MortmLiveProcessor
-from .anatomy import KINDS, Anatomy, Options, detect_kind, examine_layers, reconcile
+from .anatomy import Anatomy, Options, detect_kind, examine_layers, reconcile, shape_of
 from .architecture import layer_options
-from .card import write_perception_card
-from .checkpoint import Checkpoint, read_json
-from .errors import ConversionError
+from .checkpoint_files import Checkpoint, new_folder, read_json
+from .conversion_report import ConversionReport, write_card
 from .mapping import Group, decoder_groups, to_ours
-from .output import new_folder
 
 
 SAMPLING_RATE = 44100  # upstream reads its sound at this rate (SPEC 4.6, D-V2)
@@ -50,14 +49,23 @@ def convert_perception(
     version: str | None = None,
     allow: bool = False,
     overwrite: bool = False,
-):
-    """A checkpoint of one of `anatomy.PERCEPTION` -> a folder for `from_pretrained`; see `convert_checkpoint`.
+) -> ConversionReport:
+    """A checkpoint of one of `anatomy.PERCEPTION` -> a folder for `from_pretrained`.
+
+    Args:
+        checkpoint: upstream's state dict.
+        output: the folder to write.
+        config: upstream's JSON options; by default `config.json` beside the file.
+        version: the release it comes from, where it is known and the keys leave a choice.
+        allow: accept missing tensors (neutral ones) and unused ones (left out).
+        overwrite: replace a folder that exists.
+
+    Returns:
+        What was found and done.
 
     Raises:
         ConversionError: missing, unused or misshapen tensors, options that contradict them.
     """
-    from .folder import ConversionReport
-
     kind = detect_kind(checkpoint.tensors)
     path = Path(config) if config is not None else checkpoint.path.parent / "config.json"
     raw = read_json(path, "options (--config)")
@@ -70,7 +78,6 @@ def convert_perception(
         model, reader, groups, aside, facts = _live(kind, tensors, raw, options, version, notes, path.name)
         if kind == "live":
             tensors = _as_decoder(tensors)
-    known = {name for group in groups for name in group.sources} | set(aside)
     report = ConversionReport(
         kind=kind,
         versions=facts.versions if facts else ("4.6.18",),
@@ -80,37 +87,28 @@ def convert_perception(
         vocabulary="none: it reads no tokens",
         tensors=len(tensors),
         notes=notes,
-        aside=[name for name in aside if name in tensors],
-        missing=[name for group in groups for name in group.sources if name not in tensors],
-        unused=[name for name in tensors if name not in known],
     )
-    for title, names in (("missing", report.missing), ("unused", report.unused)):
-        if names and not allow:
-            raise ConversionError(
-                f"{checkpoint.path}: {len(names)} tensors are {title} for {KINDS[kind][1]}: {', '.join(names[:3])}. "
-                "Check --config, or convert anyway with --allow",
-                "conversion.keys",
-            )
-    _load(model, to_ours(groups, tensors), notes)
+    report.account(checkpoint.path, tensors, [name for group in groups for name in group.sources], aside, allow)
+    _load(model, to_ours(groups, tensors))
     with new_folder(output, overwrite) as staged:
         model.save_pretrained(staged)
         reader.save_pretrained(staged)
-        write_perception_card(staged, report, KINDS[kind][1], type(model).__name__, type(reader).__name__)
+        write_card(staged, report, classes=(type(model).__name__, type(reader).__name__))
     return report
 
 
 def _vmortm(tensors, raw: dict, options: Options, version, notes: list[str], name: str):
     bins, patch = int(raw.get("d_spect") or 128), int(raw.get("patch_size") or 4)
-    width = _rows(tensors, "vision.linear.weight")
+    width = shape_of(tensors, "vision.linear.weight")[0]
     if width != bins * patch:
         raise ConversionError(
             f"{name} contradicts the checkpoint: d_spect {bins} x patch_size {patch} is not the {width} values of a "
             "patch. Give the options it was trained with (--config)",
             "conversion.config",
         )
-    facts = examine_layers(tensors, "vmortm", _rows(tensors, "conv_d_model.weight"), options.vocab_size, version)
-    facts, told = reconcile(facts, options, name)
-    notes += told
+    facts = examine_layers(tensors, "vmortm", shape_of(tensors, "conv_d_model.weight")[0], options.vocab_size, version)
+    facts, remarks = reconcile(facts, options, name)
+    notes += remarks
     notes.append("the stop head is new: it never stops before the bound")
     fields = _fields(facts, options)
     try:
@@ -128,10 +126,10 @@ def _live(kind: str, tensors, raw: dict, options: Options, version, notes: list[
     ticks = int(raw.get("pianoroll_time_step") or 16)
     instruments = list(raw.get("inst_list") or [1, 5, 19, 27, 34, 65, 10, 74])[: int(raw.get("instrument_num") or 8)]
     stem = "vision." if kind == "live" else ""
-    if _shape_of(tensors, f"{stem}encoder.conv1.conv.weight")[1] != 2 * len(instruments):
+    if shape_of(tensors, f"{stem}encoder.conv1.conv.weight")[1] != 2 * len(instruments):
         raise ConversionError(
             f"{name} contradicts the checkpoint: {len(instruments)} instruments are not the "
-            f"{_shape_of(tensors, f'{stem}encoder.conv1.conv.weight')[1]} channels of the roll",
+            f"{shape_of(tensors, f'{stem}encoder.conv1.conv.weight')[1]} channels of the roll",
             "conversion.config",
         )
     shape = dict(
@@ -145,10 +143,10 @@ def _live(kind: str, tensors, raw: dict, options: Options, version, notes: list[
     facts = None
     if kind == "live":
         tensors = _as_decoder(tensors)
-        hidden = _rows(tensors, "decoder.norm.weight")
+        hidden = shape_of(tensors, "decoder.norm.weight")[0]
         facts = examine_layers(tensors, kind, hidden, options.vocab_size, version)
-        facts, told = reconcile(facts, options, name)
-        notes += told
+        facts, remarks = reconcile(facts, options, name)
+        notes += remarks
         notes.append("slots and phases are new (zero), the step to the next latent is the identity: train it first")
         groups, aside = decoder_groups(facts)
         config = MortmLiveConfig(**_fields(facts, options), **shape)
@@ -172,17 +170,7 @@ def _as_decoder(tensors) -> dict[str, torch.Tensor]:
     return {("decoder." + k.removeprefix("mortm.") if k.startswith("mortm.") else k): v for k, v in tensors.items()}
 
 
-def _shape_of(tensors, name: str) -> tuple[int, ...]:
-    if name not in tensors:
-        raise ConversionError(f"the checkpoint has no {name}: it is not complete", "conversion.keys")
-    return tuple(tensors[name].shape)
-
-
-def _rows(tensors, name: str) -> int:
-    return _shape_of(tensors, name)[0]
-
-
-def _load(model, state: dict[str, torch.Tensor], notes: list[str]) -> None:
+def _load(model, state: dict[str, torch.Tensor]) -> None:
     """Fills the model; what upstream does not have starts neutral."""
     own = model.state_dict()
     wrong = [k for k in state if k not in own or own[k].shape != state[k].shape]

@@ -13,16 +13,17 @@ import importlib
 _PUBLIC = {
     "build": ("build_dataset",),
     "dataset": ("dataset_card", "open_dataset", "push_dataset"),
-    "errors": ("DataError",),
+    ".models.errors_mortm": ("DataError",),
     "examples": ("ExampleRecipe", "ExampleSource"),
-    "fixed": ("FixedPacks", "materialize"),
-    "chords": ("estimate_chords",),
-    "stats": ("dataset_stats",),
+    "fixed_examples": ("FixedPacks", "materialize"),
+    "chord_recogniser": ("estimate_chords",),
+    "song_statistics": ("dataset_stats",),
     "manifest": ("CorpusFilter", "Selection", "SongFile", "read_archive", "read_manifest"),
     "packing": ("Document", "PackDataset", "pack_rows", "single_pack"),
-    "reading": ("read_song",),
+    "song_reading": ("read_song",),
     "schema": ("Song", "SongRows"),
-    "store": ("ScoreStore", "build_store", "load_songs"),
+    "open": ("build_store", "open_split", "read_songs"),
+    "score_store": ("ScoreStore", "load_songs"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

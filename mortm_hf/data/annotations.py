@@ -28,7 +28,7 @@ FOLDER_CHORDS = "chord_midi.txt"
 _SHARPS = re.compile(r"^(-?\d+)\s*(major|minor)$")
 
 
-def parse_key(text: str) -> tuple[int, bool] | None:
+def key_of_label(text: str) -> tuple[int, bool] | None:
     """(pitch class of the tonic, minor) of a key as the manifest spells it; `None` if it names no mode or is empty.
 
     Church modes of ABC fields (`Ador`, `Gmix`) have no key token and give `None`.
@@ -45,13 +45,23 @@ def parse_key(text: str) -> tuple[int, bool] | None:
 
 
 def key_name(tonic: int, minor: bool) -> str:
-    """Token name (without `k_`) of a key: one spelling for each of the 24."""
+    """Token name (without `k_`) of a key: one spelling for each of the 24.
+
+    Args:
+        tonic: pitch class of the tonic; any octave.
+        minor: the mode.
+    """
     return (MINOR_KEYS if minor else MAJOR_KEYS)[tonic % 12]
 
 
 def transpose_key(name: str | None, semitones: int) -> str | None:
-    """A key token name moved by semitones; `None` and `Unknown` stay what they are."""
-    parsed = parse_key(name) if name and name != "Unknown" else None
+    """A key moved by semitones.
+
+    Args:
+        name: token name of the key; `None` and "Unknown" stay what they are.
+        semitones: upward.
+    """
+    parsed = key_of_label(name) if name and name != "Unknown" else None
     return name if parsed is None else key_name(parsed[0] + semitones, parsed[1])
 
 
@@ -64,6 +74,7 @@ def chord_names(midi: str, alone: bool) -> list[str]:
     """Names that the chord file of a MIDI file may have, the best first.
 
     Args:
+        midi: path of the MIDI file.
         alone: it is the only MIDI file of its folder.
     """
     stem = midi.rpartition(".")[0]
@@ -72,5 +83,11 @@ def chord_names(midi: str, alone: bool) -> list[str]:
 
 
 def chord_file_of(midi: str, names: Container[str], alone: bool = False) -> str | None:
-    """The chord annotation beside a MIDI file among `names`."""
+    """The chord annotation beside a MIDI file, or `None`.
+
+    Args:
+        midi: path of the MIDI file.
+        names: paths of all files there are.
+        alone: it is the only MIDI file of its folder.
+    """
     return next((name for name in chord_names(midi, alone) if name in names), None)

@@ -17,7 +17,6 @@ Knows: sources, songs, `datasets`. Must not know: tokens, models, training.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import multiprocessing
@@ -29,19 +28,20 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
 from tqdm.auto import tqdm
 
-from .errors import DataError
+from ..models.errors_mortm import DataError
+from .dataset import open_dataset, save_splits, write_report
 from .genres import genre_of, label_name
 from .manifest import Selection
-from .reading import place_song, read_song
+from .midi_sources import SPLITS, Chunk, Entry
 from .schema import FORMAT_VERSION, Song, table_of
-from .sources import SPLITS, Chunk, Entry, open_sources
+from .song_reading import place_song, read_song
+from .sources import open_sources
+from .whole_files import FolderInSteps, write_arrow, write_json
 
 
 CHORD_CHOICES = ("estimate", "annotated", "none")
@@ -51,7 +51,17 @@ RULES = 2  # raised when the same files and options give other songs; part of th
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What decides the content of a data set, besides its source."""
+    """What decides the content of a data set, besides its source.
+
+    Attributes:
+        chords: "estimate" (where neither an annotation nor the file gives them), "annotated" or "none".
+        shares: of validation and test among songs without a split.
+        seed: of the drawing of these splits.
+        chunk_files: files of a chunk.
+
+    Raises:
+        DataError: `data.option`, a value that is not possible.
+    """
 
     chords: str = "estimate"
     shares: tuple[float, float] = (0.05, 0.05)
@@ -74,7 +84,15 @@ class BuildOptions:
 
 
 def read_entries(entries: list[Entry], options: BuildOptions) -> tuple[list[Song], list[dict[str, str]]]:
-    """Songs of some files, and `{"file", "code", "message"}` for those that cannot be used."""
+    """Read some files.
+
+    Args:
+        entries: the files.
+        options: chords and splits.
+
+    Returns:
+        The songs; and `{"file", "code", "message"}` for each file, or chord annotation, that cannot be used.
+    """
     songs, skipped = [], []
     for entry in entries:
         try:
@@ -113,7 +131,7 @@ def _problem(name: str, error: Exception) -> dict[str, str]:
 
 def add_chords(songs: list[Song]) -> list[Song]:
     """Estimated chords for the songs that have none (and have something to estimate them from)."""
-    from .chords import estimate_chords
+    from .chord_recogniser import estimate_chords
 
     bare = [i for i, song in enumerate(songs) if song.score.chords is None]
     tables = estimate_chords([songs[i].score for i in bare])
@@ -124,19 +142,21 @@ def add_chords(songs: list[Song]) -> list[Song]:
     return out
 
 
-def replace_file(path: Path, write) -> None:
-    """Write a file under a name of this process and rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        with suppress(FileNotFoundError):
-            partial.unlink()
-
-
 def write_chunk(folder: Path, number: int, entries: list[Entry], options: BuildOptions) -> dict:
-    """Read the files of a chunk and write its part of the data set; returns what its `.json` says."""
+    """Read the files of a chunk and write its part of the data set.
+
+    Args:
+        folder: of the chunks.
+        number: of the chunk.
+        entries: its files.
+        options: what decides the content.
+
+    Returns:
+        The content of its `.json`: counts, genres without a token, files left out.
+
+    Raises:
+        DataError: `data.column`, a label names a split that there is not.
+    """
     songs, skipped = read_entries(entries, options)
     for entry in entries:
         if entry.row.split and entry.row.split not in SPLITS:
@@ -151,15 +171,10 @@ def write_chunk(folder: Path, number: int, entries: list[Entry], options: BuildO
     for split in SPLITS:
         part = [song for song in songs if song.split == split]
         if part:
-            replace_file(folder / f"{number:06d}-{split}.arrow", lambda path, p=part: _write_arrow(path, table_of(p)))
+            write_arrow(folder / f"{number:06d}-{split}.arrow", table_of(part))
             done["songs"][split] = len(part)
-    replace_file(folder / f"{number:06d}.json", lambda path: path.write_text(json.dumps(done), encoding="utf-8"))
+    write_json(folder / f"{number:06d}.json", done)
     return done
-
-
-def _write_arrow(path: Path, table: pa.Table) -> None:
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
 
 
 def _end_with_parent() -> None:
@@ -255,8 +270,7 @@ class _Workers:
             message = "reading this file ended the process that read it"
             done["skipped"].append({"file": entries[i].row.path, "code": "data.crash", "message": message})
         done["files"] = len(entries)
-        path = self.folder / f"{number:06d}.json"
-        replace_file(path, lambda p: p.write_text(json.dumps(done), encoding="utf-8"))
+        write_json(self.folder / f"{number:06d}.json", done)
         return done
 
 
@@ -283,15 +297,15 @@ def build_dataset(
     """Prepare MIDI as a data set of songs and open it.
 
     Args:
-        source: a folder of MIDI files, an archive (`.zip`, `.tar`, `.tar.xz`, `.tar.gz`), a training pack
-            (`manifest.csv`), a data set with MIDI bytes (`datasets` object, saved folder, `.parquet`, `owner/name` of
-            the Hub), or a list of these.
+        source: anything of which `sources` has a row: a folder of MIDI files, an archive, a training pack, a data set
+            with MIDI bytes (`datasets` object, saved folder, `.parquet`, `owner/name` of the Hub), or a list of these.
         output_dir: the folder to make. An interrupted build is taken up; a finished one of the same source and
             options is opened.
         chords: "estimate" (where neither an annotation nor the file gives them), "annotated" or "none".
         selection: corpora, variants and licences of a training pack.
         split_from_folders: the names of the folders (train, validation, test, ...) are the splits.
         shares: of validation and test for songs without a split; decided by a hash of their notes and `seed`.
+        seed: of the splits, and of examples that are kept.
         column: of the MIDI bytes in a data set.
         config: configuration of a data set that has several.
         revision: branch, tag or commit of a data set of the Hub; a commit pins the data. By default the newest.
@@ -301,8 +315,8 @@ def build_dataset(
         progress: show a bar; by default on a terminal.
         materialize: also draw examples once and keep their token ids, in `output_dir/examples/SPLIT` (for training
             that is to read fixed ids; otherwise examples are drawn afresh every epoch).
-        recipe, packs: of these examples: an `ExampleRecipe`, and how many packs of each split (by default as many
-            tokens as the split's notes have).
+        recipe: an `ExampleRecipe`, by which these examples are drawn.
+        packs: how many packs of each split; by default as many tokens as the split's notes have.
 
     Returns:
         `datasets.DatasetDict` with the splits that have songs, memory-mapped; with `materialize` that of the examples.
@@ -322,41 +336,53 @@ def build_dataset(
     data = build_from(sources, output_dir, options, num_proc=num_proc, overwrite=overwrite, progress=progress)
     if not materialize:
         return data
-    from .fixed import materialize_splits
+    from .fixed_examples import materialize_splits  # needs torch
 
     return materialize_splits(data, Path(output_dir) / "examples", recipe, packs, seed, overwrite, progress)
 
 
-def build_from(sources: list, output_dir, options: BuildOptions, *, num_proc=None, overwrite=False, progress=None):
-    """`build_dataset` on opened sources."""
-    from .dataset import open_dataset
+def build_from(
+    sources: list,
+    output_dir: str | Path,
+    options: BuildOptions,
+    *,
+    num_proc: int | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+):
+    """`build_dataset` on opened sources.
 
-    target = Path(output_dir)
-    plan = _plan(sources, options)
-    if target.exists():
-        if _plan_of(target / "report.json") == plan["digest"]:
-            return open_dataset(target)
-        known = (target / "report.json").is_file()
-        if not (known and overwrite) and any(target.iterdir() if target.is_dir() else [target]):
-            what = "a data set of another source, another release or other options" if known else "something else"
-            remedy = "choose another folder, or overwrite it (--overwrite)" if known else "choose another folder"
-            raise DataError(f"{target} holds {what}: {remedy}", "data.output")
-    work = target.with_name(f"{target.name}.partial")
-    if work.exists() and _plan_of(work / "plan.json") != plan["digest"]:
-        shutil.rmtree(work)
+    Args:
+        sources: sources of `midi_sources`, read in this order.
+        output_dir: the folder to make.
+        options: what decides the content besides the sources.
+        num_proc: as in `build_dataset`.
+        overwrite: as in `build_dataset`.
+        progress: as in `build_dataset`.
+
+    Returns:
+        `datasets.DatasetDict` of songs.
+
+    Raises:
+        DataError: as `build_dataset`.
+    """
+    folder = FolderInSteps(output_dir, _plan(sources, options), "report.json")
+    if not folder.finished:
+        work = folder.begin(overwrite, "a data set of another source, another release or other options")
+        (work / "chunks").mkdir(exist_ok=True)
+        total = sum(len(s) for s in sources)
+        if num_proc is None:
+            num_proc = min(_cores(), total // 1000) if total >= 2000 else 1
+        count = _run_chunks(sources, work / "chunks", options, num_proc, total, progress)
+        _finish(folder, count, [name for s in sources for name in s.unmatched])
+    return open_dataset(folder.target)
+
+
+def _cores() -> int:
     try:
-        (work / "chunks").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {work}: {error.strerror or error}", "data.output") from None
-    replace_file(work / "plan.json", lambda p: p.write_text(json.dumps(plan, indent=1), encoding="utf-8"))
-    total = sum(len(s) for s in sources)
-    if num_proc is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_proc = min(cores, total // 1000) if total >= 2000 else 1
-    count = _run_chunks(sources, work, options, num_proc, total, progress)
-    # only files with names can have a metadata table beside them
-    _finish(work, target, plan, count, [name for s in sources for name in getattr(s, "unmatched", ())])
-    return open_dataset(target)
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
 
 
 def _plan(sources: list, options: BuildOptions) -> dict:
@@ -366,15 +392,8 @@ def _plan(sources: list, options: BuildOptions) -> dict:
     return {**plan, "digest": hashlib.sha256(text.encode()).hexdigest()[:32]}
 
 
-def _plan_of(path: Path) -> str | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["digest"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _run_chunks(sources, work: Path, options: BuildOptions, num_proc: int, total: int, progress) -> int:
-    folder = work / "chunks"
+def _run_chunks(sources, folder: Path, options: BuildOptions, num_proc: int, total: int, progress) -> int:
+    """Read what is not read yet; the number of all chunks."""
     finished = {int(p.stem) for p in folder.glob("[0-9]*.json")}
     count = 0
     if progress is None:
@@ -400,40 +419,37 @@ def _run_chunks(sources, work: Path, options: BuildOptions, num_proc: int, total
     return count
 
 
-def _finish(work: Path, target: Path, plan: dict, count: int, unmatched: list[str]) -> None:
-    """Chunks -> `DatasetDict` and report in `target`."""
+def _finish(folder: FolderInSteps, count: int, unmatched: list[str]) -> None:
+    """Chunks -> `DatasetDict` and report in the finished folder."""
     from datasets import Dataset, concatenate_datasets
 
-    folder = work / "chunks"
-    done = [json.loads((folder / f"{n:06d}.json").read_text(encoding="utf-8")) for n in range(count)]
+    chunks, plan = folder.work / "chunks", folder.plan
+    done = [json.loads((chunks / f"{n:06d}.json").read_text(encoding="utf-8")) for n in range(count)]
     skipped = [problem for chunk in done for problem in chunk["skipped"]]
+    files = sum(chunk["files"] for chunk in done)
     if not any(chunk["songs"] for chunk in done):
         few = "; ".join(f"{p['file']}: {p['message']}" for p in skipped[:3])
-        shutil.rmtree(work)  # there is nothing to go on with
-        raise DataError(f"none of {sum(c['files'] for c in done)} files could be used ({few})", "data.source")
+        shutil.rmtree(folder.work)  # there is nothing to go on with
+        raise DataError(f"none of {files} files could be used ({few})", "data.source")
     splits = {}
     for split in SPLITS:
-        parts = [folder / f"{n:06d}-{split}.arrow" for n in range(count) if split in done[n]["songs"]]
+        parts = [chunks / f"{n:06d}-{split}.arrow" for n in range(count) if split in done[n]["songs"]]
         if parts:
             whole = concatenate_datasets([Dataset.from_file(str(p)) for p in parts])
             whole._fingerprint = hashlib.sha256(f"{plan['digest']}-{split}".encode()).hexdigest()[:16]
             splits[split] = whole
-    ready = work / "ready"
-    if ready.exists():
-        shutil.rmtree(ready)
-    save_splits(splits, ready)
     unknown = sum((Counter(chunk["genres_without_token"]) for chunk in done), Counter())
     ineffective = {
         "genres_without_token": dict(sorted(unknown.items(), key=lambda item: (-item[1], item[0]))),
         "metadata_without_file": {"rows": len(unmatched), "first": unmatched[:5]},
         "copies_across_splits": _copies_across(splits),
     }
-    write_report(ready, plan, sum(c["files"] for c in done), splits, skipped, ineffective)
-    if target.exists():
-        gone = work / "replaced"
-        target.rename(gone)
-    ready.rename(target)
-    shutil.rmtree(work)
+
+    def write(ready: Path) -> None:
+        save_splits(splits, ready)
+        write_report(ready, plan, files, splits, skipped, ineffective)
+
+    folder.finish(write)
 
 
 def _copies_across(splits: dict) -> list[list[str]]:
@@ -444,48 +460,3 @@ def _copies_across(splits: dict) -> list[list[str]]:
         for cluster, path in zip(table["cluster"].to_pylist(), table["path"].to_pylist()):
             places.setdefault(cluster, {}).setdefault(split, path)
     return [[f"{split}: {path}" for split, path in found.items()] for found in places.values() if len(found) > 1]
-
-
-def save_splits(splits: dict, folder: Path) -> None:
-    """`{split: Dataset}` -> what `datasets.load_from_disk` reads, without bars of its own."""
-    from datasets import DatasetDict
-    from datasets.utils import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
-
-    shown = is_progress_bar_enabled()
-    disable_progress_bars()
-    try:
-        DatasetDict(splits).save_to_disk(str(folder))
-    finally:
-        if shown:
-            enable_progress_bars()
-
-
-def write_report(
-    folder: Path, plan: dict, files: int, splits: dict, skipped: list[dict[str, str]], ineffective: dict | None = None
-) -> None:
-    """`report.json` (counts, plan, labels that had no effect, skipped files) and `skipped.csv`."""
-    counts = {}
-    for name, data in splits.items():
-        table = data.data.table
-        counts[name] = {
-            "songs": data.num_rows,
-            "notes": int(sum(len(c.flatten()) for c in table["note_pitch"].chunks)),
-            "bars": int(sum(len(c.flatten()) for c in table["bar_length"].chunks)),
-            "corpora": dict(sorted(Counter(table["corpus"].to_pylist()).items())),
-            "chords": dict(sorted(Counter(v or "none" for v in table["chord_source"].to_pylist()).items())),
-            "keys": dict(sorted(Counter(v or "none" for v in table["key_source"].to_pylist()).items())),
-        }
-    report = {
-        "version": FORMAT_VERSION,
-        "digest": plan["digest"],
-        "plan": {k: v for k, v in plan.items() if k != "digest"},
-        "files": files,
-        "splits": counts,
-        **(ineffective or {}),
-        "skipped": skipped,
-    }
-    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with open(folder / "skipped.csv", "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, ["file", "code", "message"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(skipped)

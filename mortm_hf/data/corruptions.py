@@ -17,8 +17,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS
 
 
 JITTER_TICKS = 3  # most an onset moves: a 32nd note
@@ -28,9 +28,15 @@ CLASH_STEPS = (-6, -1, 1, 6)  # semitones to keys that share few notes
 def tidy(
     score: MetricScore, onset: np.ndarray | None = None, pitch: np.ndarray | None = None, cut: bool = True
 ) -> MetricScore:
-    """A score with other onsets or pitches, brought back into one legal form: sorted, one note for each (track,
-    onset, pitch), no note longer than to the next of its pitch, and (`cut`) none past the closing bar line. Velocity
-    is 90, tempo and names are dropped."""
+    """A score brought back into one legal form: sorted, one note for each (track, onset, pitch), no note longer than
+    to the next of its pitch. Velocity is 90, tempo and names are dropped.
+
+    Args:
+        score: quantised music.
+        onset: `[n_notes]` other onsets in ticks.
+        pitch: `[n_notes]` other pitches.
+        cut: no note lasts past the closing bar line.
+    """
     onset = score.onset if onset is None else onset
     pitch = score.pitch if pitch is None else pitch
     order = np.lexsort((-score.duration, onset, pitch, score.track))
@@ -60,13 +66,23 @@ def tidy(
 
 
 def same_notes(one: MetricScore, other: MetricScore) -> bool:
-    """Whether two scores hold the same notes."""
+    """Whether two scores hold the same notes.
+
+    Args:
+        one: a tidied score.
+        other: a tidied score.
+    """
     columns = ("track", "onset", "pitch", "duration")
     return one.n_notes == other.n_notes and all((getattr(one, c) == getattr(other, c)).all() for c in columns)
 
 
 def shuffle_bars(score: MetricScore, rng: np.random.Generator) -> MetricScore | None:
-    """The bars in another order, the same for all tracks. Only bars of one length change places."""
+    """The bars in another order, the same for all tracks; `None` where they are not all of one length.
+
+    Args:
+        score: a tidied window.
+        rng: decides the order.
+    """
     length = score.bars.length
     if not score.n_bars or (length != length[0]).any():
         return None
@@ -77,7 +93,12 @@ def shuffle_bars(score: MetricScore, rng: np.random.Generator) -> MetricScore | 
 
 def transpose_voice(score: MetricScore, rng: np.random.Generator) -> MetricScore | None:
     """One pitched track moved against the others by one to six semitones; where there is one track only, its notes
-    from the median pitch upward."""
+    from the median pitch upward; `None` where nothing is pitched, or the range would be left.
+
+    Args:
+        score: a tidied window.
+        rng: decides track and interval.
+    """
     pitched = np.flatnonzero(score.programs != DRUMS)
     pitched = pitched[np.isin(pitched, score.track)]
     if not len(pitched):
@@ -90,7 +111,12 @@ def transpose_voice(score: MetricScore, rng: np.random.Generator) -> MetricScore
 
 
 def jitter_onsets(score: MetricScore, rng: np.random.Generator) -> MetricScore | None:
-    """Every onset moved by up to `JITTER_TICKS` ticks (chords stay together), inside its bar."""
+    """Every onset moved by up to `JITTER_TICKS` ticks (chords stay together), inside its bar.
+
+    Args:
+        score: a tidied window.
+        rng: decides the steps.
+    """
     bar = score.bar_of_notes()
     _, chord = np.unique(score.track * (score.bars.end + 1) + score.onset, return_inverse=True)
     step = rng.integers(-JITTER_TICKS, JITTER_TICKS + 1, int(chord.max(initial=-1)) + 1)[chord]
@@ -99,7 +125,13 @@ def jitter_onsets(score: MetricScore, rng: np.random.Generator) -> MetricScore |
 
 
 def clash_keys(score: MetricScore, rng: np.random.Generator) -> MetricScore | None:
-    """Half of the bars in another key: all pitched notes in them moved by a semitone or a tritone."""
+    """Half of the bars in another key: all pitched notes in them moved by a semitone or a tritone; `None` where the
+    range would be left.
+
+    Args:
+        score: a tidied window.
+        rng: decides bars and interval.
+    """
     foreign = rng.permutation(score.n_bars) < score.n_bars // 2
     moved = foreign[score.bar_of_notes()] & (score.programs[score.track] != DRUMS)
     return _moved(score, moved, int(rng.choice(CLASH_STEPS)))
@@ -124,6 +156,12 @@ CORRUPTIONS: dict[str, Callable[[MetricScore, np.random.Generator], MetricScore 
 
 def corrupt(kind: str, score: MetricScore, rng: np.random.Generator, tries: int = 8) -> MetricScore | None:
     """A score corrupted in one way, certain to differ from `tidy(score)`; `None` where this music cannot be.
+
+    Args:
+        kind: a key of `CORRUPTIONS`.
+        score: a window.
+        rng: decides how.
+        tries: draws before it is given up.
 
     Raises:
         KeyError: no corruption of this name.

@@ -10,39 +10,46 @@ Knows: `datasets`, `huggingface_hub`. Must not know: tokens, models, training.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
-from .errors import DataError
+from ..models.errors_mortm import DataError
+from .midi_sources import SPLITS
 from .schema import FORMAT_VERSION, LABELS, SongRows
-from .sources import SPLITS, is_hub_name, is_saved_dataset
+from .sources import kind_of, load_dataset
+from .whole_files import read_json
 
 
 def open_dataset(source, revision: str | None = None):
-    """A data set of songs as `datasets.DatasetDict`: a folder that `build_dataset` made, or `owner/name` on the Hub.
+    """Open a data set of songs.
 
     Args:
+        source: a folder that `build_dataset` made, `owner/name` of the Hub, or a `datasets` object.
         revision: branch, tag or commit on the Hub; a commit pins the data. By default the newest.
+
+    Returns:
+        `datasets.DatasetDict`, a song a row.
 
     Raises:
         DataError: not there, or no data set of songs of this version.
     """
     from datasets import Dataset, DatasetDict, load_from_disk
 
-    if isinstance(source, (Dataset, DatasetDict)):
+    kind = kind_of(source)
+    if kind == "object":
         found = source
+    elif kind == "saved":
+        _check_version(Path(source))
+        found = load_from_disk(str(source))
+    elif kind == "hub":
+        found = load_dataset(source, revision=revision)
+    elif Path(source).is_dir():
+        raise DataError(f"{source} is no data set: prepare one with `mortm data build SOURCE -o {source}`")
     else:
-        path = Path(source)
-        if path.is_dir():
-            if not is_saved_dataset(path):
-                raise DataError(f"{path} is no data set: prepare one with `mortm data build SOURCE -o {path}`")
-            _check_version(path)
-            found = load_from_disk(str(path))
-        elif is_hub_name(source):
-            found = _from_hub(source, revision)
-        else:
-            raise DataError(f"{source} is not there: give a prepared folder or a data set of the Hub (owner/name)")
+        raise DataError(f"{source} is not there: give a prepared folder or a data set of the Hub (owner/name)")
     if isinstance(found, Dataset):
         found = DatasetDict({_only_split(found): found})
     for part in found.values():
@@ -56,10 +63,7 @@ def open_dataset(source, revision: str | None = None):
 
 
 def _check_version(path: Path) -> None:
-    try:
-        version = json.loads((path / "report.json").read_text(encoding="utf-8")).get("version", FORMAT_VERSION)
-    except (OSError, ValueError):
-        return  # saved by hand: the columns decide
+    version = read_json(path / "report.json").get("version", FORMAT_VERSION)  # saved by hand: the columns decide
     if version != FORMAT_VERSION:
         raise DataError(f"{path} is of version {version}, not {FORMAT_VERSION}: build it again", "data.format")
 
@@ -69,22 +73,19 @@ def _only_split(data) -> str:
     return names.pop() if len(names) == 1 else "train"
 
 
-def _from_hub(name: str, revision: str | None):
-    from datasets import load_dataset
-
-    try:
-        return load_dataset(name, revision=revision)
-    except Exception as error:  # not found, no network, not allowed: a dozen kinds
-        reason = " ".join(str(error).split())[:200]
-        at = f" at revision {revision}" if revision else ""
-        raise DataError(f"cannot load the data set {name}{at} from the Hub: {reason}", "data.network") from None
-
-
 def song_rows(source, split: str | None = None, revision: str | None = None) -> SongRows:
-    """The songs of one split (of all, in order, without one) as a sequence of `Song`.
+    """The songs of a data set as a sequence.
+
+    Args:
+        source: as `open_dataset` takes it.
+        split: "train", "validation" or "test"; by default all, in this order.
+        revision: as `open_dataset` takes it.
+
+    Returns:
+        `SongRows`: item `i` is the `Song` of row `i`.
 
     Raises:
-        DataError: there is no such split.
+        DataError: no data set of songs, or no such split.
     """
     from datasets import concatenate_datasets
 
@@ -101,11 +102,75 @@ def song_rows(source, split: str | None = None, revision: str | None = None) -> 
 
 
 def read_report(path: str | Path) -> dict:
-    """`report.json` of a prepared folder (empty where it has none)."""
+    """`report.json` of a prepared data set; empty where there is none.
+
+    Args:
+        path: folder of a data set, or anything else that `open_dataset` takes.
+
+    Raises:
+        json.JSONDecodeError: the file is damaged.
+    """
+    file = Path(path) / "report.json" if isinstance(path, (str, os.PathLike)) else None
+    return json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else {}
+
+
+def save_splits(splits: dict, folder: Path) -> None:
+    """Write splits as `datasets.load_from_disk` reads them, without progress bars.
+
+    Args:
+        splits: `{split: datasets.Dataset}`.
+        folder: the folder to make.
+    """
+    from datasets import DatasetDict
+    from datasets.utils import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
+
+    shown = is_progress_bar_enabled()
+    disable_progress_bars()
     try:
-        return json.loads((Path(path) / "report.json").read_text(encoding="utf-8"))
-    except OSError:
-        return {}
+        DatasetDict(splits).save_to_disk(str(folder))
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+def write_report(
+    folder: Path, plan: dict, files: int, splits: dict, skipped: list[dict[str, str]], ineffective: dict | None = None
+) -> None:
+    """Write `report.json` and `skipped.csv` into the folder of a data set of songs.
+
+    Args:
+        folder: of the data set.
+        plan: what decided its content, with its `digest`.
+        files: how many files were read.
+        splits: `{split: datasets.Dataset}` of songs, which are counted.
+        skipped: `{"file", "code", "message"}` of each file that could not be used.
+        ineffective: labels that had no effect, by kind.
+    """
+    counts = {}
+    for name, data in splits.items():
+        table = data.data.table
+        counts[name] = {
+            "songs": data.num_rows,
+            "notes": int(sum(len(c.flatten()) for c in table["note_pitch"].chunks)),
+            "bars": int(sum(len(c.flatten()) for c in table["bar_length"].chunks)),
+            "corpora": dict(sorted(Counter(table["corpus"].to_pylist()).items())),
+            "chords": dict(sorted(Counter(v or "none" for v in table["chord_source"].to_pylist()).items())),
+            "keys": dict(sorted(Counter(v or "none" for v in table["key_source"].to_pylist()).items())),
+        }
+    report = {
+        "version": FORMAT_VERSION,
+        "digest": plan["digest"],
+        "plan": {k: v for k, v in plan.items() if k != "digest"},
+        "files": files,
+        "splits": counts,
+        **(ineffective or {}),
+        "skipped": skipped,
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with open(folder / "skipped.csv", "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, ["file", "code", "message"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(skipped)
 
 
 CARD = """---
@@ -151,9 +216,15 @@ the next one.
 
 
 def dataset_card(source, repo: str, title: str | None = None) -> str:
-    """The text of a data set card: counts, columns, how to load it, licences as the songs state them."""
+    """The text of a data set card: counts, columns, how to load it, licences as the songs state them.
+
+    Args:
+        source: a data set of songs, as `open_dataset` takes it.
+        repo: `owner/name` that the card shows how to load.
+        title: by default the name.
+    """
     data = open_dataset(source)
-    report = read_report(source) if isinstance(source, (str, os.PathLike)) else {}
+    report = read_report(source)
     rows, licences, songs = [], {}, 0
     for split, part in data.items():
         view = SongRows(part)
@@ -188,6 +259,13 @@ def dataset_card(source, repo: str, title: str | None = None) -> str:
 
 def push_dataset(source, repo: str, *, private: bool = False, token: str | None = None, title: str | None = None):
     """Push a prepared data set to the Hub as Parquet, with a card and the report of its preparation.
+
+    Args:
+        source: a data set of songs, as `open_dataset` takes it.
+        repo: `owner/name` to push to.
+        private: make the repository private.
+        token: of the Hub; by default the one that is logged in.
+        title: of the card; by default the name.
 
     Returns:
         The URL of the data set.

@@ -18,14 +18,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..models.errors_mortm import PromptError
+from ..models.errors_mortm import DataError, PromptError
+from ..models.music_names import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES
+from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import training_example
-from ..models.token_codec import ChordTable, MetricScore
-from ..models.token_vocabulary import CHORD_BASSES, CHORD_ROOTS, DRUMS, GENRES, MetricVocabulary, TokenKind
+from ..models.token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
 from .annotations import transpose_key
-from .errors import DataError
 from .packing import Document, fill_row, generator
-from .store import ScoreStore
+from .score_store import ScoreStore
 
 
 CHORD_TASKS = ("over_chords", "chords")
@@ -42,22 +42,31 @@ class ExampleRecipe:
     too, with the same meaning).
 
     Attributes:
-        tasks: share of the documents by task. corpora: `{name: {"weight": share of the tokens}}`; empty: every song in
-            proportion to its bars.
-        row_length, rows: tokens of a row, rows of a pack. past_bars, generated_bars: drawn between these.
-        velocity, header_dropout, track_subset: chances of velocities, of leaving out a header field, and of taking
-            only some tracks. transpose: semitones. past_loss: the past of plain continuations counts in the loss.
+        row_length: tokens of a row.
+        rows: rows of a pack.
+        past_bars: least and most bars given before the answer.
+        generated_bars: least and most bars of the answer.
+        velocity: chance that an example has velocities.
+        header_dropout: chance that a header field is left out.
+        track_subset: chance that only some tracks are taken.
+        transpose: least and most semitones.
+        past_loss: the past of plain continuations counts in the loss.
+        tasks: share of the documents by task.
+        corpora: `{name: {"weight": share of the tokens}}`; empty: every song in proportion to its bars.
     """
 
-    row_length: int = 2048
-    rows: int = 1
-    past_bars: tuple[int, int] = (4, 8)
-    generated_bars: tuple[int, int] = (4, 8)
-    velocity: float = 0.2
-    header_dropout: float = 0.25
-    track_subset: float = 0.3
-    transpose: tuple[int, int] = (-5, 6)
-    past_loss: bool = True
+    """How examples are drawn: the one definition of these fields, of which a recipe file's section `data` has more
+    (`mortm_hf.training.arguments.DataRecipe`)."""
+
+    row_length: int = field(default=2048, metadata={"help": "tokens of a row"})
+    rows: int = field(default=1, metadata={"help": "rows of a pack (one pack is one step of one process)"})
+    past_bars: tuple[int, int] = field(default=(4, 8), metadata={"help": "bars that are given: least and most"})
+    generated_bars: tuple[int, int] = field(default=(4, 8), metadata={"help": "bars that are generated"})
+    velocity: float = field(default=0.2, metadata={"help": "share of windows that carry velocity"})
+    header_dropout: float = field(default=0.25, metadata={"help": "chance that a header field is left out"})
+    track_subset: float = field(default=0.3, metadata={"help": "chance that only some tracks take part"})
+    transpose: tuple[int, int] = field(default=(-5, 6), metadata={"help": "semitones: least and most"})
+    past_loss: bool = field(default=True, metadata={"help": "count the past of plain continuations in the loss"})
     tasks: dict[str, float] = field(
         default_factory=lambda: {
             "continue": 40.0,
@@ -67,12 +76,16 @@ class ExampleRecipe:
             "full": 5.0,
             "chords": 10.0,
             "meta": 5.0,
-        }
+        },
+        metadata={"help": "share of the documents by task, as '{continue: 3, infill: 1}'"},
     )
-    corpora: dict[str, dict] = field(default_factory=dict)
+    corpora: dict[str, dict] = field(
+        default_factory=dict,
+        metadata={"help": "share of the tokens by corpus, as '{lieder: {weight: 1}}'; none: every song by its bars"},
+    )
 
     def weights(self) -> dict[str, float]:
-        """Share of the tokens of each corpus."""
+        """Share of the tokens of each corpus (normalised by the user of this)."""
         return {name: float(rule["weight"]) for name, rule in self.corpora.items()}
 
 
@@ -81,8 +94,16 @@ class Draw:
     """What one document is to be: decided before any token is made.
 
     Attributes:
-        start, stop: song bars of the whole window; first, last: generated bars, `start <= first < last <= stop`.
-        tracks: tracks of the song that are generated; others: tracks that are given.
+        song: index of the song.
+        task: one of `TASKS`.
+        start: first bar of the window, counted in the song.
+        first: first generated bar, `start <= first`.
+        last: bar after the last generated one, `first < last`.
+        stop: bar after the window, `last <= stop`.
+        tracks: tracks of the song that are generated.
+        others: tracks of the song that are given.
+        semitones: the transposition.
+        velocity: whether notes have velocities.
     """
 
     song: int
@@ -115,7 +136,12 @@ _BASS_SHIFT = np.stack([_name_shift(list(CHORD_BASSES), s) for s in range(12)])
 
 
 def transpose(score: MetricScore, semitones: int) -> MetricScore:
-    """A score moved by semitones: pitches (not drums), key and chords. Pitches must stay inside 0..127."""
+    """A score moved by semitones: pitches (not drums), key and chords.
+
+    Args:
+        score: quantised music; pitches must stay inside 0 to 127 (see `transposition_range`).
+        semitones: upward.
+    """
     if not semitones:
         return score
     drum = score.programs[score.track] == DRUMS if len(score.track) else np.zeros(0, bool)
@@ -131,7 +157,16 @@ def transpose(score: MetricScore, semitones: int) -> MetricScore:
 
 
 def transposition_range(score: MetricScore, low: int, high: int) -> tuple[int, int]:
-    """The part of `[low, high]` by which the pitched notes of a score can move and stay between 0 and 127."""
+    """The semitones by which the pitched notes of a score can move and stay between 0 and 127.
+
+    Args:
+        score: quantised music; without pitched notes it moves by 0.
+        low: least semitones wanted.
+        high: most semitones wanted.
+
+    Returns:
+        Least and most semitones.
+    """
     if len(score.track):
         pitched = score.pitch[score.programs[score.track] != DRUMS]
         if len(pitched):
@@ -193,7 +228,11 @@ class ExampleSource:
         store: songs of one split.
         vocabulary: the token table.
         recipe: an `ExampleRecipe`, or anything with its fields.
-        seed, packs: random numbers and rows for the balancing of corpus shares.
+        seed: of the balancing of corpora.
+        packs: rows of the balancing of corpora.
+
+    Raises:
+        DataError: `data.option`, a task or a corpus that the recipe or the package does not have.
     """
 
     def __init__(self, store: ScoreStore, vocabulary: MetricVocabulary, recipe, seed: int = 0, packs: int = 300):
@@ -238,24 +277,38 @@ class ExampleSource:
         if len(wanted) == 1:
             return np.ones(1)
         chances = wanted.copy()
-        for turn in range(rounds):
+        for attempt in range(rounds):
             self.corpus_chances = np.cumsum(chances / chances.sum())
             tokens = np.ones(len(wanted))
             for k in range(packs):
-                rng = generator(seed, 0x517E, turn, k)
+                rng = generator(seed, 0x517E, attempt, k)
                 for document in fill_row(self, rng, self.recipe.row_length):
                     tokens[self.corpus_of[document.source]] += len(document.ids)
             chances = chances * wanted / (tokens / tokens.sum())
         return np.cumsum(chances / chances.sum())
 
     def draw(self, rng: np.random.Generator, limit: int) -> Document | None:
-        """One document of at most `limit` tokens; `None` where the drawn window cannot be made to fit."""
+        """One document, or `None` where none was found.
+
+        Args:
+            rng: decides everything.
+            limit: most tokens.
+        """
         corpus = int(np.searchsorted(self.corpus_chances, rng.random(), side="right"))
         plan = self.plan(corpus, rng, limit)
         return None if plan is None else self.render(plan, rng, limit)
 
     def plan(self, corpus: int, rng: np.random.Generator, limit: int) -> Draw | None:
-        """Everything about a document but its tokens."""
+        """Everything about a document but its tokens.
+
+        Args:
+            corpus: index of the corpus it comes from.
+            rng: decides everything.
+            limit: most tokens.
+
+        Returns:
+            The draw; None where no track sounds in the drawn bars, or they cannot be cut to fit.
+        """
         recipe = self.recipe
         rows = self.members[corpus]
         song = int(rows[np.searchsorted(self.chances[corpus], rng.random(), side="right")])
@@ -330,9 +383,17 @@ class ExampleSource:
         )
 
     def render(self, plan: Draw, rng: np.random.Generator, limit: int) -> Document | None:
-        """The tokens of a draw; `None` where they do not fit in `limit` after all."""
-        chance = dict.fromkeys(("bars", "genre", "meter", "tempo", "key"), self.recipe.header_dropout)
-        chance |= {"density": 2 * self.recipe.header_dropout, "instruments": 0.5 * self.recipe.header_dropout}
+        """The tokens of a draw.
+
+        Args:
+            plan: of `plan`.
+            rng: decides which controls are left out and how the key is spelled.
+            limit: most tokens.
+
+        Returns:
+            The document; None where it does not fit after all.
+        """
+        chance = {control.name: control.drop * self.recipe.header_dropout for control in CONTROLS}
         score = self.songs[plan.song].window(plan.start, plan.stop)
         score = transpose(score, plan.semitones)
         melody = plan.task not in ("chords", "meta")

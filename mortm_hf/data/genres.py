@@ -11,7 +11,7 @@ Knows: the label names of the training pack and the vocabulary's genre names. Mu
 
 from __future__ import annotations
 
-from ..models.token_vocabulary import GENRES
+from ..models.music_names import GENRES
 
 
 # (genre, subgenre prefix) -> genre name of the vocabulary; "" matches every subgenre of that genre.
@@ -55,12 +55,22 @@ _PLAIN_TABLE = {(_plain(genre), style): name for (genre, style), name in GENRE_T
 
 
 def genre_of(genre: str, subgenre: str = "") -> str | None:
-    """Genre name of the vocabulary for a label, or `None` where neither the table nor the vocabulary has it."""
+    """Genre name of the vocabulary for a label, or `None` where neither the table nor the vocabulary has it.
+
+    Args:
+        genre: label of a song.
+        subgenre: a closer label, such as the style of drumming.
+    """
     label = _plain(genre)
     name = _PLAIN_TABLE.get((label, _style(subgenre))) or _PLAIN_TABLE.get((label, ""), label)
     return name if name in GENRES else None
 
 
 def label_name(genre: str, subgenre: str = "") -> str:
-    """What `genre_of` looks at, for a report: `polka`, or `drums/soul`."""
+    """The part of a label that `genre_of` reads, for a report: `polka`, or `drums/soul`.
+
+    Args:
+        genre: label of a song.
+        subgenre: a closer label.
+    """
     return "/".join(part for part in (genre, _style(subgenre)) if part)

@@ -15,35 +15,52 @@ from __future__ import annotations
 import csv
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 
 @dataclass(frozen=True)
 class SongFile:
-    """One MIDI file of a pack (a row of the manifest)."""
+    """One MIDI file and what is known of it; in a pack a row of the manifest.
+
+    Attributes:
+        path: of the file, in its archive or folder.
+        archive: name of the archive that holds it, "" where it lies beside the manifest.
+        corpus: name of the collection.
+        genre: label, as the source spells it.
+        subgenre: a closer label.
+        split: "train", "validation", "test" or "".
+        variant: which arrangement or version it is.
+        song_id: name of the song, shared by its variants.
+        cluster: what must not cross splits.
+        key: as the source spells it.
+        licence: as the source states it.
+        n_notes: of the file, 0 where it is not known.
+        n_bars: of the file, 0 where it is not known.
+        annotations: names of the files that annotate it.
+    """
 
     path: str
-    archive: str
-    corpus: str
-    genre: str
-    subgenre: str
-    split: str
-    variant: str
-    song_id: str
-    cluster: str
-    key: str
-    licence: str
-    n_notes: int
-    n_bars: int
-    annotations: tuple[str, ...]
+    archive: str = ""
+    corpus: str = ""
+    genre: str = ""
+    subgenre: str = ""
+    split: str = ""
+    variant: str = ""
+    song_id: str = ""
+    cluster: str = ""
+    key: str = ""
+    licence: str = ""
+    n_notes: int = 0
+    n_bars: int = 0
+    annotations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class CorpusFilter:
     """Which files of one corpus take part.
 
-    Args:
+    Attributes:
         variants: accepted values of the `variant` column; empty accepts all.
         licence: text that the `licence` column must contain; empty accepts all.
     """
@@ -54,16 +71,31 @@ class CorpusFilter:
 
 @dataclass(frozen=True)
 class Selection:
-    """Corpora and splits to read: `{corpus: CorpusFilter}`. Splits come from the manifest and are never re-drawn."""
+    """Corpora to read; their splits come from the manifest and are never re-drawn.
+
+    Attributes:
+        corpora: `{corpus: CorpusFilter}`.
+    """
 
     corpora: dict[str, CorpusFilter] = field(default_factory=dict)
 
     def accepts(self, song: SongFile, split: str) -> bool:
-        """Whether a file of this split takes part."""
+        """Whether a file takes part in a split.
+
+        Args:
+            song: row of the manifest.
+            split: name of the split.
+        """
         return song.split == split and self.takes(song.corpus, song.variant, song.licence)
 
     def takes(self, corpus: str, variant: str, licence: str) -> bool:
-        """Whether a file with these labels takes part, whatever its split."""
+        """Whether a file with these labels takes part, whatever its split.
+
+        Args:
+            corpus: its corpus.
+            variant: its variant.
+            licence: its licence.
+        """
         rule = self.corpora.get(corpus)
         return rule is not None and (not rule.variants or variant in rule.variants) and rule.licence in licence
 
@@ -88,26 +120,21 @@ def read_manifest(root: str | Path) -> list[SongFile]:
 
 
 def _song_file(row: dict[str, str]) -> SongFile:
-    return SongFile(
-        path=row["path"],
-        archive=row["archive"],
-        corpus=row["corpus"],
-        genre=row.get("genre", ""),
-        subgenre=row.get("subgenre", ""),
-        split=row["split"],
-        variant=row["variant"],
-        song_id=row["song_id"],
-        cluster=row.get("cluster") or row["song_id"],
-        key=row.get("key", ""),
-        licence=row["licence"],
-        n_notes=int(row.get("n_notes") or 0),
-        n_bars=int(row.get("n_bars") or 0),
-        annotations=tuple((row.get("annotations") or "").split()),
-    )
+    labels = {field.name: row.get(field.name) or "" for field in fields(SongFile)}
+    labels["cluster"] = labels["cluster"] or labels["song_id"]
+    labels |= {name: int(labels[name] or 0) for name in ("n_notes", "n_bars")}
+    return SongFile(**labels | {"annotations": tuple(labels["annotations"].split())})
 
 
 def read_archive(path: str | Path, wanted: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the wanted members of one `.tar.xz`, in archive order, in a single sequential pass.
+    """Wanted members of one `.tar.xz`, in archive order, in a single sequential pass.
+
+    Args:
+        path: of the archive.
+        wanted: names of members.
+
+    Yields:
+        Name and bytes of each.
 
     Raises:
         FileNotFoundError: the archive is not there.

@@ -1,11 +1,11 @@
 """Masks made for music: whole notes, whole bars, one attribute of many notes, single tokens.
 
 Design decisions
-- A masked token alone is a poor task in this language: of `s_48 p_60 d_24` any one is nearly told by grammar and
-  neighbours. So a *way* of masking is drawn for every document, and its units are what a musician would take away: a
+- A masked token alone is a poor task in this language: of `s_48 p_60 d_24` grammar and neighbours nearly determine
+  any one. So a *way* of masking is drawn for every document, and its units are what a musician would take away: a
   note with all its tokens, a bar with all its notes, or one attribute (onset, pitch, duration, velocity) of all notes
   in a run of bars, up to the whole document. Single tokens remain one way, and the only one that hides header fields.
-- Structure is never hidden (`<SME>`, `<ESEQ>`, block markers, `<EOS>`, `<TE>`, padding): it says where the notes of a
+- Structure is never hidden (`<SME>`, `<ESEQ>`, block markers, `<EOS>`, `<TE>`, padding): it shows where the notes of a
   hidden bar belong, and predicting it teaches nothing.
 - Of the chosen units 80 % become `<MASK>`, 10 % are exchanged and 10 % stay (BERT's shares), whole units at a time.
   An exchanged token becomes a token of its own kind that stands elsewhere in the batch: a random id out of the whole
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from ..models.token_vocabulary import MetricVocabulary, TokenKind
+from ..models.token_vocabulary import CONTROLS, MetricVocabulary, TokenKind
 from .packing import IGNORE, PackDataset, generator
 
 
@@ -37,19 +37,13 @@ ATTRIBUTES = {
 }
 WAYS = ("token", "note", "bar", *ATTRIBUTES)
 NOTE_KINDS = tuple(ATTRIBUTES.values())
-# what single-token masking may hide: notes, chords and what the header and the bars say about the music
+# what single-token masking may hide: notes, chords and what the header and the bars state of the music
 CONTENT_KINDS = (
     *NOTE_KINDS,
     TokenKind.CHORD_ROOT,
     TokenKind.CHORD_QUALITY,
     TokenKind.CHORD_BASS,
-    TokenKind.INSTRUMENT,
-    TokenKind.DENSITY,
-    TokenKind.BAR_COUNT,
-    TokenKind.GENRE,
-    TokenKind.METER,
-    TokenKind.TEMPO,
-    TokenKind.KEY,
+    *(TokenKind[control.kind] for control in CONTROLS if control.masked),
 )
 
 
@@ -61,7 +55,8 @@ class MaskingRecipe:
         ways: weight of each way (`WAYS`); a document whose drawn way finds nothing to hide falls back to "token".
         rate: share of the units hidden by "token", "note" and "bar" (at least one unit).
         attribute_span: smallest and largest share of a document's bars whose notes lose the attribute.
-        mask, exchange: shares of the hidden units that become `<MASK>` and that are exchanged; the rest stays.
+        mask: share of the hidden units that become `<MASK>`.
+        exchange: share of the hidden units that are exchanged; the rest stays.
     """
 
     ways: Mapping[str, float] = field(
@@ -98,8 +93,12 @@ class _Layout:
     """Where every token of a flat batch stands.
 
     Attributes:
-        document, bar, note: `[n]` running numbers over the whole batch; a note is one onset token and all that
-            follows it, `note` is -1 outside notes. first_bar, bars: `[documents]` first bar number and how many.
+        kind: `[n]` kind of each token.
+        document: `[n]` running number of its document in the batch.
+        bar: `[n]` running number of its bar in the batch.
+        note: `[n]` running number of its note (an onset token and all that follows it), -1 outside notes.
+        first_bar: `[documents]` number of the document's first bar.
+        bars: `[documents]` how many bars it has.
     """
 
     kind: np.ndarray
@@ -135,7 +134,10 @@ def _per_document_choice(values: np.ndarray, group: np.ndarray, rate: float, gro
     """Which units are hidden: those whose random number is below `rate`, and always the smallest of each document.
 
     Args:
-        values: `[units]` random numbers. group: `[units]` document of each.
+        values: `[units]` random numbers.
+        group: `[units]` document of each.
+        rate: share of the units that are hidden.
+        groups: number of documents.
     """
     least = np.full(groups, np.inf)
     np.minimum.at(least, group, values)
@@ -148,8 +150,11 @@ def choose_tokens(
     """Which tokens of a flat batch are hidden.
 
     Args:
+        vocabulary: the token table.
         ids: `[n]` token ids of all documents one after the other (padding counts as a document of its own).
         starts: `[documents]` first position of each document, ascending, beginning with 0.
+        recipe: how to mask.
+        rng: source of every choice.
 
     Returns:
         `[n]` bool hidden; `[n]` int64 unit of each token (its note, bar or itself: exchanged and kept together);
@@ -209,9 +214,17 @@ def mask_tokens(
     recipe: MaskingRecipe,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(masked ids, labels), both `[n]` int64, of a flat batch; labels are -100 where nothing is to be predicted.
+    """A flat batch with hidden tokens, and what is to be predicted.
 
-    Args: as in `choose_tokens`.
+    Args:
+        vocabulary: the token table.
+        ids: `[n]` token ids of all documents one after the other (padding counts as a document of its own).
+        starts: `[documents]` first position of each document, ascending, beginning with 0.
+        recipe: how to mask.
+        rng: source of every choice.
+
+    Returns:
+        Masked ids and labels, both `[n]` int64; labels are -100 where nothing is to be predicted.
 
     Raises:
         VocabularyError: the table has no `<MASK>`.
@@ -234,9 +247,14 @@ def mask_tokens(
 
 
 class MaskedPackDataset(Dataset):
-    """Packs (`PackDataset`) with masks: item `i` depends on (seed, epoch, i) only, so a resumed run sees the same.
+    """Packs with masks: item `i` depends on (seed, epoch, i) only, so a resumed run sees the same.
 
-    `attention` documents are those of the packs; labels of the packs are replaced by those of the masks.
+    Documents are those of the packs; labels of the packs are replaced by those of the masks.
+
+    Args:
+        packs: the packs.
+        vocabulary: the token table.
+        recipe: how to mask.
     """
 
     def __init__(self, packs: PackDataset, vocabulary: MetricVocabulary, recipe: MaskingRecipe):
@@ -262,7 +280,8 @@ class MusicMaskingCollator:
 
     Args:
         tokenizer: a `MortmTokenizer` (its table and its padding).
-        recipe: how to mask. seed: the n-th batch of a worker depends on (seed, worker, n) and the documents only.
+        recipe: how to mask; by default `MaskingRecipe()`.
+        seed: the n-th batch of a worker depends on (seed, worker, n) and the documents only.
         pad_to_multiple_of: as in transformers' collators.
 
     A batch holds `input_ids`, `attention_mask` and `labels`, `[batch, longest]` int64.

@@ -37,7 +37,9 @@ class Document:
     Attributes:
         ids: `[n]` token ids.
         target: `[n]` bool, tokens whose prediction counts in the loss (never the first).
-        source: index of the song; task: name of the task; notes: distinct notes among the targets.
+        source: index of the song.
+        task: name of the task.
+        notes: distinct notes among the targets.
     """
 
     ids: np.ndarray
@@ -48,9 +50,15 @@ class Document:
 
 
 class DocumentSource(Protocol):
-    """Anything that draws documents: `draw(rng, limit)` gives one of at most `limit` tokens, or `None`."""
+    """Anything that draws documents."""
 
-    def draw(self, rng: np.random.Generator, limit: int) -> Document | None: ...
+    def draw(self, rng: np.random.Generator, limit: int) -> Document | None:
+        """One document, or `None` where none was found.
+
+        Args:
+            rng: decides everything.
+            limit: most tokens.
+        """
 
 
 def generator(*key: int) -> np.random.Generator:
@@ -61,7 +69,15 @@ def generator(*key: int) -> np.random.Generator:
 def fill_row(
     source: DocumentSource, rng: np.random.Generator, length: int, least: int = LEAST, tries: int = 3
 ) -> list[Document]:
-    """Whole documents for one row of `length` tokens; stops when less than `least` is left or nothing fits."""
+    """Whole documents for one row; stops when little is left or nothing fits.
+
+    Args:
+        source: draws documents.
+        rng: decides everything.
+        length: tokens of the row.
+        least: tokens that are worth a document.
+        tries: documents in a row that may not fit.
+    """
     row: list[Document] = []
     left, failed = length, 0
     while left >= least and failed < tries:
@@ -76,10 +92,17 @@ def fill_row(
 
 
 def pack_rows(rows: Sequence[Sequence[Document]], length: int, pad: int) -> dict[str, torch.Tensor]:
-    """Rows of documents -> `input_ids`, `position_ids`, `labels`, each `[rows, length]` int64; `cu_seq_lens_q` and
-    `cu_seq_lens_k` `[documents + 1]` int32; `max_length_q` and `max_length_k`, tokens of the longest document.
+    """Rows of documents as one pack. Padding is a document of its own (positions restart), has label -100 and is
+    attended to by nothing else.
 
-    Padding is a document of its own (positions restart), has label -100 and is attended to by nothing else.
+    Args:
+        rows: documents of each row.
+        length: tokens of a row.
+        pad: id of padding.
+
+    Returns:
+        `input_ids`, `position_ids`, `labels`, each `[rows, length]` int64; `cu_seq_lens_q` and `cu_seq_lens_k`
+        `[documents + 1]` int32; `max_length_q` and `max_length_k`, tokens of the longest document.
     """
     ids = np.full((len(rows), length), pad, dtype=np.int64)
     position = np.zeros((len(rows), length), dtype=np.int64)
@@ -115,6 +138,8 @@ class PackDataset(Dataset):
             epoch `i // packs`, so one sequential sampler hands out (epoch, index).
         shape_of: item -> (rows, length); lets a recipe lengthen the rows late in a run.
         pad: id of padding.
+        seed: of the drawing.
+        epochs: how many.
     """
 
     def __init__(

@@ -21,10 +21,9 @@ from functools import lru_cache
 import numpy as np
 import pyarrow as pa
 
-from ..models import token_codec
+from ..models.errors_mortm import DataError
 from ..models.music_grid import BarTable
-from ..models.token_codec import ChordTable, MetricScore
-from .errors import DataError
+from ..models.music_score import ChordTable, CodecReport, MetricScore
 
 
 FORMAT_VERSION = 2
@@ -67,10 +66,17 @@ class Song:
     """One song.
 
     Attributes:
-        score: the quantised score; its `key` is the annotated or embedded one, or `None`.
+        path: of its file.
+        corpus: name of the collection.
+        song_id: name of the song, shared by its variants.
         cluster: what must not cross splits (variants and duplicates of a song share it).
+        split: "train", "validation", "test" or "".
         genre: genre name of the vocabulary or `None`.
-        key_source: "annotation", "file" or `None`. chord_source: "annotation", "file", "estimate" or `None`.
+        score: the quantised score; its `key` is the annotated or embedded one, or `None`.
+        variant: which arrangement or version it is.
+        licence: as the source states it.
+        key_source: "annotation", "file" or `None`.
+        chord_source: "annotation", "file", "estimate" or `None`.
     """
 
     path: str
@@ -97,7 +103,12 @@ def features():
 
 
 def check_size(score: MetricScore, path: str) -> None:
-    """Raise `DataError` (`data.too_large`) for a song whose bars or tracks do not fit the columns."""
+    """Raise `DataError` (`data.too_large`) for a song whose bars or tracks do not fit the columns.
+
+    Args:
+        score: of the song.
+        path: of its file, for the message.
+    """
     if score.n_bars > MAX_BARS or score.n_tracks > MAX_TRACKS:
         raise DataError(
             f"{path} has {score.n_bars} bars and {score.n_tracks} tracks; {MAX_BARS} and {MAX_TRACKS} are the most a "
@@ -185,7 +196,7 @@ class _Batch:
             key=label.pop("key"),
             chords=chords,
             names=tuple(label.pop("names") or ()),
-            report=token_codec.CodecReport(),
+            report=CodecReport(),
         )
         return Song(score=score, **label)
 
@@ -195,6 +206,7 @@ class SongRows(Sequence):
 
     Args:
         dataset: with the columns of `features()`.
+        estimates: keep the chords that a recogniser guessed.
 
     Raises:
         DataError: `data.column`, a column is missing.

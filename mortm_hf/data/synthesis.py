@@ -74,13 +74,20 @@ def _synthesizer(soundfont: str, modified: float, sampling_rate: int):
 def synthesize(
     score, soundfont: str | os.PathLike | None = None, sampling_rate: int = SAMPLE_RATE, stereo: bool = True
 ) -> np.ndarray:
-    """A path, MIDI bytes or `symusic.Score` -> `[samples, 2]` (or `[samples, 1]`) int16, peaking at -1 dB.
+    """A score as sound, peaking at -1 dB.
 
     Args:
+        score: a path, MIDI bytes or `symusic.Score`.
+        soundfont: an SF2 or SF3 file; by default the one that ships with pretty_midi.
         sampling_rate: in Hz.
+        stereo: two channels, else one.
+
+    Returns:
+        `[samples, 2]` (or `[samples, 1]`) int16.
 
     Raises:
-        MidiError: if the input is no usable MIDI. AudioError: without a soundfont, or for more than an hour.
+        MidiError: the input is no usable MIDI.
+        AudioError: no soundfont, or more than an hour of music.
     """
     import symusic
 

@@ -7,7 +7,8 @@ Design decisions
   binary profile of every chord by the cosine; chords of four notes pay, the pitch class of the lowest sounding notes
   may count for the root, and changing the chord may cost something (Viterbi). Length of the stretch and the three
   weights are chosen on the validation split for the mean of root and root + quality, so that it is no straw man.
-- *Templates with a hint*: the same, told another estimate (a model's): its chord may count for something, and changing
+- *Templates with a hint*: the same, given another estimate (a model's): its chord may count for something, and
+changing
   where it changes may cost less. With both weights 0 it is the template matcher, so what it gains is the hint's.
 
 Knows: quantised music, chord tables. Must not know: models, tokens.
@@ -30,9 +31,9 @@ from ..models.music_harmony import (
     merge_repeats,
     pitch_class_histogram,
 )
+from ..models.music_names import DRUMS
 from ..models.music_score import ChordTable, MetricScore
-from ..models.token_vocabulary import DRUMS
-from .chords import METRICS, PITCH_ROOT, ROOT_PITCH, compare
+from .chord_estimation import METRICS, PITCH_ROOT, ROOT_PITCH, compare
 
 
 TEMPLATE_QUALITIES = ("None", "m", "7", "maj7", "m7", "dim", "m7b5", "dim7", "aug", "sus4", "sus2", "6", "m6")
@@ -47,7 +48,8 @@ class Majority:
     """The commonest chord of the train songs; by key mode its commonest degree.
 
     Attributes:
-        chord: (root pitch class, quality). degree: for major and minor keys (semitones above the tonic, quality).
+        chord: (root pitch class, quality).
+        degree: for major and minor keys (semitones above the tonic, quality).
     """
 
     chord: tuple[int, int]
@@ -77,7 +79,12 @@ class Majority:
         )
 
     def estimate(self, song: MetricScore, by_key: bool = False) -> ChordTable:
-        """One chord for the whole song."""
+        """One chord for the whole song.
+
+        Args:
+            song: quantised music.
+            by_key: the commonest degree of the song's estimated key, instead of the commonest chord.
+        """
         pitch, quality = self.chord
         if by_key:
             key = max(int(estimate_keys(pitch_class_histogram(song))[0]), 0)
@@ -90,11 +97,14 @@ class Majority:
 
 
 def profiles(song: MetricScore, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`[n, 12]` ticks sounded by each pitch class between neighbouring edges, and the same of the lowest sounding
-    notes alone (drums left out).
+    """What sounds between neighbouring edges; drums do not count.
 
     Args:
+        song: quantised music.
         edges: `[n + 1]` ascending ticks.
+
+    Returns:
+        `[n, 12]` ticks sounded by each pitch class, and the same of the lowest sounding notes alone.
     """
     pitched = song.programs[song.track] != DRUMS if song.n_notes else np.zeros(0, bool)
     onset, pitch, stop = song.onset[pitched], song.pitch[pitched], (song.onset + song.duration)[pitched]
@@ -119,9 +129,12 @@ class Templates:
 
     Attributes:
         stretch: "beat" (a quarter), "half" (half a bar) or "bar".
-        extra: price of every chord tone beyond three. bass: weight of the lowest notes. change: price of a change.
-        hint_root, hint_chord: worth of the hint's root, and of its whole chord. hint_change: share of the price that
-            a change saves where the hint changes.
+        extra: price of every chord tone beyond three.
+        bass: weight of the lowest notes.
+        change: price of a change.
+        hint_root: worth of the hint's root.
+        hint_chord: worth of the hint's whole chord.
+        hint_change: share of the price that a change saves where the hint changes.
     """
 
     stretch: str = "bar"
@@ -144,7 +157,12 @@ class Templates:
         return np.append(beats, start[-1])
 
     def estimate(self, song: MetricScore, hint: ChordTable | None = None) -> ChordTable:
-        """The chords of a song; `hint`: another estimate of them."""
+        """The chords of a song.
+
+        Args:
+            song: quantised music.
+            hint: another estimate of its chords.
+        """
         edges = self.edges(song)
         profile, bass = profiles(song, edges)
         return self._decode(edges, profile, bass, hint)
@@ -157,18 +175,20 @@ class Templates:
         fit = (profile / np.maximum(norm, 1e-9)) @ shape.T
         lowest = bass / np.maximum(bass.sum(axis=1, keepdims=True), 1)
         fit = fit - self.extra * (size - 3) + self.bass * lowest[:, root]
-        heard = np.flatnonzero(norm[:, 0] > 0)
-        if not len(heard):
+        sounding = np.flatnonzero(norm[:, 0] > 0)
+        if not len(sounding):
             return _constant(*NO_CHORD[:2])
-        price = np.full(len(heard), self.change)
+        price = np.full(len(sounding), self.change)
         if hint is not None and len(hint):
-            told = np.searchsorted(hint.onset, edges[:-1][heard], side="right") - 1
-            same = (ROOT_PITCH[hint.root[told]][:, None] == root) & (told >= 0)[:, None]
-            fit[heard] += self.hint_root * same + self.hint_chord * (same & (hint.quality[told][:, None] == quality))
-            turns = np.append(True, told[1:] != told[:-1])
-            price = price * np.where(turns, 1 - self.hint_change, 1.0)
-        path = _viterbi(fit[heard], price) if self.change else fit[heard].argmax(axis=1)
-        last = np.searchsorted(heard, np.arange(len(fit)), side="right") - 1  # silence holds what was
+            hinted = np.searchsorted(hint.onset, edges[:-1][sounding], side="right") - 1
+            same = (ROOT_PITCH[hint.root[hinted]][:, None] == root) & (hinted >= 0)[:, None]
+            fit[sounding] += self.hint_root * same + self.hint_chord * (
+                same & (hint.quality[hinted][:, None] == quality)
+            )
+            changes = np.append(True, hinted[1:] != hinted[:-1])
+            price = price * np.where(changes, 1 - self.hint_change, 1.0)
+        path = _viterbi(fit[sounding], price) if self.change else fit[sounding].argmax(axis=1)
+        last = np.searchsorted(sounding, np.arange(len(fit)), side="right") - 1  # silence holds what was
         path, sounds = path[np.maximum(last, 0)], last >= 0
         chord_root, chord_quality = PITCH_ROOT[root[path]], quality[path]
         chord_root = np.where(sounds, chord_root, NO_CHORD[0])
@@ -182,8 +202,14 @@ class Templates:
         references: Sequence[ChordTable],
         hints: Sequence[ChordTable | None] | None = None,
     ) -> Templates:
-        """The best settings on these songs (mean of root and root + quality over all their quarters), found one
-        setting at a time, twice round; those of the hint where there are hints."""
+        """The best settings on some songs (mean of root and root + quality over all their quarters), found one setting
+        at a time, twice round; those of the hint where there are hints.
+
+        Args:
+            songs: quantised music.
+            references: their annotated chords.
+            hints: other estimates of their chords.
+        """
         grid = {"stretch": ("bar", "half", "beat"), "bass": (0.0, 0.1, 0.2, 0.4)}
         grid |= {"change": (0.0, 0.05, 0.1, 0.25, 0.5), "extra": (0.0, 0.03, 0.06, 0.1)}
         if hints is not None:

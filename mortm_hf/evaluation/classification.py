@@ -25,7 +25,13 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval."""
+    """A figure and its 95 % interval.
+
+    Attributes:
+        value: the figure.
+        low: lower end.
+        high: upper end.
+    """
 
     value: float
     low: float
@@ -35,6 +41,7 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
     def as_dict(self) -> dict[str, float]:
+        """`{"value", "low", "high"}`."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
@@ -47,7 +54,14 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SongScores:
-    """Predictions by song: `songs [s]`, `label [s]`, `cluster [s]`, `scores [s, labels]` mean log-probabilities."""
+    """Predictions by song.
+
+    Attributes:
+        songs: `[s]` names.
+        label: `[s]` true labels.
+        cluster: `[s]` what is drawn together.
+        scores: `[s, labels]` mean log-probabilities.
+    """
 
     songs: np.ndarray
     label: np.ndarray
@@ -61,10 +75,13 @@ class SongScores:
 
 
 def song_scores(scores, labels, songs, clusters) -> SongScores:
-    """Windows -> songs.
+    """Predictions of windows joined by song.
 
     Args:
-        scores: `[n, labels]` logits or log-probabilities of the windows; labels, songs, clusters: `[n]`.
+        scores: `[n, labels]` logits or log-probabilities of the windows.
+        labels: `[n]` true labels.
+        songs: `[n]` names.
+        clusters: `[n]` what is drawn together.
 
     Raises:
         ValueError: windows of one song carry different labels.
@@ -79,7 +96,13 @@ def song_scores(scores, labels, songs, clusters) -> SongScores:
 
 
 def confusion(labels, predicted, n_labels: int) -> np.ndarray:
-    """`[n_labels, n_labels]` counts, rows are the true labels."""
+    """`[n_labels, n_labels]` counts, rows are the true labels.
+
+    Args:
+        labels: `[n]` true labels.
+        predicted: `[n]` predicted labels.
+        n_labels: how many labels there are.
+    """
     from sklearn.metrics import confusion_matrix
 
     return confusion_matrix(labels, predicted, labels=np.arange(n_labels))
@@ -89,13 +112,18 @@ def f1_of(matrix: np.ndarray) -> np.ndarray:
     """`[..., labels]` F1 of every label of confusion matrices `[..., labels, labels]`; NaN where a label has no
     example, 0 where it has and is never right."""
     hits = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
-    true, said = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    true, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
     with np.errstate(invalid="ignore"):
-        return np.where(true > 0, 2 * hits / (true + said), np.nan)
+        return np.where(true > 0, 2 * hits / (true + predicted), np.nan)
 
 
 def macro_f1(matrix: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
-    """`[...]` mean F1 of confusion matrices over the labels that have examples (of `classes`, if given)."""
+    """`[...]` mean F1 over the labels that have examples.
+
+    Args:
+        matrix: `[..., labels, labels]` confusion counts.
+        classes: labels that count; by default all.
+    """
     values = f1_of(matrix)
     if classes is not None:
         values = values[..., list(classes)]
@@ -129,7 +157,13 @@ def macro_f1_interval(
     """Macro-F1 with its interval over clusters.
 
     Args:
-        labels, predicted, clusters: `[n]`. classes: labels that count; by default all that have examples.
+        labels: `[n]` true labels.
+        predicted: `[n]` predicted labels.
+        clusters: `[n]` what is drawn together.
+        n_labels: how many labels there are.
+        classes: labels that count; by default all that have examples.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
         against: `[n]` predictions of another classifier: the figure is then the paired difference (this minus other).
     """
     mine = _cluster_matrices(labels, predicted, clusters, n_labels)
@@ -147,7 +181,12 @@ def macro_f1_interval(
 
 def auc(scores, positive) -> float:
     """Area under the ROC curve: chance that a positive scores higher than a negative (ties count half; the
-    Mann-Whitney statistic); NaN without both."""
+    Mann-Whitney statistic); NaN without both.
+
+    Args:
+        scores: `[n]` higher for positives.
+        positive: `[n]` bool.
+    """
     from scipy.stats import rankdata
 
     positive = np.asarray(positive, dtype=bool)
@@ -160,8 +199,16 @@ def auc(scores, positive) -> float:
 def auc_interval(
     scores, positive, clusters, resamples: int = 500, seed: int = 0, against: np.ndarray | None = None
 ) -> Interval:
-    """AUC with its interval over clusters (human and machine windows of a song are drawn together); with `against`
-    the paired difference to other scores."""
+    """AUC with its interval over clusters (human and machine windows of a song are drawn together).
+
+    Args:
+        scores: `[n]` higher for positives.
+        positive: `[n]` bool.
+        clusters: `[n]` what is drawn together.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
+        against: `[n]` other scores: the figure is then the paired difference (this minus other).
+    """
     scores, positive = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=bool)
 
     def figure(rows) -> float:
@@ -176,8 +223,11 @@ class Calibration:
     """Reliability of a probability.
 
     Attributes:
-        predicted, observed, count: `[bins in use]` mean probability, share of positives, weight of each bin.
-        ece: expected calibration error, the mean distance weighted by windows. brier: mean squared error.
+        predicted: `[bins in use]` mean probability.
+        observed: `[bins in use]` share of positives.
+        count: `[bins in use]` weight of each bin.
+        ece: expected calibration error, the mean distance weighted by windows.
+        brier: mean squared error.
     """
 
     predicted: np.ndarray
@@ -191,11 +241,13 @@ def calibration(probability, positive, bins: int = 10, balanced: bool = False) -
     """Calibration in bins of equal width (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
     Args:
-        probability: `[n]` of being positive; positive: `[n]` bool.
+        probability: `[n]` of being positive.
+        positive: `[n]` bool.
+        bins: how many.
         balanced: weigh positives and negatives so that each are half, whatever their numbers.
 
     Raises:
-        ValueError: something outside 0..1 is no probability.
+        ValueError: something outside 0 to 1 is no probability.
     """
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(positive, dtype=np.float64)
     if len(p) and not (p.min() >= 0 and p.max() <= 1):
@@ -223,7 +275,14 @@ def sigmoid(logit) -> np.ndarray:
 
 
 def plot_confusion(path, matrices: dict[str, np.ndarray], names: Sequence[str], title: str = "") -> None:
-    """Confusion matrices side by side, shares of each true label, written to `path` (.png)."""
+    """Confusion matrices side by side, as shares of each true label.
+
+    Args:
+        path: the `.png` to write.
+        matrices: `{name: counts}`.
+        names: of the labels.
+        title: of the picture.
+    """
     plt = _pyplot()
     figure, axes = plt.subplots(1, len(matrices), figsize=(4.2 * len(matrices), 4.4), squeeze=False)
     for axis, (name, matrix) in zip(axes[0], matrices.items()):
@@ -242,7 +301,13 @@ def plot_confusion(path, matrices: dict[str, np.ndarray], names: Sequence[str], 
 
 
 def plot_calibration(path, curves: dict[str, Calibration], title: str = "") -> None:
-    """Reliability curves in one picture; the size of a point is the number of windows in its bin."""
+    """Reliability curves in one picture; the size of a point is the number of windows in its bin.
+
+    Args:
+        path: the `.png` to write.
+        curves: `{name: Calibration}`.
+        title: of the picture.
+    """
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(5, 5))
     axis.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")

@@ -2,19 +2,20 @@
 
 Design decisions
 - Requests are what the test songs really are: for each of the chosen windows the header of its eight bars
-  (instruments, densities, bars, genre, meter, tempo, key) and its chords where the song has any, and no music at all.
+  (every control) and its chords where the song has any, and no music at all.
   Pitched requests are transposed by a drawn number of semitones, so that a model which always writes the commonest
   keys gains nothing.
-- What is asked is read from the answer's notes by the code that reads it from human music: keys by the estimator,
-  densities by the header's own rule, instruments and bars from the quantised music. The *human* row is the very music
-  the request was taken from, so it is the ceiling of each measure (the key estimator errs on real music too).
+- What is asked, and how it is marked, are the rows of `token_controls`: a control that is added there is asked for
+  and marked here. Marks are read from the answer's notes by the code that reads human music. The *human* row is the
+  very music the request was taken from, so it is the ceiling of each measure (the key estimator errs on real music
+  too).
 - The *chance* row gives every answer of the model to the other requests of its kind: what a model that knows the style
   but ignores the request would reach.
 - Chord tones: of the pitched notes that begin on a beat (the meter's denominator) while a chord holds, those in the
   chord; and the same on the beats where the chord changes.
 - An answer that cannot be read back as music fails everything it was asked (without the grammar only).
 
-Knows: songs, prompts, mir_eval's key score. Must not know: models, sampling, reports.
+Knows: songs, prompts, controls. Must not know: models, sampling, reports.
 """
 
 from __future__ import annotations
@@ -26,22 +27,26 @@ from itertools import islice, zip_longest
 import numpy as np
 
 from ..data.examples import transpose, transposition_range
-from ..data.store import ScoreStore
-from ..models.music_harmony import NO_CHORD, chord_tones, estimate_key, split_key
+from ..data.score_store import ScoreStore
+from ..models.music_harmony import NO_CHORD, chord_tones
+from ..models.music_names import DRUMS, GENRES, METERS
 from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import MetricPrompt, build_prompt
-from ..models.token_codec import density_of
-from ..models.token_vocabulary import DRUMS, GENRES, METERS, TEMPO_CENTRES
+from ..models.prompt_words import words_of_header
+from ..models.token_controls import Described, Figure
+from ..models.token_headers import CONTROLS, Header, describe
+from .fixed_windows import Window
 from .intervals import ratio, share_of
-from .sampling import Ask
-from .windows import Window
+from .model_answers import Ask
 
 
 BARS = 8
 SHIFTS = 8  # requests of other samples that the chance row tries
-MODES = ("minor", "major")
-YES_NO = ("bars", "meter", "instruments", "key")
-RATIOS = ("key_mirex", "density_exact", "density_within_1", "chord_tones_on_beats", "chord_tones_at_changes")
+# figure -> its label and whether it is a share of requests (else a pooled ratio)
+FIGURES = {name: figure for control in CONTROLS for name, figure in control.figures.items()} | {
+    "chord_tones_on_beats": Figure("chord tones on beats", share=False),
+    "chord_tones_at_changes": Figure("chord tones where the chord changes", share=False),
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,13 @@ class Request:
     """One request and the music it was taken from.
 
     Attributes:
-        human: the eight bars, transposed as the request is. key: token name or None (drums, no pitch).
-        chords: in ticks from the first generated bar, or None. densities: one an instrument, in track order.
+        window: where the music stands.
+        corpus: its corpus.
+        cluster: songs of one cluster are versions of each other.
+        human: the eight bars, transposed as the request is.
+        ask: what the model is given.
+        asked: `Header` of what is asked for.
+        chords: in ticks from the first generated bar, or None.
     """
 
     window: Window
@@ -58,27 +68,31 @@ class Request:
     cluster: str
     human: MetricScore
     ask: Ask
-    key: str | None
-    meter: int
-    instruments: tuple[int, ...]
-    densities: tuple[int, ...]
+    asked: Header
     chords: ChordTable | None
 
     @property
     def kind(self) -> tuple:
         """What must be alike for another request to be a fair exchange."""
-        return (self.key is not None, self.chords is not None)
+        return ("key" in self.asked, self.chords is not None)
 
 
 def make_requests(
     tokenizer, store: ScoreStore, windows: Sequence[Window], count: int, context: int, seed: int = 0
 ) -> list[Request]:
-    """`count` requests in turns from the corpora, each going through its windows in a drawn order; where a corpus has
-    no more, the others fill up.
+    """Requests taken from human music.
+
+    The corpora alternate, each going through its windows in a drawn order; where a corpus has no more, the others fill
+    up.
 
     Args:
+        tokenizer: `MortmTokenizer` of the model.
+        store: the songs.
         windows: 16-bar windows; the second eight bars of each are what is asked for. Windows whose eight bars change
             meter, or have no note, are passed over.
+        count: most requests.
+        context: tokens of prompt and answer together.
+        seed: of the order and the transpositions.
     """
     songs = {song.path: song for song in store.songs}
     groups: dict[str, list[Window]] = {}
@@ -92,8 +106,8 @@ def make_requests(
             if request is not None:
                 yield request
 
-    turns = zip_longest(*map(requests, groups.values()))
-    return list(islice((request for turn in turns for request in turn if request is not None), count))
+    rounds = zip_longest(*map(requests, groups.values()))
+    return list(islice((request for of_each in rounds for request in of_each if request is not None), count))
 
 
 def _request(tokenizer, song, window: Window, rng: np.random.Generator, context: int) -> Request | None:
@@ -106,7 +120,6 @@ def _request(tokenizer, song, window: Window, rng: np.random.Generator, context:
     pitched = bool((human.programs != DRUMS).any())
     step = int(rng.integers(low, high + 1)) if pitched else 0
     human = transpose(human, step)
-    key = human.key if human.key is not None else estimate_key(human) if pitched else None
     chords = human.chords
     if chords is not None and (not len(chords) or (chords.root == NO_CHORD[0]).all()):
         chords = None
@@ -114,18 +127,22 @@ def _request(tokenizer, song, window: Window, rng: np.random.Generator, context:
         silence = (np.array([v]) for v in NO_CHORD)
         columns = zip(silence, (chords.root, chords.quality, chords.bass))
         chords = ChordTable(np.append(0, chords.onset), *(np.append(a, b) for a, b in columns))
-    meter, tempo = int(human.bars.meter[0]), int(human.tempo[0])
-    densities = tuple(density_of(human).tolist())
-    prompt = MetricPrompt(
+    genres = (GENRES.index(song.genre),) if song.genre in GENRES else ()
+    facts = Described(
+        bars=human.bars,
         instruments=tuple(human.programs.tolist()),
+        tempo=human.tempo,
+        music=human,
+        sources=(replace(human, genres=genres),),
+    )
+    asked = describe(facts)
+    prompt = MetricPrompt(
+        instruments=asked.instruments,
         bars=BARS,
-        key=key,
-        meter=METERS[meter],
-        tempo=float(TEMPO_CENTRES[tempo]) if tempo >= 0 else None,
-        genre=song.genre if song.genre in GENRES else None,
-        density=densities,
+        meter=METERS[asked["meter"]],
         chords=chords,
-        omit=() if key is not None else ("key",),
+        omit=() if "key" in asked else ("key",),
+        **words_of_header(asked),
     )
     room = int(min(2 * (4 * human.n_notes + 3 * BARS * human.n_tracks) + 64, context // 2))
     try:
@@ -135,31 +152,23 @@ def _request(tokenizer, song, window: Window, rng: np.random.Generator, context:
             raise
         return None
     ask = Ask(built.ids, built.plan, room)
-    instruments = tuple(human.programs.tolist())
-    return Request(window, song.corpus, song.cluster, human, ask, key, meter, instruments, densities, chords)
+    return Request(window, song.corpus, song.cluster, human, ask, asked, chords)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Measures
 
 
-def key_scores(asked: str, found: str | None) -> tuple[bool, float]:
-    """(same tonic and mode, mir_eval's weighted key score: fifths 0.5, relative 0.3, parallel 0.2)."""
-    import mir_eval
-
-    if found is None:
-        return False, 0.0
-    same = split_key(asked) == split_key(found)
-    names = []
-    for key in (asked, found):
-        tonic, minor = split_key(key)
-        names.append(f"{'C Db D Eb E F F# G Ab A Bb B'.split()[tonic]} {MODES[not minor]}")
-    return same, float(mir_eval.key.weighted_score(*names))
-
-
 def chord_tone_counts(score: MetricScore, chords: ChordTable) -> dict[str, tuple[int, int]]:
-    """(in the chord, all) of the pitched notes that begin on beats, and on beats where the chord changes; where there
-    is no chord nothing is counted."""
+    """How many pitched notes on beats are tones of the chord.
+
+    Args:
+        score: the music.
+        chords: in ticks of the music; where there is no chord nothing is counted.
+
+    Returns:
+        `{figure: (in the chord, all)}` of the notes that begin on beats, and on beats where the chord changes.
+    """
     pitched = (score.programs != DRUMS)[score.track] if score.n_notes else np.zeros(0, bool)
     onset, tone = score.onset[pitched], score.pitch[pitched] % 12
     bar = score.bars.of(onset)
@@ -179,55 +188,53 @@ def chord_tone_counts(score: MetricScore, chords: ChordTable) -> dict[str, tuple
 
 
 def measure(score: MetricScore | None, request: Request) -> dict[str, bool | tuple[float, float] | None]:
-    """What of a request an answer fulfils: yes or no for `YES_NO`, (part, whole) for `RATIOS`; None: not asked."""
-    asked_key, asked_chords = request.key is not None, request.chords is not None
-    count = len(request.instruments)
-    if score is None or not score.n_notes:
-        found = dict.fromkeys(("bars", "meter", "instruments"), False) | {"key": False if asked_key else None}
-        found |= {"key_mirex": (0.0, 1.0) if asked_key else None}
-        found |= {"density_exact": (0, count), "density_within_1": (0, count)}
+    """What of a request an answer fulfils.
+
+    Args:
+        score: the answer, or None where it cannot be read.
+        request: what was asked for.
+
+    Returns:
+        A mark for each of `FIGURES`: yes or no, or (part, whole); None: not asked.
+    """
+    answer = None if score is None or not score.n_notes else score.take_tracks(score.sounding_tracks())
+    found: dict = dict.fromkeys(FIGURES)
+    for control in CONTROLS:
+        if control.name in request.asked:
+            found |= control.score(request.asked[control.name], request.asked.instruments, answer)
+    if request.chords is not None:
         # no notes, no share of them: an unreadable answer counts as one wrong note
-        lost = (0, 1) if asked_chords else None
-        return found | {"chord_tones_on_beats": lost, "chord_tones_at_changes": lost}
-    sounding = score.take_tracks(score.sounding_tracks())
-    programs = sounding.programs.tolist()
-    found = {
-        "bars": score.n_bars == request.human.n_bars,
-        "meter": bool((score.bars.meter == request.meter).all() and not score.bars.irregular.any()),
-        "instruments": sorted(programs) == sorted(request.instruments),
-        "key": None,
-        "key_mirex": None,
-    }
-    if asked_key:
-        same, weighted = key_scores(request.key, estimate_key(score))
-        found |= {"key": same, "key_mirex": (weighted, 1.0)}
-    exact = near = 0
-    left = list(zip(programs, density_of(sounding).tolist()))
-    for program, density in zip(request.instruments, request.densities):
-        pair = next((p for p in left if p[0] == program), None)
-        if pair is not None:
-            left.remove(pair)
-            exact += pair[1] == density
-            near += abs(pair[1] - density) <= 1
-    found |= {"density_exact": (exact, count), "density_within_1": (near, count)}
-    tones = chord_tone_counts(score, request.chords) if asked_chords else {}
-    return found | {name: tones.get(name) for name in ("chord_tones_on_beats", "chord_tones_at_changes")}
+        lost = {"chord_tones_on_beats": (0, 1), "chord_tones_at_changes": (0, 1)}
+        found |= lost if answer is None else chord_tone_counts(score, request.chords)
+    return found
 
 
 def control_report(requests: Sequence[Request], answers: Sequence[MetricScore | None]) -> dict[str, dict]:
     """Accuracy of every control over the requests that state it.
 
+    Args:
+        requests: what was asked for.
+        answers: the music of each; None where nothing can be read.
+
     Returns:
-        `{control: {"value", "low", "high", "n"}}`; shares of requests for `YES_NO` (Wilson), pooled ratios for
-        `RATIOS` (bootstrap over songs).
+        `{figure: {"value", "low", "high", "n"}}` of `FIGURES`: shares of requests with Wilson intervals, pooled ratios
+        with those of a bootstrap over songs.
     """
     rows = [measure(answer, request) for answer, request in zip(answers, requests)]
     report = _report(rows, [r.cluster for r in requests])
-    return report | {name: share_of([row[name] for row in rows]) for name in YES_NO}
+    return report | {name: share_of([row[name] for row in rows]) for name, f in FIGURES.items() if f.share}
 
 
 def chance_report(requests: Sequence[Request], answers: Sequence[MetricScore | None]) -> dict[str, dict]:
-    """`control_report` of answers against other requests of their kind (keys and chords stated or not)."""
+    """`control_report` of answers against other requests of their kind (keys and chords stated or not).
+
+    Args:
+        requests: what was asked for.
+        answers: the music of each; None where nothing can be read.
+
+    Returns:
+        `{figure: {"value", "low", "high", "n"}}` of `FIGURES`.
+    """
     kinds: dict[tuple, list[int]] = {}
     for index, request in enumerate(requests):
         kinds.setdefault(request.kind, []).append(index)
@@ -243,7 +250,7 @@ def chance_report(requests: Sequence[Request], answers: Sequence[MetricScore | N
 
 def _report(rows: list[dict], clusters: list[str]) -> dict[str, dict]:
     report = {}
-    for name in (*YES_NO, *RATIOS):
+    for name in FIGURES:
         parts = [row[name] for row in rows]
         parts = [(0, 0) if p is None else p if isinstance(p, tuple) else (float(p), 1) for p in parts]
         report[name] = ratio([p[0] for p in parts], [p[1] for p in parts], clusters)
@@ -251,7 +258,16 @@ def _report(rows: list[dict], clusters: list[str]) -> dict[str, dict]:
 
 
 def read_answer(tokenizer, prompt: np.ndarray, answer: np.ndarray) -> MetricScore | None:
-    """The music of an answer; None where nothing can be read."""
+    """The music of an answer.
+
+    Args:
+        tokenizer: `MortmTokenizer` of the model.
+        prompt: `[n]` ids.
+        answer: `[m]` ids.
+
+    Returns:
+        `MetricScore` without key and chords; None where nothing can be read.
+    """
     try:
         music = tokenizer.decode_score(np.concatenate([prompt, answer]).astype(np.int64))
     except (ValueError, IndexError):

@@ -19,18 +19,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS
+from .ngrams import rolled
 
 
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_MIX2 = np.uint64(0xC2B2AE3D27D4EB4F)
 LENGTHS = (4, 8, 16)  # notes of the n-grams whose share is reported
-
-
-def _mix(state: np.ndarray, value: np.ndarray) -> np.ndarray:
-    x = (state ^ (value.astype(np.uint64) + np.uint64(1))) * _MIX
-    return (x ^ (x >> np.uint64(29))) * _MIX2
 
 
 @dataclass(frozen=True)
@@ -68,11 +62,11 @@ class Lines:
         # how a note is named: its duration, on drums with its pitch; runs of drums and of pitches never meet
         name = np.where(drum, (pitch + 1) * 100_000 + duration, duration)
         seed = np.full(len(pitch), 0x51ED, dtype=np.uint64)
-        first = _mix(seed, name)
+        first = rolled(seed, name)
         step = np.zeros(len(pitch), dtype=np.uint64)
         if len(pitch):
             interval = np.where(drum[1:], 0, np.diff(pitch) + 200)
-            step[1:] = _mix(_mix(first[1:], interval), np.diff(onset) + (1 << 20))
+            step[1:] = rolled(rolled(first[1:], interval), np.diff(onset) + (1 << 20))
         ends = np.flatnonzero(np.append(track[1:] != track[:-1], True)) + 1 if len(track) else np.zeros(0, np.int64)
         stop = ends[np.searchsorted(ends, np.arange(len(track)), side="right")] if len(track) else ends
         return cls(step, first, stop, owner)
@@ -105,7 +99,12 @@ class CopyReport:
 
 
 def copied_from(train: Iterable[MetricScore], passages: Sequence[MetricScore]) -> CopyReport:
-    """Look up every run of notes of the passages in the training songs."""
+    """Look up every run of notes of the passages in the training songs.
+
+    Args:
+        train: songs.
+        passages: generated or human music.
+    """
     theirs, ours = Lines.of(train), Lines.of(passages)
     count = len(passages)
     longest = np.zeros(count, dtype=np.int64)
@@ -128,6 +127,6 @@ def copied_from(train: Iterable[MetricScore], passages: Sequence[MetricScore]) -
         # one note more, where the track has one
         kept, left = place + n < ours.stop[place], other + n < theirs.stop[other]
         place, state, other, known = place[kept], state[kept], other[left], known[left]
-        state, known = _mix(state, ours.step[place + n]), _mix(known, theirs.step[other + n])
+        state, known = rolled(state, ours.step[place + n]), rolled(known, theirs.step[other + n])
         n += 1
     return CopyReport(longest, shared)

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
-from ..models.token_vocabulary import DRUMS
 
 
 # upper edges in ticks: exact up to a dotted quarter's 36, then coarser
@@ -50,7 +50,12 @@ def histograms(score: MetricScore) -> dict[str, np.ndarray]:
 
 
 def jensen_shannon(p: np.ndarray, q: np.ndarray) -> float:
-    """Jensen-Shannon divergence of two histograms in bits; nan if either is empty."""
+    """Jensen-Shannon divergence of two histograms in bits; nan if either is empty.
+
+    Args:
+        p: `[n]` counts.
+        q: `[n]` counts.
+    """
     from scipy.spatial.distance import jensenshannon
 
     if not p.sum() or not q.sum():
@@ -64,7 +69,17 @@ def distribution_distances(
     reference: Sequence[MetricScore],
     reference_corpora: Sequence[str],
 ) -> dict[str, dict[str, float]]:
-    """`{feature: {corpus: divergence, "mean": their mean}}` over the corpora that both sets have."""
+    """Divergences between two sets of passages, over the corpora that both have.
+
+    Args:
+        passages: the music to measure.
+        corpora: of these passages.
+        reference: the music to measure against.
+        reference_corpora: of these passages.
+
+    Returns:
+        `{feature: {corpus: divergence, "mean": their mean}}`.
+    """
     found: dict[str, dict[str, float]] = {name: {} for name in FEATURES}
     ours, theirs = _pooled(passages, corpora), _pooled(reference, reference_corpora)
     for corpus in ours:

@@ -1,4 +1,4 @@
-"""What a classifier without any notion of order hears in a window: bags of simple features, and models over them.
+"""Simple features of a window, without any notion of order, and classifiers over them.
 
 Design decisions
 - This is the baseline that a trained encoder has to beat, so it is made strong: histograms of everything that can be
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..models.music_names import METERS
 from ..models.music_score import MetricScore
 from ..models.token_codec import parse_segment
-from ..models.token_vocabulary import METERS, MetricVocabulary
+from ..models.token_vocabulary import MetricVocabulary
 
 
 _TIME_EDGES = np.array([*range(1, 25), 30, 36, 42, 48, 60, 72, 96, 144, 192])
@@ -27,7 +28,12 @@ _TIME_EDGES = np.array([*range(1, 25), 30, 36, 42, 48, 60, 72, 96, 144, 192])
 
 @dataclass(frozen=True)
 class Features:
-    """`values [n, columns]` float32 of n windows, and the columns of each group."""
+    """Features of windows.
+
+    Attributes:
+        values: `[n, columns]` float32.
+        groups: the columns of each group.
+    """
 
     values: np.ndarray
     groups: dict[str, slice]
@@ -38,7 +44,12 @@ class Features:
 
 
 def scores_of(vocabulary: MetricVocabulary, rows: Sequence[np.ndarray]) -> list[MetricScore]:
-    """The generated fields of id sequences; an unreadable one is an empty score."""
+    """The generated fields of id sequences; an unreadable one is an empty score.
+
+    Args:
+        vocabulary: the token table.
+        rows: ids of each window.
+    """
     return [parse_segment(vocabulary, row).generated for row in rows]
 
 
@@ -70,7 +81,7 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
         return shares(rows, np.searchsorted(_TIME_EDGES, values, side="right"), len(_TIME_EDGES) + 1)
 
     classes = shares(row, pitch % 12, 12)
-    turned = classes[np.arange(n)[:, None], (classes.argmax(axis=1)[:, None] + np.arange(12)) % 12]
+    from_commonest = classes[np.arange(n)[:, None], (classes.argmax(axis=1)[:, None] + np.arange(12)) % 12]
     # The highest note of each onset of a track is its melody; intervals run between successive ones.
     top = np.append((row[1:] != row[:-1]) | (track[1:] != track[:-1]) | (onset[1:] != onset[:-1]), True)[: len(row)]
     m_row, m_track, m_pitch = row[top], track[top], pitch[top]
@@ -92,7 +103,7 @@ def bag_of_features(scores: Sequence[MetricScore]) -> Features:
     meters = np.concatenate([*(s.bars.meter for s in scores), np.zeros(0, np.int64)]).astype(np.int64)
     groups = {
         "pitch": shares(row, pitch, 128),
-        "pitch class": np.concatenate([classes, turned], axis=1),
+        "pitch class": np.concatenate([classes, from_commonest], axis=1),
         "interval": np.concatenate(
             [shares(m_row[1:][follows], melodic, 27), shares(o_row[1:][together], harmonic, 12)], axis=1
         ),
@@ -167,7 +178,14 @@ def _likeness(n: int, row, bar, inside, pitch, bars) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A fitted baseline: `predict(features)` gives `[n, labels]` log-probabilities; `chosen` says by what it won."""
+    """A fitted baseline.
+
+    Attributes:
+        model: of scikit-learn.
+        names: groups of columns that it reads.
+        n_labels: how many labels there are.
+        chosen: name of the settings that won on validation.
+    """
 
     model: object
     names: tuple[str, ...]
@@ -175,6 +193,7 @@ class Baseline:
     chosen: str
 
     def predict(self, features: Features) -> np.ndarray:
+        """`[n, labels]` log-probabilities."""
         probability = self.model.predict_proba(features.of(*self.names))
         full = np.full((len(probability), self.n_labels), 1e-6)
         full[:, self.model.classes_] = np.maximum(probability, 1e-6)
@@ -195,7 +214,14 @@ def fit_baseline(
     best macro-F1 on validation.
 
     Args:
-        names: groups of columns to use; by default all. forest: try a random forest too.
+        train: features to fit on.
+        labels: `[n]` of these.
+        validation: features to choose on.
+        validation_labels: `[m]` of these.
+        n_labels: how many labels there are.
+        names: groups of columns to use; by default all.
+        forest: try a random forest too.
+        seed: of the forest.
     """
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.linear_model import LogisticRegression

@@ -23,8 +23,11 @@ def ratio(top, bottom, clusters: Sequence | None = None, seed: int = 0, resample
     """`sum(top) / sum(bottom)` with a bootstrap interval over clusters.
 
     Args:
-        top, bottom: `[n]` parts of each sample; samples with `bottom` 0 say nothing. clusters: `[n]` labels of what is
-            resampled together; by default every sample is its own.
+        top: `[n]` upper part of each sample.
+        bottom: `[n]` lower part; samples with 0 do not count.
+        clusters: `[n]` labels of what is resampled together; by default every sample is its own.
+        seed: of the draws.
+        resamples: draws of the bootstrap.
 
     Returns:
         `{"value", "low", "high", "n"}`; `value` is None where nothing was measured. `n` counts samples.
@@ -41,12 +44,16 @@ def ratio(top, bottom, clusters: Sequence | None = None, seed: int = 0, resample
 def ratio_by_group(
     top, bottom, groups, clusters, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, dict[str, float]]:
-    """`sum(top) / sum(bottom)` of each group and the mean of the groups ("macro"), clusters drawn within each group.
+    """`sum(top) / sum(bottom)` of each group and the mean of the groups ("macro"), clusters drawn within each group. A
+    group of which nothing was counted is NaN and no part of the mean.
 
     Args:
-        top, bottom: `[n]` parts of each sample; groups, clusters: `[n]` labels.
-
-    A group of which nothing was counted is NaN and no part of the mean.
+        top: `[n]` upper part of each sample.
+        bottom: `[n]` lower part.
+        groups: `[n]` labels.
+        clusters: `[n]` labels of what is resampled together.
+        seed: of the draws.
+        resamples: draws of the bootstrap.
 
     Returns:
         `{group or "macro": {"value", "low", "high", "n", "clusters", "total"}}`, groups in order of appearance;
@@ -72,7 +79,14 @@ def ratio_by_group(
 def bootstrap(
     statistic: Callable[[np.ndarray], float], clusters: Sequence, seed: int = 0, resamples: int = 500
 ) -> tuple[float, float]:
-    """95 % interval of `statistic(rows)` (rows: indices, repeated as drawn) over draws of clusters; NaNs ignored."""
+    """95 % interval of any statistic over draws of clusters; NaNs are ignored.
+
+    Args:
+        statistic: takes indices of rows, repeated as drawn.
+        clusters: `[n]` labels of what is resampled together.
+        seed: of the draws.
+        resamples: how many draws.
+    """
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     order = np.argsort(index, kind="stable")
     rows = np.split(order, np.cumsum(np.bincount(index))[:-1])
@@ -100,14 +114,25 @@ def _middle(draws: np.ndarray) -> dict[str, float]:
 
 
 def mean(values, clusters: Sequence | None = None, seed: int = 0) -> dict:
-    """Mean of the finite values with a bootstrap interval (see `ratio`)."""
+    """Mean of the finite values with a bootstrap interval (see `ratio`).
+
+    Args:
+        values: `[n]`.
+        clusters: `[n]` labels of what is resampled together.
+        seed: of the draws.
+    """
     values = np.asarray(values, dtype=np.float64)
     known = np.isfinite(values)
     return ratio(np.where(known, values, 0.0), known, clusters, seed)
 
 
 def share(hits: int, total: int) -> dict:
-    """`hits / total` with Wilson's score interval."""
+    """`hits / total` with Wilson's score interval.
+
+    Args:
+        hits: how many.
+        total: of how many; 0: nothing was measured.
+    """
     from scipy.stats import binomtest
 
     if not total:

@@ -23,8 +23,13 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 _MIX2 = np.uint64(0xC2B2AE3D27D4EB4F)
 
 
-def _roll(state: np.ndarray, token: np.ndarray) -> np.ndarray:
-    """Hash of a context extended by one older token (uint64, wraps)."""
+def rolled(state: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """`[n]` hashes (uint64) extended by one value each.
+
+    Args:
+        state: `[n]` uint64 hashes.
+        token: `[n]` integers.
+    """
     x = (state ^ (token.astype(np.uint64) + np.uint64(1))) * _MIX
     return (x ^ (x >> np.uint64(29))) * _MIX2
 
@@ -35,7 +40,7 @@ def _contexts(tokens: np.ndarray, start: np.ndarray, order: int) -> np.ndarray:
     index = np.arange(len(tokens))
     for back in range(1, order):
         older = np.where(index - back >= start, tokens[np.maximum(index - back, 0)].astype(np.int64) + 1, 0)
-        state = _roll(state, older)
+        state = rolled(state, older)
     return state
 
 
@@ -55,7 +60,12 @@ class Corpus:
 
     @classmethod
     def of(cls, documents: list[np.ndarray], counted: list[np.ndarray] | None = None) -> Corpus:
-        """Join documents; all but the first token of each count unless `counted` says otherwise."""
+        """Join documents.
+
+        Args:
+            documents: ids of each.
+            counted: which tokens of each count; by default all but the first.
+        """
         sizes = np.array([len(d) for d in documents], dtype=np.int64)
         first = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if len(sizes) else np.zeros(0, np.int64)
         start = np.repeat(first, sizes)
@@ -96,7 +106,7 @@ class NGram:
     @staticmethod
     def _counts(corpus: Corpus, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         context = _contexts(corpus.tokens, corpus.start, order)[corpus.counted]
-        pair = _roll(context, corpus.tokens[corpus.counted])
+        pair = rolled(context, corpus.tokens[corpus.counted])
         return _reduce(pair, context, np.ones(len(pair), dtype=np.int64))
 
     def evidence(self, corpus: Corpus) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -105,19 +115,30 @@ class NGram:
         found = []
         for order, (pairs, pair_count, contexts, total, types) in enumerate(self.tables, 1):
             context = _contexts(corpus.tokens, corpus.start, order)[corpus.counted]
-            c = _look_up(pairs, pair_count, _roll(context, tokens))
+            c = _look_up(pairs, pair_count, rolled(context, tokens))
             found.append((c, _look_up(contexts, total, context), _look_up(contexts, types, context)))
         return found
 
     def probability(self, evidence, order: int | None = None) -> np.ndarray:
-        """`[scored tokens]` probability of each token, interpolated up to `order` (default: all)."""
+        """`[scored tokens]` probability of each token.
+
+        Args:
+            evidence: of `NGram.evidence`.
+            order: interpolated up to this order; by default all.
+        """
         p = np.full(len(evidence[0][0]), 1.0 / self.vocab_size)
         for s, (c, n, t) in zip(self.strength[: order or self.order], evidence):
             p = np.where(n > 0, (c + s * t * p) / np.maximum(n + s * t, 1e-300), p)
         return p
 
     def tune(self, evidence, grid=(0.25, 0.5, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0, 16.0, 30.0), weight=None) -> None:
-        """Choose the strength of each order in turn on validation evidence (lowest weighted log loss)."""
+        """Choose the strength of each order in turn (lowest weighted log loss).
+
+        Args:
+            evidence: of validation documents.
+            grid: strengths to try.
+            weight: `[scored tokens]`; by default all alike.
+        """
         for order in range(1, self.order + 1):
             losses = []
             for value in grid:
@@ -147,17 +168,19 @@ def previous_bar(
 ) -> np.ndarray:
     """What copying the previous bar predicts at every position of a document.
 
+    Bars are aligned by the index of the token in the bar; past the previous bar's end it predicts the bar's end. The
+    bar before the first generated bar of a track is the last bar of the past track with the same instrument and the
+    same place among its namesakes.
+
     Args:
         ids: `[n]` one document.
-        bar: id of `<SME>`; track_end: id of `<ESEQ>`.
+        bar: id of `<SME>`.
         track_starts: `[vocab]` bool, ids of instrument tokens.
+        track_end: id of `<ESEQ>`.
         stated: `[vocab]` bool, ids of meter and tempo tokens: left out of the alignment and never predicted.
 
     Returns:
-        `[n]` predicted id, -1 where there is no previous bar of that track (the copy then says nothing). Bars are
-        aligned by the index of the token in the bar; past the previous bar's end it predicts the bar's end. The
-        bar before the first generated bar of a track is the last bar of the past track with the same instrument and
-        the same place among its namesakes.
+        `[n]` predicted id, -1 where there is no previous bar of that track (nothing is copied there).
     """
     prediction = np.full(len(ids), -1, dtype=np.int64)
     heads = np.flatnonzero((ids == bar) | track_starts[ids] | (ids == track_end))
@@ -200,7 +223,17 @@ def previous_bar(
 
 
 def match_state(prediction: np.ndarray, tokens: np.ndarray, start: np.ndarray, depth: int = 4) -> np.ndarray:
-    """`[n]` how many of the tokens just before were copied right, up to `depth`; -1 where there is no prediction."""
+    """How many of the tokens just before were copied right.
+
+    Args:
+        prediction: `[n]` of `previous_bar`, documents end to end.
+        tokens: `[n]` what is there.
+        start: `[n]` first position of each token's document.
+        depth: most that are counted.
+
+    Returns:
+        `[n]` counts, -1 where there is no prediction.
+    """
     right = (prediction == tokens) & (prediction >= 0)
     index = np.arange(len(tokens))
     wrong = np.where(right, -1, index)
@@ -211,7 +244,11 @@ def match_state(prediction: np.ndarray, tokens: np.ndarray, start: np.ndarray, d
 
 @dataclass
 class CopyModel:
-    """Copy with probability `weight[state]`, else ask the other model."""
+    """Copy with a probability that depends on the state, else ask the other model.
+
+    Attributes:
+        weight: `[states]` probability of copying.
+    """
 
     weight: np.ndarray
 
@@ -220,7 +257,10 @@ class CopyModel:
         """Best weight of each state by expectation maximisation on validation.
 
         Args:
-            right: `[n]` bool, the copy predicts the token. state: `[n]`. other: `[n]` probability by the other model.
+            right: `[n]` bool, the copy predicts the token.
+            state: `[n]` of `match_state`.
+            other: `[n]` probability by the other model.
+            emphasis: `[n]` weight of each token; by default all alike.
         """
         depth = int(state.max(initial=0)) + 1
         weight = np.full(depth, 0.5)
@@ -237,6 +277,12 @@ class CopyModel:
         return cls(weight)
 
     def probability(self, right: np.ndarray, state: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """`[n]` probability of each token under the mixture."""
+        """`[n]` probability of each token under the mixture.
+
+        Args:
+            right: `[n]` bool, the copy predicts the token.
+            state: `[n]` of `match_state`.
+            other: `[n]` probability by the other model.
+        """
         w = np.where(state >= 0, self.weight[np.minimum(np.maximum(state, 0), len(self.weight) - 1)], 0.0)
         return np.where(right & (state >= 0), w, 0.0) + (1 - w) * other

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .report import CONTROLS
+from .control import FIGURES
 
 
 COLOURS = {"samples": "#2a6fdb", "samples_free": "#8fb5f0", "chance": "#c9c9c9", "human": "#e07b39"}
@@ -19,7 +19,15 @@ PITCHES = "C Db D Eb E F F# G Ab A Bb B".split()
 
 
 def draw_all(result: dict, stage: Callable[[str], Path]) -> list[str]:
-    """Draw what `result` holds; `stage(name)` says where a picture goes. Returns the names drawn."""
+    """Draw what a result holds.
+
+    Args:
+        result: of `Evaluation.run`.
+        stage: name of a picture -> path to write it to.
+
+    Returns:
+        The names drawn.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -70,10 +78,10 @@ def _bits(found: dict, plt):
 
 
 def _control(found: dict, plt):
-    keys = [k for k in CONTROLS if found["samples"][k]["value"] is not None]
+    keys = [k for k in FIGURES if found["samples"][k]["value"] is not None]
     series = {s: [found[s][k] for k in keys] for s in ("samples", "samples_free", "chance", "human") if s in found}
     figure, axes = plt.subplots(figsize=(11, 3.8))
-    _bars(axes, [CONTROLS[k].replace(" (", "\n(").replace(" where", "\nwhere").replace(" within", "\nwithin")
+    _bars(axes, [FIGURES[k].label.replace(" (", "\n(").replace(" where", "\nwhere").replace(" within", "\nwithin")
                  .replace(" on", "\non") for k in keys], series, 100.0)  # fmt: skip
     axes.set_ylabel("per cent as asked")
     axes.tick_params(axis="x", labelsize=7)

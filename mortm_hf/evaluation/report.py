@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .control import FIGURES
 from .intervals import FEW
 
 
@@ -25,21 +26,15 @@ LIBRARIES = {
     "self_similarity": "own",
     "notes_per_bar": "own",
 }
-CONTROLS = {
-    "key": "key (tonic and mode)",
-    "key_mirex": "key, MIREX weighted (mir_eval)",
-    "meter": "meter",
-    "bars": "bar count",
-    "instruments": "instruments",
-    "density_exact": "density class",
-    "density_within_1": "density within one class",
-    "chord_tones_on_beats": "chord tones on beats",
-    "chord_tones_at_changes": "chord tones where the chord changes",
-}
 
 
 def number(value, digits: int = 3) -> str:
-    """A figure, or a dash where there is none."""
+    """A figure, or a dash where there is none.
+
+    Args:
+        value: the figure, `None` or nan.
+        digits: after the point.
+    """
     return "-" if value is None or value != value else f"{value:.{digits}f}"
 
 
@@ -51,20 +46,35 @@ def percent(entry: dict | None) -> str:
 
 
 def with_interval(entry: dict | None, digits: int = 3) -> str:
-    """`value [low, high]`."""
+    """`value [low, high]`, or a dash.
+
+    Args:
+        entry: `{"value", "low", "high"}`.
+        digits: after the point.
+    """
     if not entry or entry["value"] is None:
         return "-"
     return f"{entry['value']:.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Lines of a Markdown table."""
+    """Lines of a Markdown table.
+
+    Args:
+        head: titles of the columns.
+        rows: cells of each row.
+    """
     head = list(head)
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(r) + " |" for r in rows), ""]
 
 
 def markdown(result: dict, pictures: Iterable[str] = ()) -> str:
-    """The page. `pictures`: names of picture files beside it."""
+    """The page.
+
+    Args:
+        result: of `Evaluation.run`, with `about` and `skipped_files`.
+        pictures: names of picture files beside it.
+    """
     about = result.get("about", {})
     lines = [f"# Evaluation of {about.get('name', 'a model')}", ""]
     lines += [f"- {key}: {value}" for key, value in about.items() if key != "name" and value not in (None, "")]
@@ -119,7 +129,7 @@ def _control(found: dict, picture) -> list[str]:
     names = {"samples": "with the grammar", "samples_free": "without", "chance": "chance", "human": "human"}
     rows = [
         [words, str(found["samples"][key]["n"]), *(percent(found[c].get(key)) for c in columns)]
-        for key, words in CONTROLS.items()
+        for key, words in ((name, figure.label) for name, figure in FIGURES.items())
     ]
     counts = ", ".join(f"{name} {n}" for name, n in found["requests"].items())
     lines = ["## Control", "", f"Per cent; eight bars from nothing but the request ({counts})."]
@@ -178,8 +188,8 @@ def _chords(found: dict, picture) -> list[str]:
     for tracks in ("all", "melody"):
         for corpus, entry in found.get(tracks, {}).items():
             metrics = list(next(iter(entry["scores"].values())))
-            heard = "all tracks" if tracks == "all" else "the melody alone"
-            lines += [f"{corpus}, {heard}: {entry['songs']} songs, {entry['quarters']:.0f} quarters", ""]
+            source = "all tracks" if tracks == "all" else "the melody alone"
+            lines += [f"{corpus}, {source}: {entry['songs']} songs, {entry['quarters']:.0f} quarters", ""]
             rows = [[name, *(percent(s[m]) for m in metrics)] for name, s in entry["scores"].items()]
             rows += [[f"model - {n}", *(percent(s[m]) for m in metrics)] for n, s in entry["differences"].items()]
             lines += table(["", *metrics], rows)

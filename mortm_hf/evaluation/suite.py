@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,21 +22,23 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.store import ScoreStore
+from ..data.labelled_windows import evenly
+from ..data.whole_files import write_json
 from ..models.music_score import MetricScore
 from ..models.token_grammar import infer_plan
-from .bits import model_bits, summarise
+from .bits_per_note import model_bits, summarise
 from .chord_baselines import Majority, Templates
-from .chords import METRICS, ChordReading, compare, estimate_chords, heard, paired, summary
+from .chord_estimation import METRICS, ChordReading, compare, model_chords, notes_only, paired, summary
 from .control import chance_report, control_report, make_requests, read_answer
 from .copying import copied_from
 from .distances import FEATURES, distribution_distances, diversity, histograms
+from .eval_data import EvalData
+from .fixed_windows import GENERATED, GIVEN, Encoded, Window, encode_windows
+from .grammar_errors import violations
 from .intervals import mean
-from .music import FIGURES, table_of_figures
-from .sampling import AnswerCache, Ask, Sampling, answer_all
-from .validity import violations
+from .model_answers import AnswerCache, Ask, Sampling, answer_all
+from .music_figures import FIGURES, table_of_figures
 from .variety import spread_windows, variety
-from .windows import GENERATED, GIVEN, Encoded, Window, encode_windows
 
 
 PARTS = ("bits", "grammar", "control", "music", "chords")
@@ -50,11 +51,15 @@ class Settings:
 
     Attributes:
         samples: answers a set (continuations, requests, requests without the grammar), of eight bars each.
-        bits_windows: windows of each corpus whose bits are counted (0: all). chord_songs: songs of each corpus whose
-            chords are estimated (0: all). tune_songs: songs the chord baselines are tuned on. train_songs: songs that
-            copies are looked for in (0: all).
+        bits_windows: windows of each corpus whose bits are counted (0: all).
+        chord_songs: songs of each corpus whose chords are estimated (0: all).
+        tune_songs: songs that the chord baselines are tuned on.
+        train_songs: songs that copies are looked for in (0: all).
         melody: estimate chords from the melody alone as well.
         batch: answers drawn together.
+        seed: of all that is drawn.
+        sampling: how answers are drawn.
+        reading: how chords are estimated.
     """
 
     samples: int = 200
@@ -75,32 +80,14 @@ class Settings:
         return cls(**(small | changes))
 
 
-@dataclass
-class EvalData:
-    """What a checkpoint is measured on.
-
-    Attributes:
-        songs: of the split. windows: its fixed windows. train, validation: called when needed, or None.
-        name: of what is measured on, for reports.
-    """
-
-    songs: ScoreStore
-    windows: Sequence[Window]
-    name: str = "split test"
-    train: Callable[[], ScoreStore] | None = None
-    validation: Callable[[], ScoreStore] | None = None
-
-    @cached_property
-    def train_songs(self) -> ScoreStore | None:
-        return None if self.train is None else self.train()
-
-    @cached_property
-    def validation_songs(self) -> ScoreStore | None:
-        return None if self.validation is None else self.validation()
-
-
 def first_of_each(items: Sequence, corpus_of: Callable, count: int) -> list:
-    """The first `count` items of every corpus (all if 0), in order."""
+    """The first items of every corpus, in order.
+
+    Args:
+        items: any sequence.
+        corpus_of: item -> name of its corpus.
+        count: how many of each (all if 0).
+    """
     seen: dict[str, int] = {}
     kept = []
     for item in items:
@@ -115,8 +102,13 @@ class Evaluation:
     """One model (or none) on one split.
 
     Args:
-        model, tokenizer: a causal language model and its tokenizer. identity: what its cached answers are filed under.
-        cache: folder of finished parts and answers, or None. progress: show bars.
+        model: a causal language model, or `None`.
+        tokenizer: its tokenizer.
+        data: songs and windows.
+        settings: how much is measured.
+        identity: of the model; cached answers are filed under it.
+        cache: folder of finished parts and answers, or `None`.
+        progress: show bars.
     """
 
     def __init__(
@@ -149,13 +141,12 @@ class Evaluation:
             return json.loads(path.read_text(encoding="utf-8"))
         found = json.loads(json.dumps(work()))
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}-{os.getpid()}")
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, found)
         return found
 
     @property
     def windows(self) -> list[Window]:
+        """The fixed windows."""
         return list(self.data.windows)
 
     @cached_property
@@ -263,7 +254,12 @@ class Evaluation:
         """Figures, distances, copies and diversity of passages beside those of human passages.
 
         Args:
-            clusters: songs of the human passages. others: windows of the split that distances are taken to.
+            made: the passages.
+            corpora: of these passages.
+            human: human passages.
+            human_corpora: of these passages.
+            clusters: songs of the human passages.
+            others: windows of the split that distances are taken to.
         """
         songs = {song.path: song.score for song in self.data.songs.songs}
         reference = [songs[w.window.path].window(w.window.start + GIVEN, w.window.start + 16) for w in others]
@@ -298,9 +294,9 @@ class Evaluation:
         train, held = self.data.train_songs, self.data.validation_songs
         report: dict[str, object] = {"reading": str(settings.reading), "tuned": {}}
         for tracks in ("all", "melody") if settings.melody else ("all",):
-            inputs = [heard(s.score, tracks) for s in songs]
+            inputs = [notes_only(s.score, tracks) for s in songs]
             guesses = {
-                "model": estimate_chords(
+                "model": model_chords(
                     self.model,
                     self.tokenizer,
                     inputs,
@@ -325,7 +321,21 @@ class Evaluation:
 
 
 def chord_baselines(songs, inputs, train, held, tracks: str, limit: int, tuned: dict, progress=None) -> dict:
-    """Guesses of the constant and template baselines, fitted corpus by corpus; their settings go into `tuned`."""
+    """Guesses of the constant and template baselines, fitted corpus by corpus.
+
+    Args:
+        songs: the songs to guess.
+        inputs: what of them may be read.
+        train: songs to fit on.
+        held: songs to tune on, or `None`: those of `train`.
+        tracks: as `notes_only` takes them.
+        limit: most songs to tune on (0: all).
+        tuned: their settings are put here.
+        progress: title of a progress bar; `None`: no bar.
+
+    Returns:
+        `{estimator: [a table a song]}`.
+    """
     from tqdm import tqdm
 
     guesses: dict[str, list] = {"majority": [None] * len(songs), "majority of key": [None] * len(songs)}
@@ -334,7 +344,7 @@ def chord_baselines(songs, inputs, train, held, tracks: str, limit: int, tuned: 
         majority = Majority.fit(s.score for s in train.songs if s.corpus == corpus)
         pool = [s.score for s in (held or train).songs if s.corpus == corpus and s.score.chords is not None]
         pool = pool[:: max(1, -(-len(pool) // limit))] if limit else pool
-        rule = Templates.tune([heard(s, tracks) for s in pool], [s.chords for s in pool])
+        rule = Templates.tune([notes_only(s, tracks) for s in pool], [s.chords for s in pool])
         tuned[f"{corpus}, {tracks}"] = {"majority": str(majority), **asdict(rule), "songs": len(pool)}
         for index, song in enumerate(songs):
             if song.corpus == corpus:
@@ -345,7 +355,15 @@ def chord_baselines(songs, inputs, train, held, tracks: str, limit: int, tuned: 
 
 
 def chord_tables(songs, scores: dict[str, list[dict]]) -> dict:
-    """`{corpus: {"songs", "scores": {estimator: summary}, "differences": {baseline: model minus it}}}`."""
+    """Scores by corpus.
+
+    Args:
+        songs: the songs.
+        scores: `{estimator: [scores of compare]}`.
+
+    Returns:
+        `{corpus: {"songs", "quarters", "scores": {estimator: summary}, "differences": {baseline: model minus it}}}`.
+    """
     tables = {}
     for corpus in dict.fromkeys(s.corpus for s in songs):
         rows = [i for i, s in enumerate(songs) if s.corpus == corpus]
@@ -361,19 +379,28 @@ def chord_tables(songs, scores: dict[str, list[dict]]) -> dict:
 
 
 def passages_of(scores: Sequence[MetricScore], count: int, bars: int = GENERATED) -> list[MetricScore]:
-    """Consecutive passages of `bars` bars (a shorter piece is one passage), `count` of them evenly over all."""
+    """Consecutive passages (a shorter piece is one passage), evenly over all pieces.
+
+    Args:
+        scores: the pieces.
+        count: most passages.
+        bars: of a passage.
+    """
     found = []
     for score in scores:
         starts = range(0, max(score.n_bars - bars + 1, 1), bars)
         pieces = [score.window(at, min(at + bars, score.n_bars)) for at in starts]
         found += [p.take_tracks(p.sounding_tracks()) for p in pieces if p.n_notes]
-    if len(found) > count:
-        found = [found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)]
-    return found
+    return evenly(found, count)
 
 
 def music_of_files(scores: Sequence[MetricScore], evaluation: Evaluation) -> dict:
-    """The music part for pieces of unknown origin, beside the human windows of the split."""
+    """The music part for pieces of unknown origin, beside the human windows of the split.
+
+    Args:
+        scores: the pieces.
+        evaluation: of the split; it needs no model.
+    """
     encoded, _ = evaluation._encoded
     picked = spread_windows(encoded, evaluation.settings.samples)
     chosen = {w.window for w in picked}

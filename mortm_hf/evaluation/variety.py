@@ -16,25 +16,28 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
-from ..data.store import ScoreStore
+from ..data.labelled_windows import evenly
+from ..data.score_store import ScoreStore
 from ..models.generation_mortm import MetricGrammarLogitsProcessor
+from ..models.inputs_bertm import pad_rows
+from ..models.music_names import DRUMS
 from ..models.music_score import MetricScore
 from ..models.token_codec import parse_segment
-from ..models.token_vocabulary import DRUMS
-from .windows import GENERATED, GIVEN, Encoded
+from .fixed_windows import GENERATED, GIVEN, Encoded
 
 
 def spread_windows(windows: Sequence[Encoded], count: int) -> list[Encoded]:
-    """`count` windows, taken from the corpora in turn, evenly over each."""
+    """Windows taken from the corpora in turn, evenly over each.
+
+    Args:
+        windows: encoded windows.
+        count: how many.
+    """
     groups: dict[str, list[Encoded]] = {}
     for window in windows:
         groups.setdefault(window.corpus, []).append(window)
     share = max(1, -(-count // max(len(groups), 1)))
-    picked = []
-    for group in groups.values():
-        places = np.linspace(0, len(group) - 1, min(share, len(group))).astype(int)
-        picked += [group[i] for i in places]
-    return picked[:count]
+    return [window for group in groups.values() for window in evenly(group, share)][:count]
 
 
 def variety(passages: Sequence[tuple[MetricScore, MetricScore | None]]) -> dict[str, float]:
@@ -94,7 +97,13 @@ def _fourgrams(score: MetricScore) -> np.ndarray:
 
 
 def human_variety(store: ScoreStore, windows: Sequence[Encoded], count: int) -> dict[str, float]:
-    """The figures of what the composers wrote in `count` of the windows."""
+    """The figures of what the composers wrote in some of the windows.
+
+    Args:
+        store: the songs.
+        windows: of these songs.
+        count: how many of them.
+    """
     songs = {song.path: song.score for song in store.songs}
     passages = []
     for item in spread_windows(windows, count):
@@ -109,23 +118,33 @@ def human_variety(store: ScoreStore, windows: Sequence[Encoded], count: int) -> 
 def sample_answers(
     model, tokenizer, windows: Sequence[Encoded], seed: int = 0, top_p: float = 0.95, batch: int = 16
 ) -> list[np.ndarray]:
-    """Grammatical continuations of the windows' prompts, sampled at temperature 1; prompt and answer ids of each."""
+    """Grammatical continuations of the windows' prompts, sampled at temperature 1.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        windows: whose prompts are continued.
+        seed: of the drawing.
+        top_p: of the drawing.
+        batch: windows that run together.
+
+    Returns:
+        Prompt and answer ids of each.
+    """
     answers: list[np.ndarray] = []
     order = sorted(range(len(windows)), key=lambda i: len(windows[i].ids))
     device = next(model.parameters()).device
     limit = model.config.max_position_embeddings
     for at in range(0, len(order), batch):
         rows = [windows[i] for i in order[at : at + batch]]
-        width = max(r.answer for r in rows)
-        ids = np.full((len(rows), width), tokenizer.pad_token_id, dtype=np.int64)
-        for i, row in enumerate(rows):
-            ids[i, width - row.answer :] = row.ids[: row.answer]
-        mask = np.arange(width)[None] >= width - np.array([r.answer for r in rows])[:, None]
+        prompts = [row.ids[: row.answer] for row in rows]
+        ids, mask = pad_rows(prompts, tokenizer.pad_token_id, device, side="left")
+        width = ids.shape[1]
         length = min(limit, width + 2 * max(len(r.ids) - r.answer for r in rows) + 64)
         torch.manual_seed(seed + at)
         out = model.generate(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+            input_ids=ids,
+            attention_mask=mask,
             logits_processor=LogitsProcessorList([MetricGrammarLogitsProcessor(tokenizer, None, max_length=length)]),
             do_sample=True,
             temperature=1.0,
@@ -141,7 +160,16 @@ def sample_answers(
 def sample_variety(
     model, tokenizer, store: ScoreStore, windows: Sequence[Encoded], count: int, seed: int = 0
 ) -> dict[str, float]:
-    """The figures of sampled continuations of `count` of the windows (the same ones as `human_variety`)."""
+    """The figures of sampled continuations of some of the windows (the same ones as `human_variety`).
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        store: the songs.
+        windows: of these songs.
+        count: how many of them.
+        seed: of the drawing.
+    """
     picked = spread_windows(windows, count)
     songs = {song.path: song.score for song in store.songs}
     passages = []

@@ -7,7 +7,7 @@ Design decisions
 Knows: shapes and options. Must not know: tokens' meaning, MIDI, which label stands for what.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .configuration_mortm import MortmConfig, strict_configuration
 
@@ -20,32 +20,17 @@ class BertmConfig(MortmConfig):
         classifier_pooling: how a piece becomes one vector: "attention" (softmax of a learned score of each token) or
             "mean", over its real tokens.
         classifier_hidden_size: width of the hidden layer between that vector and the labels; half of `hidden_size`
-            by default. `classifier_activation` follows it, `classifier_dropout` acts before it (in training only).
-        window_bars, window_form: what a head was trained to hear: so many bars at a time, with their "tracks", or
-            "merged" into one pitched track, or their "drums" only, or "condensed" into one track of each. Pipelines
-            and rewards cut songs accordingly.
-        negative_label: name of the opposite of the label of a model with one logit.
+                by default. `classifier_activation` follows it, `classifier_dropout` acts before it (in training only).
+        window_bars: how many bars at a time a head was trained on; pipelines and rewards cut songs accordingly.
+        window_form: what of them: their "tracks", or these "merged" into one pitched track, or their "drums" only,
+            or "condensed" into one track of each.
+            negative_label: name of the opposite of the label of a model with one logit.
         lm_head_bias: a bias per token in the output layer of the masked language model.
         is_causal: always False.
     """
 
     model_type = "bertm"
     keys_to_ignore_at_inference = []
-
-    _auto_classes: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_bertm.BertmConfig",
-        "AutoModel": "modeling_bertm.BertmModel",
-        "AutoModelForMaskedLM": "modeling_bertm.BertmForMaskedLM",
-        "AutoModelForSequenceClassification": "modeling_bertm.BertmForSequenceClassification",
-        "AutoModelForTokenClassification": "modeling_bertm.BertmForTokenClassification",
-    }
-    _pipelines: ClassVar[dict[str, dict]] = {
-        task: {"impl": f"pipeline_bertm.{name}", "pt": [auto], "type": "text"}
-        for task, name, auto in (
-            ("midi-classification", "MidiClassificationPipeline", "AutoModelForSequenceClassification"),
-            ("midi-feature-extraction", "MidiFeatureExtractionPipeline", "AutoModel"),
-        )
-    }
 
     is_causal: bool = False
     use_cache: bool = False

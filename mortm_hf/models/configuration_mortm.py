@@ -5,18 +5,20 @@ Design decisions
   Trainer) understand this one.
 - Every published variant of MORTM is a point of this space: norm, positions, dense or sparse layers, gated or not,
   biases, router scoring, groups, shared expert. Nothing is decided by a model name.
-- The configuration fills the complete `auto_map` and `custom_pipelines` itself. transformers only records the class
-  being saved, so without this a folder saved from one head could not be loaded as another.
+- The complete `auto_map` and `custom_pipelines` are filled in where a configuration is written, not where it is made:
+  a folder saved from one head can be loaded as another (transformers alone records the class being saved), and a
+  bundled folder, which states neither, runs on the installed code without `trust_remote_code`.
+- A model's folder gets a card, unless it has one: every way of saving a model saves its configuration.
 - Whoever writes a wrong value reads one line: the errors of strict dataclasses, which are no `ValueError`s, become
   `ConfigurationError`s.
 
 Knows: shapes and options. Must not know: tokens' meaning, MIDI, the grammar.
 """
 
-import copy
 import math
 from functools import wraps
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
@@ -24,6 +26,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 from .errors_mortm import ConfigurationError
+from .families import FAMILIES, auto_map, custom_pipelines, model_card
 
 
 _SIZES = (
@@ -43,8 +46,8 @@ def strict_configuration(cls):
             checked(self, *args, **kwargs)
         except StrictDataclassError as error:
             # the first line of theirs names the validator, the cause says what is wrong
-            said = error.__cause__ or error
-            raise ConfigurationError(f"{cls.__name__}: {' '.join(str(said).split())}") from error
+            reason = error.__cause__ or error
+            raise ConfigurationError(f"{cls.__name__}: {' '.join(str(reason).split())}") from error
 
     cls.__init__ = __init__
     return cls
@@ -56,34 +59,56 @@ class MortmConfig(PreTrainedConfig):
 
     Args:
         vocab_size: number of tokens; 1162 is the default token table.
-        hidden_size, num_hidden_layers, num_attention_heads, num_key_value_heads, head_dim: as in transformers;
-            `num_key_value_heads` defaults to `num_attention_heads`, `head_dim` to their share of `hidden_size`.
+            hidden_size: width of the states.
+        num_hidden_layers: number of layers.
+        num_attention_heads: heads of queries.
+        num_key_value_heads: heads of keys and values; as many by default.
+        head_dim: width of a head; its share of `hidden_size` by default.
+        hidden_act: activation in feed-forward layers and experts.
         intermediate_size: width of dense feed-forward layers.
-        moe_intermediate_size: width of one expert. `shared_expert_intermediate_size`: width of the expert every token
-            passes through, 0 for none.
-        num_local_experts, num_experts_per_tok: experts of a sparse layer and how many of them see one token.
-        mlp_layer_types: "dense" or "sparse" for each layer; all sparse by default.
+            moe_intermediate_size: width of one expert.
+        shared_expert_intermediate_size: width of the expert every token passes through, 0 for none.
+        num_local_experts: experts of a sparse layer.
+        num_experts_per_tok: how many of them see one token.
+            mlp_layer_types: "dense" or "sparse" for each layer; all sparse by default.
         gated_mlp: dense layers are `down(act(gate(x)) * up(x))` if true (SwiGLU with `hidden_act="silu"`), else
             `down(act(up(x)))`. Experts are always gated.
         scoring_func: "softmax" over all experts, or "sigmoid" of each.
-        n_group, topk_group: experts are cut into `n_group` equal groups, of which the `topk_group` with the best
-            expert stay in the choice.
-        norm_topk_prob, norm_topk_eps: divide the chosen weights by (their sum + eps).
+        n_group: equal groups that the experts are cut into.
+        topk_group: how many of them, those with the best expert, stay in the choice.
+        norm_topk_prob: divide the chosen weights by (their sum + `norm_topk_eps`).
+        norm_topk_eps: see there.
         routed_scaling_factor: factor on the chosen weights.
         router_balancing: "loss" adds `router_aux_loss_coef` times the load-balancing loss to the training loss,
-            "bias" moves a per-expert bias that takes part in the choice only (rate `router_bias_update_rate`),
-            "none" does neither.
+            "bias" moves a per-expert bias that takes part in the choice only, "none" does neither.
+        router_aux_loss_coef: see there.
+        router_bias_update_rate: by how much the bias moves in a step.
         router_bias_in_eval: whether that bias also takes part in the choice outside training (MORTM 4.7 to 4.9: no).
+        output_router_logits: return the router's logits.
         norm_type: "rmsnorm", "layernorm" or "dynamic_tanh" (`tanh(alpha * x) * weight + bias`).
-        position_embedding_type: "rope" (`rope_parameters`) or "alibi" (no parameters, any number of heads).
-        attention_bias: biases of the q, k, v projections; `attention_output_bias`: of the output projection;
-            `mlp_bias`: of all feed-forward layers and experts; `lm_head_bias`: of the output layer.
-        hidden_dropout: after each sub-layer; `activation_dropout`: inside dense feed-forward layers;
-            `attention_dropout`: on attention weights. All of them act in training only.
-        classifier_hidden_size: width of a hidden layer in the score of [`MortmForSequenceClassification`] (with
-            biases, `classifier_activation` and `classifier_dropout`); None for one matrix without bias.
+        norm_eps: of the first two.
+        dynamic_tanh_alpha: first value of the third one's alpha.
+        position_embedding_type: "rope" or "alibi" (no parameters, any number of heads).
+        rope_parameters: of rotary positions, as in transformers.
+        attention_bias: biases of the q, k, v projections.
+        attention_output_bias: bias of the output projection.
+        mlp_bias: biases of all feed-forward layers and experts.
+        lm_head_bias: bias of the output layer.
+        hidden_dropout: after each sub-layer, in training only.
+        activation_dropout: inside dense feed-forward layers, in training only.
+        attention_dropout: on attention weights, in training only.
+        initializer_range: standard deviation of new weights.
+        classifier_hidden_size: width of a hidden layer in the score of [`MortmForSequenceClassification`], with
+            biases; None for one matrix without bias.
+        classifier_activation: after that layer.
+        classifier_dropout: of that layer, in training only.
         is_causal: False makes a bidirectional encoder (no cache).
+        use_cache: keep keys and values while generating.
         max_position_embeddings: context length the model is meant for, in tokens.
+        tie_word_embeddings: whether the output layer shares the table of embeddings.
+        pad_token_id: id of padding.
+        bos_token_id: id that begins a sequence.
+        eos_token_id: id or ids that end one.
     """
 
     model_type = "mortm"
@@ -116,22 +141,6 @@ class MortmConfig(PreTrainedConfig):
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
         "norm": (["hidden_states"], ["hidden_states"]),
-    }
-
-    # What a saved folder offers: written into `auto_map` / `custom_pipelines` where these are not set.
-    _auto_classes: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_mortm.MortmConfig",
-        "AutoModel": "modeling_mortm.MortmModel",
-        "AutoModelForCausalLM": "modeling_mortm.MortmForCausalLM",
-        "AutoModelForSequenceClassification": "modeling_mortm.MortmForSequenceClassification",
-    }
-
-    _pipelines: ClassVar[dict[str, dict]] = {
-        task: {"impl": f"pipeline_mortm.{name}", "pt": ["AutoModelForCausalLM"], "type": "text"}
-        for task, name in (
-            ("midi-generation", "MidiGenerationPipeline"),
-            ("chord-estimation", "ChordEstimationPipeline"),
-        )
     }
 
     vocab_size: int = 1162
@@ -190,16 +199,33 @@ class MortmConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
         if self.mlp_layer_types is None:
             self.mlp_layer_types = ["sparse"] * self.num_hidden_layers
-        kwargs.setdefault("auto_map", dict(self._auto_classes))
-        kwargs.setdefault("custom_pipelines", copy.deepcopy(self._pipelines))
         super().__post_init__(**kwargs)
 
     def to_dict(self) -> dict:
-        """As transformers', with plain names in `custom_pipelines`: `pipeline()` puts classes there, no JSON value."""
+        """As transformers', with all classes and tasks of the family; entries of one's own go before them.
+
+        Returns:
+            Plain values only: `transformers.pipeline` leaves classes in `custom_pipelines` where names were.
+        """
         output = super().to_dict()
-        for entry in (output.get("custom_pipelines") or {}).values():
-            entry["pt"] = [getattr(kind, "__name__", kind) for kind in entry.get("pt", ())]
+        own = dict(output.get("custom_pipelines") or {})
+        for task, entry in own.items():
+            own[task] = {**entry, "pt": [getattr(kind, "__name__", kind) for kind in entry.get("pt", ())]}
+        output["auto_map"] = auto_map(self.model_type) | (output.get("auto_map") or {})
+        output["custom_pipelines"] = custom_pipelines(self.model_type) | own
         return output
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As transformers', with a card (`README.md`) where a model is saved into a folder without one.
+
+        Args:
+            save_directory: folder, made where there is none.
+            kwargs: further arguments of transformers' method.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if self.architectures and self.model_type in FAMILIES and not card.exists():
+            card.write_text(model_card(self.model_type, self.architectures[0]), encoding="utf-8")
 
     def validate_mortm(self):
         """Refuse combinations that no layer could carry out (runs with the other checks of transformers)."""

@@ -7,7 +7,7 @@ Design decisions
 Knows: shapes and options. Must not know: MIDI, clocks.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from .configuration_mortm import MortmConfig, strict_configuration
 
@@ -19,11 +19,14 @@ class MortmLiveConfig(MortmConfig):
     Args:
         instruments: General MIDI program of each slot of the roll, 128 for drums.
         chunk_ticks: ticks of a chunk (24 a quarter), a multiple of 4.
-        ticks_per_measure: of the bar that the phase of a chunk is counted in; 0: the model knows no phase.
+        ticks_per_measure: ticks of the bar that the phase of a chunk is counted in; 0: the model knows no phase.
         velocity: "onset" writes a velocity where a note begins (exact), "sustain" as long as it sounds (upstream).
         vision_channels: channels after the input; 2 a slot by default, then twice and four times as many.
-        pitch_weight: weight of a sounding cell in the pitch loss; velocity_weight, latent_weight, kl_weight,
-            reconstruction_weight: of the other terms.
+        pitch_weight: weight of a sounding cell in the pitch loss.
+        velocity_weight: of the loss of velocities.
+        latent_weight: of the loss of predicted latents.
+        kl_weight: of the latents' divergence from the prior.
+        reconstruction_weight: of the chunk decoded from its own latent.
         max_position_embeddings: context length in chunks.
         vocab_size: unused (there is no token table).
     """
@@ -34,14 +37,6 @@ class MortmLiveConfig(MortmConfig):
         "norm": (["hidden_states"], ["hidden_states"]),
     }
     base_model_fsdp_plan = {"layers.*": "free_full_weight", "norm": "keep_full_weight"}
-
-    _auto_classes: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_mortm_live.MortmLiveConfig",
-        "AutoModel": "modeling_mortm_live.MortmLiveForCausalGeneration",
-        "AutoFeatureExtractor": "processing_mortm_live.MortmLiveProcessor",
-        "AutoProcessor": "processing_mortm_live.MortmLiveProcessor",
-    }
-    _pipelines: ClassVar[dict[str, dict]] = {}
 
     vocab_size: int = 1
     instruments: list[int] | None = None
@@ -84,7 +79,7 @@ class MortmLiveConfig(MortmConfig):
         if self.chunk_ticks < 4 or self.chunk_ticks % 4:
             raise ValueError(f"chunk_ticks must be a positive multiple of 4, got {self.chunk_ticks}.")
         if not self.is_causal:
-            raise ValueError("MORTM Live answers what it has heard: is_causal=False would show it its own answer.")
+            raise ValueError("MORTM Live answers what was played: is_causal=False would show it its own answer.")
 
 
 __all__ = ["MortmLiveConfig"]

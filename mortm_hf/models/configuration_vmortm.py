@@ -8,8 +8,6 @@ Design decisions
 Knows: shapes and options. Must not know: files, sampling rates, Fourier transforms.
 """
 
-from typing import ClassVar
-
 from .configuration_mortm import MortmConfig, strict_configuration
 
 
@@ -20,7 +18,8 @@ class VMortmConfig(MortmConfig):
     Args:
         num_mel_bins: values of one frame.
         patch_size: consecutive frames that make one step of the decoder.
-        mel_mean, mel_std: the features are standardised by these inside the model (0 and 1: not at all).
+        mel_mean: subtracted from the features inside the model (0: nothing is).
+        mel_std: what they are divided by then (1: nothing).
         predict_difference: the head predicts what changes from the last patch to the next instead of the next patch.
         stop_loss_weight: weight of the stop head's binary cross entropy beside the regression loss.
         max_position_embeddings: context length in patches.
@@ -37,21 +36,6 @@ class VMortmConfig(MortmConfig):
         "patch_embedding": "free_full_weight",
         "layers.*": "free_full_weight",
         "norm": "keep_full_weight",
-    }
-
-    _auto_classes: ClassVar[dict[str, str]] = {
-        "AutoConfig": "configuration_vmortm.VMortmConfig",
-        "AutoModel": "modeling_vmortm.VMortmModel",
-        "AutoModelForTextToSpectrogram": "modeling_vmortm.VMortmForSpectrogramGeneration",
-        "AutoFeatureExtractor": "feature_extraction_vmortm.VMortmFeatureExtractor",
-        "AutoProcessor": "feature_extraction_vmortm.VMortmFeatureExtractor",
-    }
-    _pipelines: ClassVar[dict[str, dict]] = {
-        "audio-continuation": {
-            "impl": "pipeline_vmortm.AudioContinuationPipeline",
-            "pt": ["AutoModelForTextToSpectrogram"],
-            "type": "audio",
-        }
     }
 
     vocab_size: int = 1
@@ -76,7 +60,7 @@ class VMortmConfig(MortmConfig):
         if not self.mel_std > 0:
             raise ValueError(f"mel_std must be positive, got {self.mel_std}.")
         if not self.is_causal:
-            raise ValueError("V_MORTM continues what it hears: is_causal=False would show it its own answer.")
+            raise ValueError("V_MORTM continues what it is given: is_causal=False would show it its own answer.")
 
 
 __all__ = ["VMortmConfig"]

@@ -23,6 +23,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 
 from .errors_mortm import AudioError
+from .families import FAMILIES
 
 
 MAX_SECONDS = 3600.0
@@ -34,8 +35,11 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
     Args:
         feature_size: mel bins.
         sampling_rate: in Hz; other rates are resampled to it.
-        n_fft: samples of a window; `hop_length`: samples between frames.
-        f_min, f_max: range of the filters in Hz; half the sampling rate by default.
+        padding_value: log(1 + power) of padded frames.
+        n_fft: samples of a window.
+        hop_length: samples between frames.
+        f_min: lowest frequency of the filters in Hz.
+        f_max: highest frequency of the filters in Hz; half the sampling rate by default.
         patch_size: frames are padded to a multiple of this.
         padding_side: "left" for continuing, "right" for training.
     """
@@ -55,8 +59,6 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         padding_side: str = "left",
         **kwargs,
     ):
-        name = "feature_extraction_vmortm.VMortmFeatureExtractor"
-        kwargs.setdefault("auto_map", {"AutoFeatureExtractor": name, "AutoProcessor": name})
         super().__init__(
             feature_size=feature_size,
             sampling_rate=sampling_rate,
@@ -79,8 +81,9 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         self.window = window_function(n_fft, "hann")
 
     def to_dict(self) -> dict:
-        """The parameters; what is computed from them is left out."""
-        return {k: v for k, v in super().to_dict().items() if k not in ("mel_filters", "window")}
+        """The parameters and the classes' names; what is computed from the parameters is left out."""
+        output = {k: v for k, v in super().to_dict().items() if k not in ("mel_filters", "window")}
+        return output | {"auto_map": FAMILIES["vmortm"].readers | output.get("auto_map", {})}
 
     # ------------------------------------------------------------------------------------------------------ to frames
 
@@ -90,7 +93,7 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         Args:
             audio: path, bytes of a wav or flac file, array [samples] or [channels, samples] (fewer channels than
                 samples), or a dict with `array` (or `raw`) and `sampling_rate`.
-            sampling_rate: of an array, in Hz.
+            sampling_rate: of an array, in Hz; `self.sampling_rate` by default.
 
         Raises:
             AudioError: `audio.unreadable`, `audio.empty`, `audio.too_long`, `audio.rate`, `audio.missing` (a package
@@ -156,8 +159,12 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         Args:
             audio: one input of `read`, or a list of them.
             sampling_rate: of arrays, in Hz.
-            max_length: frames; with `truncation` the rest is cut off at the end.
+            padding: as in transformers; True pads to the longest.
+            max_length: most frames.
+            truncation: cut what exceeds `max_length` off at the end.
             pad_to_multiple_of: frames; the patch size by default.
+            return_attention_mask: give the mask too.
+            return_tensors: "pt" or "np"; lists of arrays by default.
 
         Raises:
             AudioError: see `read`.
@@ -187,8 +194,9 @@ class VMortmFeatureExtractor(SequenceFeatureExtractor):
         Args:
             features: [batch, frames, feature_size] or one row.
             attention_mask: [batch, frames]; only real frames are sounded.
-            iterations: of Griffin and Lim's phase estimate; momentum: 0 for the plain method.
-            seed: of the first phases.
+            iterations: steps of Griffin and Lim's phase estimate.
+            momentum: of these steps; 0 for the plain method.
+            seed: seed of the first phases.
         """
         features = torch.as_tensor(np.asarray(features) if not isinstance(features, torch.Tensor) else features)
         features = features.detach().float().cpu()

@@ -31,7 +31,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.utils import logging
 
-from .errors_mortm import PromptError
+from .errors_mortm import GenerationError
 from .generation_compiled import announce, load_compiled, missing
 from .generation_fused import FusedChoice, read_chain
 
@@ -57,7 +57,7 @@ def parse_precision(fast) -> str | None:
     """The argument `fast` of the pipelines -> "fp32", "int8" or None.
 
     Raises:
-        PromptError: any other value.
+        GenerationError: any other value.
     """
     if fast is None or fast is False:
         return None
@@ -65,7 +65,7 @@ def parse_precision(fast) -> str | None:
         return "fp32"
     if fast in PRECISIONS:
         return fast
-    raise PromptError(f'fast must be True, False, "fp32" or "int8", got {fast!r}', "prompt.argument")
+    raise GenerationError(f'fast must be True, False, "fp32" or "int8", got {fast!r}', "prompt.argument")
 
 
 def refusal(model) -> str | None:
@@ -256,18 +256,18 @@ class FastDecoder:
         threads: how many share the rows of a batch; None: as many as torch may use.
 
     Raises:
-        PromptError: a model that `refusal` names, an unknown precision.
+        GenerationError: a model that `refusal` names, an unknown precision.
     """
 
     @torch.no_grad()
     def __init__(self, model, precision: str = "fp32", threads: int | None = None):
         if precision not in PRECISIONS:
-            raise PromptError(
+            raise GenerationError(
                 f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}", "prompt.argument"
             )
         reason = refusal(model)
         if reason is not None:
-            raise PromptError(reason, "prompt.argument")
+            raise GenerationError(reason, "prompt.argument")
         self.model, self.precision, self.config, self.fingerprint = model, precision, model.config, weights_of(model)
         self.threads = torch.get_num_threads() if threads is None else max(int(threads), 1)
         self.arrays = _Arrays(model, precision)
@@ -390,7 +390,7 @@ class DecodingState:
         attention_mask = None if attention_mask is None else attention_mask.long()
         padded = attention_mask is not None and not bool(attention_mask.all())
         if padded and not bool((attention_mask[:, -1] == 1).all() and (attention_mask.diff(dim=1) >= 0).all()):
-            raise PromptError(
+            raise GenerationError(
                 "fast decoding takes prompts that are padded on the left (padding_side='left')", "prompt.argument"
             )
         # versions of one song have one prompt: it is read once
@@ -416,7 +416,7 @@ class DecodingState:
         """One more token a row [batch] -> `logits` [batch, vocab].
 
         Raises:
-            PromptError: there is no room left.
+            GenerationError: there is no room left.
         """
         self.advance(np.ascontiguousarray(tokens.numpy()), np.arange(len(tokens)))
         return self.logits
@@ -430,7 +430,7 @@ class DecodingState:
         """
         d, a = self.decoder, self.decoder.arrays
         if self.made >= self.room:
-            raise PromptError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
+            raise GenerationError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
         given = a.weights, a.tables, a.vectors, a.sizes, a.reals, a.layers, d.slopes, self.cos, self.sin
         given += self.prompt, self.source, self.first, self.cache, self.made
         rest = tokens, *self.buffers, self.logits.numpy()
@@ -463,7 +463,7 @@ def decoder_for(model, fast, unsupported: list[str], known: dict[str, FastDecode
         known: decoders made so far by precision; a new one takes the place of one whose weights have changed.
 
     Raises:
-        PromptError: `fast` with a model or with arguments that it does not serve, or another value of it.
+        GenerationError: `fast` with a model or with arguments that it does not serve, or another value of it.
     """
     precision = parse_precision(fast)
     if fast is None:  # models of half precision compute in it, a decoder would not
@@ -473,7 +473,7 @@ def decoder_for(model, fast, unsupported: list[str], known: dict[str, FastDecode
     if precision is None:
         return None
     if unsupported:
-        raise PromptError(
+        raise GenerationError(
             f"fast decoding does not serve {', '.join(dict.fromkeys(unsupported))}: leave that out, or leave out fast",
             "prompt.argument",
         )

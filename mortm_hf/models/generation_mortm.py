@@ -27,15 +27,10 @@ from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from .errors_mortm import PromptError
-from .token_grammar import (
-    GENERATED_KINDS,
-    GenerationPlan,
-    Grammar,
-    GrammarState,
-    VocabularyTables,
-    infer_plan,
-)
-from .token_vocabulary import TokenKind
+from .token_automaton import Grammar, VocabularyTables
+from .token_grammar import infer_plan
+from .token_plan import GenerationPlan, GrammarState
+from .token_vocabulary import GENERATED_KINDS, TokenKind
 
 
 HISTORY = 48  # lengths whose states are kept: more than assisted decoding rewinds
@@ -48,9 +43,10 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         tokenizer: `MortmTokenizer` (its `vocabulary` and `dialect` are used).
         plan_or_prompt: `GenerationPlan`, `MetricPrompt`, a list of them (one a prompt of the batch; `generate`'s
             copies of a row share its plan), or None: read from the prompt's ids (`infer_plan`).
-        max_length: most tokens of prompt and answer together; max_new_tokens: of the answer, one number or one a
-            plan. Use what is given to `generate()` (of several, the largest); without either, an answer that
-            `generate()` cuts short is incomplete.
+        max_length: most tokens of prompt and answer together. Use what is given to `generate()`; without this and
+            `max_new_tokens`, an answer that `generate()` cuts short is incomplete.
+        max_new_tokens: most tokens of the answer, one number or one a plan. Use what is given to `generate()` (of
+            several, the largest).
 
     Raises:
         PromptError: another number of budgets than plans; at the first step, if a row has no
@@ -82,7 +78,7 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         self._forget()
 
     def _plan(self, item) -> GenerationPlan | None:
-        # Entry files of a checkpoint folder are module trees of their own: told apart by fields, not by class.
+        # Entry files of a checkpoint folder are module trees of their own: fields show what it is, not its class.
         if item is None or (hasattr(item, "kind") and hasattr(item, "pitch_range")):
             return item
         if hasattr(item, "plan"):
@@ -197,6 +193,9 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
 
         Returns:
             The machine, the rows' states, and `[B]` the column at which each row's budget ends (None: no budget).
+
+        Raises:
+            PromptError: see the class.
         """
         tables = self._tables
         if tables is None or tables.size != size:
@@ -206,7 +205,18 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         return self._grammar, state, None if left is None else left + input_ids.shape[1]
 
     def allowed(self, input_ids: torch.LongTensor, size: int) -> np.ndarray:
-        """`[B, T]` ids -> `[B, size]` bool, the tokens that may come next; `size`: the model's `vocab_size`."""
+        """The tokens that may come next.
+
+        Args:
+            input_ids: `[B, T]` prompts and what was generated so far.
+            size: the model's `vocab_size`.
+
+        Returns:
+            `[B, size]` bool.
+
+        Raises:
+            PromptError: see the class.
+        """
         grammar, state, ends = self.begin(input_ids, size)
         mask = grammar.allowed(state, None if ends is None else ends - input_ids.shape[1])
         lost = ~mask.any(1)  # a beam of probability zero: keep its scores finite
@@ -214,15 +224,30 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         return mask
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """`[B, T]` ids and `[B, V]` scores -> scores with every illegal token at -inf."""
+        """Close every illegal token.
+
+        Args:
+            input_ids: `[B, T]` prompts and what was generated so far.
+            scores: `[B, V]` logits of the next token.
+
+        Returns:
+            The scores, -inf for every illegal token.
+        """
         illegal = np.logical_not(self.allowed(input_ids, scores.shape[1]))
         return scores.masked_fill(torch.from_numpy(illegal).to(scores.device, non_blocking=True), -torch.inf)
 
 
 @dataclass(frozen=True)
 class FinishedBar:
-    """One bar that has just been completed: batch row, track and bar index in the generated field, INSTRUMENT value
-    of its track (-1 for chords), and the ids from its `<SME>` on."""
+    """One bar that has just been completed.
+
+    Attributes:
+        row: of the batch.
+        track: index of its track in the generated field.
+        bar: its index in the generated field.
+        instrument: INSTRUMENT value of its track, -1 for chords.
+        ids: `[n]` its ids, from `<SME>` on.
+    """
 
     row: int
     track: int
@@ -242,7 +267,8 @@ class BarStreamer(BaseStreamer):
     ```
 
     Args:
-        tokenizer: `MortmTokenizer`. timeout: seconds to wait for the next bar before `queue.Empty` is raised.
+        tokenizer: `MortmTokenizer`.
+        timeout: seconds to wait for the next bar before `queue.Empty` is raised; None: as long as it takes.
     """
 
     _DONE = object()
@@ -260,7 +286,11 @@ class BarStreamer(BaseStreamer):
         self._place: list[list[int]] = []  # [track, bar, instrument] of every row
 
     def put(self, value: torch.Tensor) -> None:
-        """First the prompts `[B, T]`, then the new token of every row `[B]`."""
+        """Take in what `generate` hands over.
+
+        Args:
+            value: first the prompts `[B, T]`, then the new token of every row `[B]`.
+        """
         ids = value.detach().cpu().numpy()
         if not self._prompt_seen:
             rows = ids.shape[0] if ids.ndim > 1 else 1

@@ -19,10 +19,11 @@ import numpy as np
 from .errors_mortm import PromptError
 from .music_harmony import merge_repeats
 from .music_instruments import category_of, parse_instrument
-from .music_score import ChordTable, MetricScore
+from .music_names import DRUMS
+from .music_score import ChordTable, MetricScore, is_chord_table, is_score
 from .prompt_building import PromptIds, build_prompt
-from .prompt_words import chord_entries
-from .token_vocabulary import DRUMS
+from .prompt_words import read_chords
+from .token_vocabulary import CONTROLS
 from .upstream_codec import DECODED_PROGRAM
 
 
@@ -35,12 +36,21 @@ class SongRequest:
     """One input and what is asked of it.
 
     Attributes:
-        original: `symusic.Score` of the file, or None. song: the music on the grid, or None.
-        start, bars: the generated bars. window: most bars at a time.
+        original: `symusic.Score` of the file, or None.
+        song: the music on the grid, or None.
+        start: first generated bar.
+        bars: how many bars are generated.
+        window: most bars at a time.
+        past: bars given before the generated ones, as in `MetricPrompt`.
+        future: bars given after them, as in `MetricPrompt`.
         inside: the bars are rewritten in the song; else they follow its bars before `start`, and what came after
             is dropped.
-        chords: entries (symbol, bar, beat), a `ChordTable`, True or None. meter: one, or a list with one a bar.
-        fields: what `MetricPrompt` is told in every window alike.
+        tracks: constant tracks, as in `MetricPrompt`.
+        targets: indices of the song's tracks to generate, or None: the instruments of `fields`.
+        chords: entries (symbol, bar, beat), a `ChordTable`, True or None.
+        meter: one, or a list with one a bar.
+        task: of `MetricPrompt`.
+        fields: further fields of `MetricPrompt`, the same in every window.
     """
 
     original: Any
@@ -60,20 +70,27 @@ class SongRequest:
 
     @property
     def stop(self) -> int:
+        """The bar after the last generated one."""
         return self.start + self.bars
 
 
 def spread_chords(chords, start: int, bars: int):
-    """Chords of a request as (symbol, bar, beat) entries in bars of the song; `ChordTable`s and True pass through.
+    """Chords of a request as (symbol, bar, beat) entries in bars of the song.
+
+    Args:
+        chords: what `read_chords` takes, or True.
+        start: first generated bar.
+        bars: how many bars are generated.
+
+    Returns:
+        The entries; a `ChordTable`, True and None as they are.
 
     Raises:
         PromptError: more symbols than bars, a place outside the bars (`prompt.bars`), unreadable entries.
     """
-    if chords is None or chords is False or chords is True or hasattr(chords, "onset"):
-        return None if chords is False else chords
-    chords = chord_entries(chords)
-    if not chords:
-        return None
+    chords = chords if chords is True else read_chords(chords)
+    if chords is None or chords is True or is_chord_table(chords):
+        return chords
     if not isinstance(chords[0], str):
         for symbol, bar, _ in chords:
             if not start <= bar < start + bars:
@@ -94,7 +111,7 @@ def _chords_within(chords, first: int, last: int, ticks: tuple[int, int]):
     """The chords of bars `[first, last)`; the one that sounds at their start is restated there."""
     if chords is None or chords is True:
         return chords
-    if hasattr(chords, "window"):
+    if is_chord_table(chords):
         return chords.window(*ticks)
     placed = sorted(chords, key=lambda c: c[1:])
     here = [c for c in placed if first <= c[1] < last]
@@ -104,7 +121,7 @@ def _chords_within(chords, first: int, last: int, ticks: tuple[int, int]):
     return here or None
 
 
-def _heard_bars(song: MetricScore, at: int, past: int) -> int:
+def _bars_with_notes(song: MetricScore, at: int, past: int) -> int:
     """How many bars before bar `at` to give: more than `past` where in those no note begins (a long last chord)."""
     before = song.onset[song.onset < song.bars.start[at]]
     last = int(song.bars.of(before.max())) if len(before) else at
@@ -124,14 +141,21 @@ def _orders_of(values, instruments) -> list[int]:
 
 
 class SongRow:
-    """One sequence on its way: the song so far and what is left to do."""
+    """One sequence while it is generated: the song so far and the bars that are left.
+
+    Args:
+        request: what is asked for.
+        seed: of the sequence.
+    """
 
     def __init__(self, request: SongRequest, seed: int):
         self.request, self.seed = request, seed
         self.song, self.targets = request.song, request.targets
         # for each track of `song` the track of the file that it is, -1 for a new one
         self.source = list(range(request.song.n_tracks)) if request.song is not None else []
-        self.density = request.fields.get("density")
+        # controls of tracks that were asked for one by one: from the first window on one for each track
+        names = [c.name for c in CONTROLS if c.level == "track"]
+        self.by_track = {n: request.fields[n] for n in names if isinstance(request.fields.get(n), (list, tuple))}
         self.made = 0  # bars generated so far
         self.prompts: list[list[int]] = []
         self.answers: list[list[int]] = []
@@ -143,6 +167,7 @@ class SongRow:
 
     @property
     def left(self) -> int:
+        """How many bars are left to generate."""
         return self.request.bars - self.made
 
     @property
@@ -163,7 +188,15 @@ class SongRow:
         return max((4 * stretch.n_notes) / stretch.n_bars + 2 * len(self.targets), 8.0)
 
     def build(self, tokenizer, context: int) -> None:
-        """The prompt of the next window: as many bars at a time as leave room for their answer."""
+        """Build the prompt of the next window, of as many bars as leave room for their answer.
+
+        Args:
+            tokenizer: `MortmTokenizer`.
+            context: tokens of prompt and answer together.
+
+        Raises:
+            PromptError: one bar does not fit either (`prompt.too_long`), or an impossible request.
+        """
         per_bar = 1.5 * self._tokens_a_bar()
         count = min(self.request.window, self.left)
         while count > 1 and per_bar * count > context / 2:
@@ -184,14 +217,14 @@ class SongRow:
 
     def _prompt(self, tokenizer, count: int, max_length: int) -> PromptIds:
         request, song, at = self.request, self.song, self.at
-        fields = dict(request.fields) | {"density": self.density}
+        fields = request.fields | self.by_track
         ticks = (0, 1 << 40)
         if song is not None and self.made:
             first = int(song.bars.start[request.start])
             ticks = (int(song.bars.start[at]) - first, 1 << 40)
         tracks, meter, past, future = request.tracks, request.meter, request.past, request.future
         if self.made:
-            if isinstance(tracks, MetricScore) or (hasattr(tracks, "window") and hasattr(tracks, "programs")):
+            if is_score(tracks):
                 tracks = tracks.window(self.made, self.made + count)
             if past is not True and not isinstance(past, (int, np.integer)):
                 past = PAST_BARS  # music of its own stands before the first window only
@@ -203,7 +236,7 @@ class SongRow:
         if song is None and (past is True or isinstance(past, (int, np.integer))):
             past = None
         elif song is not None and past and not isinstance(past, bool) and isinstance(past, (int, np.integer)):
-            past = _heard_bars(song, at, int(past))
+            past = _bars_with_notes(song, at, int(past))
         if self.left > count:
             future = None  # what follows this window is yet to be rewritten
         if isinstance(meter, list):
@@ -224,7 +257,12 @@ class SongRow:
         return build_prompt(tokenizer.vocabulary, prompt, max_length=max_length, dialect=tokenizer.dialect)
 
     def accept(self, tokenizer, answer: list[int]) -> None:
-        """Take in the generated ids of this window."""
+        """Take in the answer of this window.
+
+        Args:
+            tokenizer: `MortmTokenizer`.
+            answer: generated ids.
+        """
         built = self.built
         prompt = built.ids.tolist()
         self.prompts.append(prompt)
@@ -256,29 +294,28 @@ class SongRow:
 
     def _merge(self, music: MetricScore, dialect: str) -> None:
         built = self.built
-        if not self.made and isinstance(self.density, (list, tuple)):
-            asked = self.request.fields.get("instruments")
-            if asked is not None:  # one an instrument, as asked for: from now on one a track
-                order = _orders_of([parse_instrument(i, dialect) for i in asked], built.plan.instruments)
-                self.density = [self.density[i] for i in order if i < len(self.density)]
-        built.appends = not self.request.inside
-        if built.song is None or (built.appends and built.start == 0):
-            self.song = built.merge(music)
+        passage, inside = built.passage, self.request.inside
+        asked = self.request.fields.get("instruments")
+        if not self.made and asked is not None:
+            order = _orders_of([parse_instrument(i, dialect) for i in asked], passage.instruments)
+            self.by_track = {n: [v[i] for i in order if i < len(v)] for n, v in self.by_track.items()}
+        if passage.song is None or (not inside and passage.start == 0):
+            self.song = built.merge(music, inside)
             self.source = [-1] * self.song.n_tracks
             self.targets = tuple(range(self.song.n_tracks))
             return
-        if built.song is not self.song:  # the dialect could not take all tracks: `built.song` holds those it could
+        if passage.song is not self.song:  # the dialect could not take all tracks: the passage holds those it could
             programs = self.song.programs.tolist()
             self.source = [s for s, p in zip(self.source, programs) if category_of(p) is not None]
-        targets = built.targets[: music.n_tracks]
+        targets = passage.targets[: music.n_tracks]
         new = [int(p) for p, t in zip(music.programs, targets) if t < 0]
-        programs = np.array([*built.song.programs.tolist(), *new])
+        programs = np.array([*passage.song.programs.tolist(), *new])
         order = np.argsort(programs == DRUMS, kind="stable")  # as merging does: drums stay last
         rank = np.argsort(order)
-        fresh = iter(range(built.song.n_tracks, len(programs)))
+        fresh = iter(range(passage.song.n_tracks, len(programs)))
         self.targets = tuple(int(rank[t if t >= 0 else next(fresh)]) for t in targets)
-        self.source = [self.source[o] if o < built.song.n_tracks else -1 for o in order]
-        self.song = built.merge(music)
-        if dialect == "mortm":  # categories are no programs: what they sound like
+        self.source = [self.source[o] if o < passage.song.n_tracks else -1 for o in order]
+        self.song = built.merge(music, inside)
+        if dialect == "mortm":  # categories are no programs: the program that each is written with
             programs = [DECODED_PROGRAM.get(p, p) for p in self.song.programs.tolist()]
             self.song = replace(self.song, programs=np.array(programs, dtype=np.int16))

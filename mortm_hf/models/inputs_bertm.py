@@ -1,13 +1,13 @@
 """From music to what BERTM's heads read: windows of equal form, and batches of them.
 
 Design decisions
-- A head hears a *window*: some consecutive bars, `<EOS> <MGEN> tracks <TE>`, without header, tempo and velocity. What
-  stands around the notes of a file would tell its origin, not its music. How many bars, and in which form, is what the
-  head was trained on: its configuration says so (`window_bars`, `window_form`).
+- A head reads a *window*: some consecutive bars, `<EOS> <MGEN> tracks <TE>`, without header, tempo and velocity. What
+  stands around the notes of a file shows its origin, not its music. How many bars, and in which form, is what the head
+  was trained on: its configuration states it (`window_bars`, `window_form`).
 - Tracks follow each other in a row of ids, so notes that sound together stand far apart in it. The forms "merged" (no
   drums) and "condensed" (drums kept) write all pitched tracks as one, as a short score does: harmony becomes local.
-- A song is judged window by window; what is said of it is the mean. So length as such changes nothing: a song twice as
-  long is not judged twice as well.
+- A song is judged window by window, and its logits are the mean of theirs. So length as such changes nothing: a song
+  twice as long is not judged twice as well.
 - Batches are filled by length up to a number of tokens: padding is cheap, and a long song does not need more memory.
 
 Knows: quantised music, the token language, arrays. Must not know: models, labels, MIDI files.
@@ -22,16 +22,25 @@ import numpy as np
 import torch
 
 from .errors_mortm import MidiError
+from .music_names import DRUMS
 from .music_score import MetricScore
 from .token_codec import encode_tracks
-from .token_vocabulary import DRUMS, MetricVocabulary, TokenKind
+from .token_vocabulary import MetricVocabulary, TokenKind
 
 
 WINDOW_FORMS = ("tracks", "merged", "drums", "condensed")
 
 
 def bare_segment(vocabulary: MetricVocabulary, score: MetricScore) -> np.ndarray:
-    """`<EOS> <MGEN> tracks <TE>` of a score, int32: no header, tempo or velocity."""
+    """`<EOS> <MGEN> tracks <TE>` of a score: no header, tempo or velocity.
+
+    Args:
+        vocabulary: the token table.
+        score: the music.
+
+    Returns:
+        `[n]` int32 ids.
+    """
     plain = replace(score, tempo=np.full(score.n_bars, -1, dtype=np.int16))
     begin = np.array([vocabulary.id(TokenKind.BOS), vocabulary.id(TokenKind.MGEN)], dtype=np.int32)
     end = np.array([vocabulary.id(TokenKind.END)], dtype=np.int32)
@@ -43,6 +52,13 @@ def merge_tracks(score: MetricScore, drums: bool = False) -> MetricScore:
 
     Notes of one onset and pitch become the longest of them; a note still sounding when its pitch starts again ends
     there, so that one track can hold them.
+
+    Args:
+        score: the music.
+        drums: merge the drum tracks instead of the pitched ones.
+
+    Returns:
+        A score of one track.
     """
     kept = np.flatnonzero((score.programs[score.track] == DRUMS) == drums)
     order = kept[np.lexsort((-score.duration[kept], score.onset[kept], score.pitch[kept]))]
@@ -79,29 +95,42 @@ def condense(score: MetricScore) -> MetricScore:
 
 
 def in_window_form(score: MetricScore, form: str) -> MetricScore:
-    """A score in one of `WINDOW_FORMS`."""
+    """A score in one of the forms that heads are trained on.
+
+    Args:
+        score: the music.
+        form: one of `WINDOW_FORMS`.
+
+    Returns:
+        The score itself ("tracks"), or one of one or two tracks.
+    """
     if form == "tracks":
         return score
     return condense(score) if form == "condensed" else merge_tracks(score, drums=form == "drums")
 
 
 def clip_durations(score: MetricScore) -> MetricScore:
-    """Notes that ring past the last bar end with it (a window cut out of a song else tells that it goes on)."""
+    """Notes that ring past the last bar end with it (else a window shows that its song continues)."""
     return replace(score, duration=np.minimum(score.duration, score.bars.end - score.onset))
 
 
 def song_windows(
     score: MetricScore, bars: int, form: str = "tracks", rest: float = 0.5
 ) -> list[tuple[tuple[int, int], MetricScore]]:
-    """The consecutive windows of a song that hold notes: `((first bar, bar after the last), music)`.
+    """The consecutive windows of a song that hold notes.
 
     Args:
-        bars: length of a window; what is left at the end is a window of its own if it has at least the share `rest` of
-            that length, or is the only one.
+        score: the song.
+        bars: length of a window.
         form: "tracks" keeps them, "merged" makes one of all pitched ones, "drums" one of the drums, "condensed" both.
+        rest: the end of the song is a window of its own if it has at least this share of `bars`, or is the only one.
+
+    Returns:
+        `((first bar, bar after the last), music)` of each.
 
     Raises:
-        MidiError: no such notes in the whole song (code "midi.empty").
+        ValueError: an unknown form.
+        MidiError: no such notes in the whole song (`midi.empty`).
     """
     if form not in WINDOW_FORMS:
         raise ValueError(f"the form of a window must be one of {', '.join(WINDOW_FORMS)}, got {form!r}")
@@ -120,7 +149,15 @@ def song_windows(
 
 
 def batches_by_length(lengths: Sequence[int], budget: int = 8192) -> list[np.ndarray]:
-    """Indices in batches of similar length: at most `budget` tokens with padding (one row at least)."""
+    """Rows in batches of similar length.
+
+    Args:
+        lengths: tokens of each row.
+        budget: most tokens of a batch with padding; one row is always taken.
+
+    Returns:
+        Indices of the rows of each batch, the longest rows first.
+    """
     order = np.argsort(np.asarray(lengths), kind="stable")[::-1]
     batches, at = [], 0
     while at < len(order):
@@ -131,7 +168,17 @@ def batches_by_length(lengths: Sequence[int], budget: int = 8192) -> list[np.nda
 
 
 def pad_rows(rows: Sequence, pad: int, device=None, side: str = "right") -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids -> (ids, mask), both `[rows, longest]` int64."""
+    """Rows of ids as one batch.
+
+    Args:
+        rows: ids of each row.
+        pad: padding id.
+        device: where the tensors go; the CPU by default.
+        side: "right" or "left", where the padding goes.
+
+    Returns:
+        Ids and mask (1: real token), both `[rows, longest]` int64.
+    """
     longest = max(len(row) for row in rows)
     ids = np.full((len(rows), longest), pad, dtype=np.int64)
     sizes = np.array([len(row) for row in rows])

@@ -41,7 +41,8 @@ def read_chord_file(path, midi=None) -> ChordTable | None:
         midi: the `symusic.Score` (in ticks) that the annotation belongs to; needed for seconds.
 
     Raises:
-        PromptError: the file cannot be read (`prompt.material`). VocabularyError: a label that is no chord.
+        PromptError: the file cannot be read (`prompt.material`).
+        VocabularyError: a label that is no chord.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -59,7 +60,16 @@ def parse_chord_text(text: str, midi=None, clock: float | None = None) -> ChordT
     """`read_chord_file` on the text itself.
 
     Args:
+        text: content of an annotation file.
+        midi: the `symusic.Score` (in ticks) that it belongs to; needed for seconds without `clock`.
         clock: quarters a minute in which seconds are counted, whatever the tempo of the MIDI file is.
+
+    Returns:
+        `ChordTable` in absolute grid ticks; None when the text holds no span.
+
+    Raises:
+        PromptError: a line that is no span, or seconds without a MIDI file (`prompt.material`).
+        VocabularyError: a label that is no chord.
     """
     in_ticks, resolution, rows = False, 480, []
     for number, line in enumerate(text.splitlines(), 1):
@@ -93,7 +103,15 @@ def parse_chord_text(text: str, midi=None, clock: float | None = None) -> ChordT
 
 
 def quarters_of_seconds(seconds: np.ndarray, midi) -> np.ndarray:
-    """Times in seconds -> quarters, by the tempo map of a `symusic.Score` (120 where it states none)."""
+    """Seconds -> quarters, on the tempo map of a file.
+
+    Args:
+        seconds: times of any shape.
+        midi: `symusic.Score` in ticks; 120 quarters a minute where it states no tempo.
+
+    Returns:
+        Times in quarters, of the same shape.
+    """
     columns = midi.tempos.numpy() if len(midi.tempos) else {"time": np.zeros(1), "mspq": np.full(1, 5e5)}
     at = np.asarray(columns["time"], dtype=np.float64) / midi.ticks_per_quarter
     per_quarter = np.asarray(columns["mspq"], dtype=np.float64) / 1e6

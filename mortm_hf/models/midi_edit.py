@@ -17,27 +17,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .midi_files import symusic, tempo_bin
+from .midi_files import CHORD_MARK, SEGMENT_MARK, chord_mark, symusic
 from .music_grid import TICKS_PER_QUARTER, round_to_grid
 from .music_harmony import NO_CHORD
 from .music_instruments import GENERAL_MIDI
-from .music_score import ChordTable, MetricScore
-from .music_splicing import fit_between
-from .token_vocabulary import (
-    CHORD_BASSES,
-    CHORD_QUALITIES,
-    CHORD_ROOTS,
-    DRUMS,
-    EXTRA_CHORD_QUALITIES,
-    EXTRA_CHORD_ROOTS,
-    MAX_BAR_TICKS,
-    METERS,
-    TEMPO_CENTRES,
-)
-
-
-MARK = "mortm:segment"
-CHORD_MARK = "mortm:chord"
+from .music_names import DRUMS, MAX_BAR_TICKS, METERS, TEMPO_CENTRES, tempo_bin
+from .music_score import ChordTable, MetricScore, fit_between
 
 
 def _sounding_parts(score) -> list[int]:
@@ -81,10 +66,12 @@ def write_bars(
     Args:
         original: `symusic.Score` in ticks, as `load_score` gives it.
         music: the whole song on the grid, with the new bars; its bars before `start` are those of `original`.
+        start: first bar that is written.
+        stop: bar after the last one.
         source: for each track of `music` the index of the quantised track of `original` that it is, -1 for a new one.
         targets: tracks of `music` whose notes in these bars are replaced; nothing else is touched.
-        old_bars: bars that `original` has; meters and tempi are only written past them. inside: without it the bars
-            of `original` from `start` on are dropped first.
+        old_bars: bars that `original` has; meters and tempi are only written past them.
+        inside: keep the bars of `original` from `stop` on; False: those from `start` on are dropped first.
 
     Returns:
         `symusic.Score`.
@@ -140,7 +127,7 @@ def write_bars(
 def _write_bar_events(out, music: MetricScore, start: int, stop: int, file_tick) -> None:
     """Meter and tempo of the bars `[start, stop)` that lie past the old end, and the song's number of bars."""
     bars = music.bars
-    own = {int(tempo_bin(event.qpm)): event.mspq for event in out.tempos}  # going on in a tempo of the file is exact
+    own = {int(tempo_bin(event.qpm)): event.mspq for event in out.tempos}  # a tempo of the file is written exactly
     for bar in range(start, stop):
         tick, meter = int(file_tick(bars.start[bar])), METERS[bars.meter[bar]]
         if (bar == start or bars.meter[bar] != bars.meter[bar - 1]) and not _holds(out, bars, bar, tick):
@@ -151,18 +138,27 @@ def _write_bar_events(out, music: MetricScore, start: int, stop: int, file_tick)
     fields = [f"bars={music.n_bars}"]
     marks = []
     for mark in out.markers:
-        if mark.text.startswith(MARK):  # what an earlier decode recorded, but for the number of bars
-            fields += [field for field in mark.text[len(MARK) :].split() if not field.startswith("bars=")]
+        if mark.text.startswith(SEGMENT_MARK):  # what an earlier decode recorded, but for the number of bars
+            fields += [field for field in mark.text[len(SEGMENT_MARK) :].split() if not field.startswith("bars=")]
         else:
             marks.append(mark)
-    out.markers = [symusic.TextMeta(0, f"{MARK} {' '.join(fields)}"), *marks]
+    out.markers = [symusic.TextMeta(0, f"{SEGMENT_MARK} {' '.join(fields)}"), *marks]
 
 
 def write_chords(original, chords: ChordTable, first: int, last: int):
     """A copy of `original` with chord markers in grid ticks `[first, last)`, in place of those that were there.
 
-    A chord holds until the next: where the music goes on after `last`, what held there before is said again (no chord,
-    where there was none).
+    A chord holds until the next: where the music continues after `last`, the chord that held there before is stated
+    again (no chord, where there was none).
+
+    Args:
+        original: `symusic.Score` in ticks.
+        chords: the chords, in grid ticks of the song.
+        first: grid tick from which chords are replaced.
+        last: grid tick up to which they are.
+
+    Returns:
+        `symusic.Score`.
     """
     out = original.copy()
     tpq = out.ticks_per_quarter
@@ -175,18 +171,14 @@ def write_chords(original, chords: ChordTable, first: int, last: int):
             if first <= place < last:
                 continue
         marks.append(mark)
-    roots, qualities, basses = CHORD_ROOTS + EXTRA_CHORD_ROOTS, CHORD_QUALITIES + EXTRA_CHORD_QUALITIES, CHORD_BASSES
 
-    def say(tick, text):
+    def write(tick, text):
         marks.append(symusic.TextMeta((2 * int(tick) * tpq + TICKS_PER_QUARTER) // (2 * TICKS_PER_QUARTER), text))
 
-    def named(r, q, b):
-        return f"{CHORD_MARK} {roots[r]} {qualities[q]} {basses[b]}"
-
     for tick, *chord in zip(chords.onset, chords.root, chords.quality, chords.bass):  # a few a bar
-        say(tick, named(*chord))
+        write(tick, chord_mark(*chord))
     latest = max((int(track.notes.numpy()["time"].max()) for track in out.tracks if len(track.notes)), default=0)
     if len(chords) and not stated and round_to_grid(np.array([latest]), tpq)[0] >= last:
-        say(last, held or named(*NO_CHORD))
+        write(last, held or chord_mark(*NO_CHORD))
     out.markers = sorted(marks, key=lambda mark: mark.time)
     return out

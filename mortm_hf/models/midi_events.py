@@ -37,7 +37,10 @@ class TrackEvents:
     """The note and program events of one track chunk, in file order.
 
     Attributes:
-        tick, status, data1, data2: `[n]` int64; status 0x80 to 0x9F or 0xC0 to 0xCF, channel in its low nibble.
+        tick: `[n]` int64 MIDI ticks.
+        status: `[n]` int64, 0x80 to 0x9F or 0xC0 to 0xCF, channel in the low nibble.
+        data1: `[n]` int64 pitch or program.
+        data2: `[n]` int64 velocity; 0 for programs.
     """
 
     tick: np.ndarray
@@ -51,8 +54,10 @@ class MidiEvents:
     """A MIDI file.
 
     Attributes:
-        ticks_per_quarter: resolution. tracks: one entry per chunk.
-        tempos: (tick, microseconds a quarter) and meters: (tick, numerator, denominator) of the first chunk.
+        ticks_per_quarter: resolution.
+        tracks: one entry a chunk.
+        tempos: (tick, microseconds a quarter) events of the first chunk.
+        meters: (tick, numerator, denominator) events of the first chunk.
         name: of the input, for messages.
     """
 
@@ -68,8 +73,13 @@ class NoteTable:
     """Closed notes, in the order in which they were closed (of one note-off: in the order they were struck).
 
     Attributes:
-        start, end: `[n]` int64 MIDI ticks. pitch, velocity: `[n]`. program: `[n]` at the note-off.
-        channel, track: `[n]`.
+        start: `[n]` int64 MIDI ticks of the note-on.
+        end: `[n]` int64 MIDI ticks of the note-off.
+        pitch: `[n]` int64, 0 to 127.
+        velocity: `[n]` int64, 1 to 127.
+        program: `[n]` int64 program of the channel at the note-off.
+        channel: `[n]` int64, 0 to 15.
+        track: `[n]` int64 index of the track chunk.
     """
 
     start: np.ndarray
@@ -86,7 +96,14 @@ class NoteTable:
 
 
 def midi_bytes(midi, max_bytes: int) -> tuple[bytes, str]:
-    """A path or MIDI bytes -> (bytes, a name for messages).
+    """The bytes of a MIDI file.
+
+    Args:
+        midi: path or MIDI bytes.
+        max_bytes: the cap on their number.
+
+    Returns:
+        The bytes, and a name for messages.
 
     Raises:
         MidiError: neither of the two (`midi.argument`), not a readable regular file, or above the cap
@@ -118,6 +135,11 @@ def midi_bytes(midi, max_bytes: int) -> tuple[bytes, str]:
 
 def read_events(data: bytes, name: str = "the given bytes", max_notes: int = 2_000_000) -> MidiEvents:
     """MIDI bytes -> events.
+
+    Args:
+        data: a whole file.
+        name: of the input, for messages.
+        max_notes: the cap on the number of notes.
 
     Raises:
         MidiError: `midi.unreadable` (with the byte position; also files without musical time), `midi.too_large` (too
@@ -253,8 +275,10 @@ def _walk(
 
 def _may_hold_escapes(data: bytes, at: int, stop: int) -> bool:
     """Whether some 0xF7 in `data[at:stop]` could be a status byte: far quicker than walking the track, where most are
-    part of a long delta time. A status follows the last byte of a delta time; after its length and its bytes come a
-    delta time and another status."""
+    part of a long delta time.
+
+    A status follows the last byte of a delta time; after its length and bytes come a delta time and another status.
+    """
     while (at := data.find(b"\xf7", at, stop)) >= 0:
         if data[at - 1] < 0x80:
             size, next_at = 0, at + 1
@@ -273,12 +297,17 @@ def _may_hold_escapes(data: bytes, at: int, stop: int) -> bool:
 
 
 def plain_escapes(data: bytes, chunks) -> bytes:
-    """The same file with the status 0xF7 (a further piece of a system-exclusive message, or an escape) replaced by
-    0xF0, which has the same layout and which symusic reads right: it takes 0xF7 for something else, and all later
-    events of the track move.
+    """The same file with the status 0xF7 replaced by 0xF0.
+
+    0xF7 is a further piece of a system-exclusive message, or an escape. 0xF0 has the same layout and symusic reads it
+    right; 0xF7 it takes for something else, and all later events of the track move.
 
     Args:
+        data: a whole file.
         chunks: (begin, end) of the track chunks, headers included. Damaged chunks stay as they are.
+
+    Returns:
+        The bytes.
     """
     if data.count(b"\xf7") <= data.count(b"\xf0"):  # each 0xF7 can end a message that an 0xF0 began
         return data
@@ -324,9 +353,11 @@ def _check_meta(kind: int, body: bytes, at: int) -> None:
 
 
 def _pair(track: TrackEvents, index: int) -> NoteTable | None:
-    """Notes of one track under upstream's rule: a note-off closes every sounding note of its channel and pitch that
-    was struck on an earlier tick; those struck on its own tick go on sounding if it closed any, else they are lost.
-    Notes that are never closed are lost."""
+    """Notes of one track under upstream's rule.
+
+    A note-off closes every sounding note of its channel and pitch that was struck on an earlier tick; those struck on
+    its own tick keep sounding if it closed any, else they are lost. Notes that are never closed are lost.
+    """
     order = np.arange(len(track.tick))
     is_program = track.status >= 0xC0
     notes = order[~is_program]
@@ -428,7 +459,15 @@ def tempo_map(events: MidiEvents) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def seconds_of(tick: np.ndarray, segments: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-    """`[n]` ticks -> float64 seconds on a tempo map. A tick on a boundary has the value of the segment it opens."""
+    """MIDI ticks -> seconds. A tick on a boundary has the value of the segment it opens.
+
+    Args:
+        tick: `[n]` MIDI ticks.
+        segments: of `tempo_map`.
+
+    Returns:
+        `[n]` float64 seconds.
+    """
     first, seconds, scale = segments
     segment = np.searchsorted(first, tick, side="right") - 1
     return seconds[segment] + scale[segment] * (tick - first[segment])

@@ -15,27 +15,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from .errors_mortm import MidiError
 from .midi_events import midi_bytes, plain_escapes
 from .music_grid import TICKS_PER_QUARTER, BarTable, bars_of_meters, round_to_grid
+from .music_harmony import BASS_NAMES, QUALITY_NAMES, ROOT_NAMES
+from .music_names import DRUMS, GENRES, KEY_NAMES, MAX_DURATION, METERS, TEMPO_CENTRES, tempo_bin
 from .music_score import ChordTable, CodecReport, MetricScore
-from .token_vocabulary import (
-    CHORD_BASSES,
-    CHORD_QUALITIES,
-    CHORD_ROOTS,
-    DRUMS,
-    EXTRA_CHORD_QUALITIES,
-    EXTRA_CHORD_ROOTS,
-    GENRES,
-    KEY_NAMES,
-    MAX_DURATION,
-    METERS,
-    TEMPO_CENTRES,
-)
 
 
 try:
@@ -44,22 +32,37 @@ except ImportError:  # a folder loaded from the Hub may run where only ids are n
     symusic = None
 
 OUTPUT_TPQ = 480
-_LOG_8 = float(np.log(8.0))
-_MARK = "mortm:"
+# marker events of ours
+SEGMENT_MARK, LINE_MARK, CHORD_MARK = "mortm:segment", "mortm:line", "mortm:chord"
+_CHORD_NAMES = ROOT_NAMES, QUALITY_NAMES, BASS_NAMES
 _MAJOR_BY_SHARPS = "BM GbM DbM AbM EbM BbM FM CM GM DM AM EM BM F#M C#M".split()  # CbM has no token: BM
 _MINOR_BY_SHARPS = "Abm Ebm Bbm Fm Cm Gm Dm Am Em Bm F#m C#m G#m D#m A#m".split()
 
 
 @dataclass(frozen=True)
 class Caps:
-    """Limits on a MIDI input, so that loading one never stalls or fills the machine."""
+    """Limits on a MIDI input, so that loading one never stalls or fills the machine.
+
+    Attributes:
+        bytes: of the file.
+        notes: of all tracks.
+        tracks: of the file.
+        bars: of the song.
+        cells: tracks times bars.
+        ticks: grid ticks of the song; a later note could not be written again, as delta times have 28 bits.
+    """
 
     bytes: int = 64 << 20
     notes: int = 2_000_000
     tracks: int = 4096
     bars: int = 200_000
-    cells: int = 20_000_000  # tracks x bars
-    ticks: int = 13_000_000  # grid ticks; a later note could not be written again: delta times have 28 bits
+    cells: int = 20_000_000
+    ticks: int = 13_000_000
+
+
+def is_symusic(value) -> bool:
+    """Whether a value is a `symusic.Score`, whatever its time unit."""
+    return hasattr(value, "tracks") and hasattr(value, "ticks_per_quarter")
 
 
 def _clean_container(data: bytes, name: str) -> bytes:
@@ -92,10 +95,22 @@ def _clean_container(data: bytes, name: str) -> bytes:
 
 
 def load_score(midi, caps: Caps = Caps()):
-    """A path, MIDI bytes or a `symusic.Score` -> `symusic.Score` in ticks; anything unusable raises `MidiError`."""
+    """Read a MIDI file.
+
+    Args:
+        midi: path, MIDI bytes or `symusic.Score`.
+        caps: limits of size.
+
+    Returns:
+        `symusic.Score` in ticks.
+
+    Raises:
+        MidiError: symusic is missing (`midi.symusic`), or the input is unreadable, without musical time
+            (`midi.timing`) or too large (`midi.too_large`).
+    """
     if symusic is None:
         raise MidiError("reading MIDI needs the package symusic: pip install 'symusic>=0.5.9,<0.6'", "midi.symusic")
-    if hasattr(midi, "tracks") and hasattr(midi, "ticks_per_quarter"):
+    if is_symusic(midi):
         score, name = (midi if str(midi.ttype) in ("Tick", "TimeUnit.Tick") else midi.to("tick")), "the given score"
     else:
         if not isinstance(midi, (bytes, bytearray, memoryview, str, os.PathLike)):
@@ -173,12 +188,6 @@ def _tempo_bins(score, bars: BarTable) -> np.ndarray:
     return tempo_bin(6e7 * np.diff(line) / np.diff(time)).astype(np.int16)
 
 
-def tempo_bin(bpm):
-    """Nearest of the 32 log-spaced tempo bins (quarters a minute, clamped to 30 to 240)."""
-    bins = np.floor(np.log(np.asarray(bpm) / 30.0) * (31.0 / _LOG_8) + 0.5)
-    return np.minimum(np.maximum(bins, 0), 31).astype(np.int64)
-
-
 def _file_key(score) -> str | None:
     for event in score.key_signatures:
         if -7 <= event.key <= 7 and event.tonality in (0, 1):
@@ -186,10 +195,15 @@ def _file_key(score) -> str | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def _chord_names() -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    tables = (CHORD_ROOTS + EXTRA_CHORD_ROOTS, CHORD_QUALITIES + EXTRA_CHORD_QUALITIES, CHORD_BASSES)
-    return tuple({name: i for i, name in enumerate(names)} for names in tables)
+def chord_mark(root: int, quality: int, bass: int) -> str:
+    """The text of the marker event that states a chord.
+
+    Args:
+        root: index into `ROOT_NAMES`.
+        quality: index into `QUALITY_NAMES`.
+        bass: index into `BASS_NAMES`.
+    """
+    return f"{CHORD_MARK} {ROOT_NAMES[root]} {QUALITY_NAMES[quality]} {BASS_NAMES[bass]}"
 
 
 def _whole(text: str) -> int | None:
@@ -202,19 +216,16 @@ def _read_markers(score):
     fields, lines, chords = {}, [], []
     scale = TICKS_PER_QUARTER / score.ticks_per_quarter
     for event in score.markers:
-        if not event.text.startswith(_MARK):
-            continue
-        kind, _, body = event.text[len(_MARK) :].partition(" ")
-        if kind == "segment":
+        kind, _, body = event.text.partition(" ")
+        if kind == SEGMENT_MARK:
             fields = dict(part.partition("=")[::2] for part in body.split())
-        elif kind == "line":
+        elif kind == LINE_MARK:
             lines.append(round(event.time * scale))
-        elif kind == "chord":
+        elif kind == CHORD_MARK:
             names = body.split()
-            if len(names) == 3:
-                found = [table.get(name) for table, name in zip(_chord_names(), names)]
-                if None not in found:
-                    chords.append((round(event.time * scale), *found))
+            if len(names) == 3 and all(name in known for known, name in zip(_CHORD_NAMES, names)):
+                found = (known.index(name) for known, name in zip(_CHORD_NAMES, names))
+                chords.append((round(event.time * scale), *found))
     table = None
     if chords:
         columns = np.array(sorted(chords), dtype=np.int64).T
@@ -226,6 +237,8 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
     """A `symusic.Score` in ticks -> `MetricScore` (DESIGN 3 and 4).
 
     Args:
+        score: of `load_score`.
+        caps: limits of size.
         pedal: "ignore" keeps durations as played, "extend" lets notes ring while the pedal is down (not drums).
         paired: the notes of one pitch are known to be paired first-in first-out, as a MIDI file's always are.
 
@@ -284,7 +297,7 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
     if twin.any():
         report.duplicates = int(np.count_nonzero(twin))
         starts = np.flatnonzero(np.append(True, ~twin))
-        velocity = np.maximum.reduceat(velocity, starts)  # the loudest of the merged notes is what one hears
+        velocity = np.maximum.reduceat(velocity, starts)  # merged notes sound as loud as the loudest of them
         track, onset, pitch, duration = (a[starts] for a in (track, onset, pitch, duration))
 
     if span > caps.ticks:
@@ -310,7 +323,7 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
     if chords is not None and chords.onset[-1] >= bars.end:  # the song ends with the bar of its last note
         chords = chords.window(0, bars.end) if chords.onset[0] < bars.end else None
     key = fields.get("key")
-    if key not in KEY_NAMES:  # drums have no key: what their file says of one is its template's
+    if key not in KEY_NAMES:  # drums have no key: one that their file states is its template's
         key = None if all(part.is_drum for part in parts) else _file_key(score)
     return MetricScore(
         bars=bars,
@@ -330,23 +343,58 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
     )
 
 
-def read_midi(midi, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
-    """Path, bytes or Score -> `MetricScore`."""
+def open_midi(midi, caps: Caps = Caps(), pedal: str = "ignore"):
+    """A file as it is and on the grid, parsed once.
+
+    Args:
+        midi: path, bytes or `symusic.Score`.
+        caps: limits of size.
+        pedal: "ignore" keeps durations as played, "extend" lets notes ring while the pedal is down (not drums).
+
+    Returns:
+        `symusic.Score` in ticks, and the `MetricScore` of it.
+
+    Raises:
+        MidiError: unreadable, empty or too large; the message names the path.
+    """
     try:
-        from_file = not hasattr(midi, "tracks")
-        return quantize(load_score(midi, caps), caps, pedal, paired=from_file)
+        score = load_score(midi, caps)
+        return score, quantize(score, caps, pedal, paired=not is_symusic(midi))
     except MidiError as error:
         if isinstance(midi, (str, os.PathLike)) and str(midi) not in str(error):
             raise MidiError(f"{midi}: {error}", error.code) from None
         raise
 
 
+def read_midi(midi, caps: Caps = Caps(), pedal: str = "ignore") -> MetricScore:
+    """A file on the grid.
+
+    Args:
+        midi: path, bytes or `symusic.Score`.
+        caps: limits of size.
+        pedal: "ignore" keeps durations as played, "extend" lets notes ring while the pedal is down (not drums).
+
+    Raises:
+        MidiError: as `open_midi`.
+    """
+    return open_midi(midi, caps, pedal)[1]
+
+
 def to_midi_score(score: MetricScore, markers: bool = True):
     """`MetricScore` -> `symusic.Score` at 480 ticks a quarter.
 
-    Meter, tempo, key and chords become events; with `markers` one marker keeps the bar count, key, genres and the
-    velocity choice, and one stands on each line that the meters alone would not put there, so that encoding the
-    result gives the same ids.
+    Meter, tempo, key and chords become events.
+
+    Args:
+        score: the music.
+        markers: write a marker with the bar count, key, genres and the velocity choice, and one on each bar line that
+            the meters alone would not put there, so that encoding the result gives the same ids.
+
+    Returns:
+        `symusic.Score`.
+
+    Raises:
+        MidiError: symusic is missing (`midi.symusic`).
     """
     if symusic is None:
         raise MidiError("writing MIDI needs the package symusic: pip install 'symusic>=0.5.9,<0.6'", "midi.symusic")
@@ -377,14 +425,13 @@ def to_midi_score(score: MetricScore, markers: bool = True):
             fields.append("genres=" + ",".join(str(g) for g in score.genres))
         if score.explicit_velocity is not None:
             fields.append(f"velocity={int(score.explicit_velocity)}")
-        out.markers.append(symusic.TextMeta(0, f"{_MARK}segment {' '.join(fields)}"))
+        out.markers.append(symusic.TextMeta(0, f"{SEGMENT_MARK} {' '.join(fields)}"))
         for bar in np.flatnonzero(bars.irregular).tolist():
-            out.markers.append(symusic.TextMeta(int(bars.start[bar + 1]) * step, f"{_MARK}line"))
+            out.markers.append(symusic.TextMeta(int(bars.start[bar + 1]) * step, LINE_MARK))
     if score.chords is not None:
-        roots, qualities, basses = (list(table) for table in _chord_names())
-        for t, r, q, b in zip(score.chords.onset, score.chords.root, score.chords.quality, score.chords.bass):
-            text = f"{_MARK}chord {roots[r]} {qualities[q]} {basses[b]}"
-            out.markers.append(symusic.TextMeta(int(t) * step, text))
+        table = score.chords
+        for tick, *chord in zip(table.onset, table.root, table.quality, table.bass):
+            out.markers.append(symusic.TextMeta(int(tick) * step, chord_mark(*chord)))
     edges = np.searchsorted(score.track, np.arange(score.n_tracks + 1))
     time, length = (score.onset * step).astype(np.int32), (score.duration * step).astype(np.int32)
     pitch, velocity = score.pitch.astype(np.int8), np.clip(score.velocity, 1, 127).astype(np.int8)

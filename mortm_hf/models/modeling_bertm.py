@@ -31,9 +31,12 @@ class BertmOutput(ModelOutput):
     """What the heads return.
 
     Args:
-        loss: if labels were given. aux_loss: the load-balancing loss, where it was asked for or is part of `loss`.
+        loss: if labels were given.
+        aux_loss: the load-balancing loss, where it was asked for or is part of `loss`.
         logits: [batch, length, vocab_size or num_labels], or [pieces, num_labels] of the sequence classifier.
-        hidden_states, attentions, router_logits: per layer, where they were asked for.
+        hidden_states: of each layer [batch, length, hidden_size], where they were asked for.
+        attentions: weights of each layer [batch, heads, length, length], where they were asked for.
+        router_logits: of each sparse layer [tokens, experts], where they were asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -45,9 +48,14 @@ class BertmOutput(ModelOutput):
 
 
 def unpack_pieces(hidden_states: torch.Tensor, pieces: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """States [batch, length, hidden] of packed rows -> (states [pieces, longest, hidden], mask [pieces, longest]).
+    """The pieces of packed rows, one a row.
 
-    `pieces` [batch, length] numbers the pieces of each row (`find_packed_sequence_indices`); they come out row by row.
+    Args:
+        hidden_states: [batch, length, hidden].
+        pieces: [batch, length] numbers of the pieces of each row (`find_packed_sequence_indices`).
+
+    Returns:
+        States [pieces, longest, hidden] and mask [pieces, longest], row by row.
     """
     starts = torch.ones_like(pieces, dtype=torch.bool)
     starts[:, 1:] = pieces.diff(dim=-1) != 0
@@ -137,7 +145,7 @@ class BertmModel(BertmPreTrainedModel, MortmModel):
         """Token ids [batch, length] (or embeddings) -> states [batch, length, hidden_size].
 
         `attention_mask` [batch, length] is 1 for real tokens; None means that all are. Without it, `position_ids` that
-        restart at 0 tell pieces in one row apart: none sees another.
+        restart at 0 separate pieces in one row: none sees another.
         """
         if input_ids is not None and position_ids is None:  # packed pieces have no mask
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
@@ -294,14 +302,6 @@ class BertmForTokenClassification(BertmPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(logits, labels, self.config)
         return self._output(loss, aux_loss, logits, outputs)
-
-
-def _travels_along():
-    """Never called: transformers saves the files a modeling file imports, so these travel with every checkpoint."""
-    from .pipeline_bertm import MidiClassificationPipeline, MidiFeatureExtractionPipeline
-    from .reward_bertm import BertmReward
-
-    return MidiClassificationPipeline, MidiFeatureExtractionPipeline, BertmReward
 
 
 __all__ = [

@@ -57,13 +57,31 @@ def rotate_half(x: torch.Tensor) -> torch.Tensor:
 def apply_rotary_pos_emb(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate query and key [batch, heads, length, head_dim] by tables [batch, length, head_dim]."""
+    """Rotate query and key by their positions.
+
+    Args:
+        query: [batch, heads, length, head_dim].
+        key: [batch, kv_heads, length, head_dim].
+        cos: [batch, length, head_dim].
+        sin: [batch, length, head_dim].
+
+    Returns:
+        The rotated query and key.
+    """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return query * cos + rotate_half(query) * sin, key * cos + rotate_half(key) * sin
 
 
 def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:
-    """[batch, kv_heads, length, dim] -> [batch, kv_heads * n_rep, length, dim], each head repeated in place."""
+    """Repeat each head of keys or values in place.
+
+    Args:
+        hidden_states: [batch, kv_heads, length, dim].
+        n_rep: how often.
+
+    Returns:
+        [batch, kv_heads * n_rep, length, dim].
+    """
     if n_rep == 1:
         return hidden_states
     batch, heads, length, dim = hidden_states.shape
@@ -80,7 +98,21 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out: the only implementation that returns its weights."""
+    """Attention written out: the only implementation that returns its weights.
+
+    Args:
+        module: the attention layer (`num_key_value_groups`, `training`).
+        query: [batch, heads, queries, head_dim].
+        key: [batch, kv_heads, keys, head_dim].
+        value: [batch, kv_heads, keys, head_dim].
+        attention_mask: additive [batch or 1, heads or 1, queries, keys], or None.
+        scaling: factor on the scores.
+        dropout: dropout of the weights, 0 to 1.
+        kwargs: not used.
+
+    Returns:
+        Output [batch, queries, heads, head_dim] and weights [batch, heads, queries, keys].
+    """
     key = repeat_kv(key, module.num_key_value_groups)
     value = repeat_kv(value, module.num_key_value_groups)
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
@@ -127,10 +159,19 @@ class MortmAlibi(nn.Module):
         offset: int | torch.Tensor,
         is_causal: bool,
     ) -> torch.Tensor:
-        """The additive fp32 mask [batch or 1, heads, queries, keys] of penalties and `mask` (bool, float or None).
+        """The additive mask of penalties and a given mask.
 
-        `offset` is the position of the first query among the keys. Distances are between places in the row: within
-        one sequence they do not depend on padding or packing.
+        Distances are between places in the row: within one sequence they do not depend on padding or packing.
+
+        Args:
+            mask: bool or float [batch or 1, 1, queries, keys], or None.
+            query_length: number of queries.
+            key_length: number of keys.
+            offset: position of the first query among the keys.
+            is_causal: hide later keys, where no mask is given.
+
+        Returns:
+            fp32 [batch or 1, heads, queries, keys].
         """
         device = self.slopes.device
         keys = torch.arange(key_length, device=device)
@@ -153,9 +194,8 @@ def alibi_as_dimensions(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Causal ALiBi as further dimensions of query and key; the value is padded with zeros to the same size.
 
-    Key j carries j, query i carries slope / scaling, so that their product adds slope * j to the score. `offset` is
-    the place of the first query among the keys. The slope stands on the query's side, so that grouped heads keep
-    sharing their keys.
+    Key j carries j, query i carries slope / scaling, so that their product adds slope * j to the score. The slope
+    stands on the query's side, so that grouped heads keep sharing their keys.
 
     In fp32, slope * j alone would cost digits where j is large. Therefore -slope * i is added too, the slope is cut
     into a part of 11 bits (whose products are exact) and a rest, and these dimensions come first: kernels sum in
@@ -163,6 +203,20 @@ def alibi_as_dimensions(
 
     In half precision j is not exact, so it is written in base 256, counted from the middle of the row, and the slope
     as a sum of three halves; kernels sum products in fp32.
+
+    Args:
+        query: [batch, heads, queries, head_dim].
+        key: [batch, kv_heads, keys, head_dim].
+        value: [batch, kv_heads, keys, head_dim].
+        slopes: [heads].
+        scaling: factor on the scores.
+        offset: place of the first query among the keys.
+
+    Returns:
+        Query, key and value with more dimensions.
+
+    Raises:
+        ValueError: more keys than half precision can count.
     """
     device_type = query.device.type
     if torch.is_autocast_enabled(device_type):  # sdpa would cast later, and round the index
@@ -211,7 +265,22 @@ def sdpa_alibi_forward(
     query_offset: int | torch.Tensor = 0,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """`sdpa`, with causal ALiBi where `slopes` [heads] are given."""
+    """`sdpa`, with causal ALiBi where slopes are given.
+
+    Args:
+        module: the attention layer.
+        query: [batch, heads, queries, head_dim].
+        key: [batch, kv_heads, keys, head_dim].
+        value: [batch, kv_heads, keys, head_dim].
+        attention_mask: [batch or 1, heads or 1, queries, keys] bool or additive, or None.
+        scaling: factor on the scores.
+        slopes: [heads] of ALiBi, or None.
+        query_offset: place of the first query among the keys.
+        kwargs: further arguments of transformers' function.
+
+    Returns:
+        Output [batch, queries, heads, head_dim]; no weights.
+    """
     if slopes is None:
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(query.dtype)
@@ -233,7 +302,25 @@ def flex_alibi_forward(
     query_offset: int | torch.Tensor = 0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`flex_attention`, with ALiBi as a score function where `slopes` [heads] are given."""
+    """`flex_attention`, with ALiBi as a score function where slopes are given.
+
+    Args:
+        module: the attention layer.
+        query: [batch, heads, queries, head_dim].
+        key: [batch, kv_heads, keys, head_dim].
+        value: [batch, kv_heads, keys, head_dim].
+        attention_mask: block mask, or None.
+        scaling: factor on the scores.
+        slopes: [heads] of ALiBi, or None.
+        query_offset: place of the first query among the keys.
+        kwargs: further arguments of transformers' function.
+
+    Returns:
+        Output [batch, queries, heads, head_dim]; transformers' weights without slopes, else None.
+
+    Raises:
+        ValueError: ALiBi with attention dropout, or with a 4-D mask.
+    """
     if slopes is None:
         return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if kwargs.get("dropout", 0.0) > 0:
@@ -263,7 +350,11 @@ def flex_alibi_forward(
 
 @lru_cache
 def flash_functions() -> tuple[Callable, Callable]:
-    """flash-attn's dense and variable-length functions, the ones that know ALiBi slopes."""
+    """flash-attn's dense and variable-length functions, the ones that take ALiBi slopes.
+
+    Raises:
+        ValueError: flash-attn is not installed.
+    """
     try:
         from flash_attn import flash_attn_func, flash_attn_varlen_func
     except ImportError as error:
@@ -287,10 +378,31 @@ def flash_alibi_forward(
     max_length_k: int | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """`flash_attention_2`, with ALiBi where `slopes` [heads] are given.
+    """`flash_attention_2`, with ALiBi where slopes are given.
 
-    transformers' own wrapper drops `alibi_slopes` without a word, so flash-attn is called here. `attention_mask`
-    [batch, keys] marks padding; the queries are the last columns of it.
+    transformers' own wrapper drops `alibi_slopes` without a word, so flash-attn is called here.
+
+    Args:
+        module: the attention layer.
+        query: [batch, heads, queries, head_dim].
+        key: [batch, kv_heads, keys, head_dim].
+        value: [batch, kv_heads, keys, head_dim].
+        attention_mask: [batch, keys], 0 at padding, or None; the queries are its last columns.
+        scaling: factor on the scores.
+        slopes: [heads] of ALiBi, or None.
+        dropout: dropout of the weights, 0 to 1.
+        position_ids: [batch, length]; where they restart, a packed piece begins.
+        cu_seq_lens_q: [pieces + 1] int32 where the pieces begin among the queries, or None.
+        cu_seq_lens_k: [pieces + 1] int32 where they begin among the keys, or None.
+        max_length_q: most queries of a piece.
+        max_length_k: most keys of a piece.
+        kwargs: further arguments of transformers' function.
+
+    Returns:
+        Output [batch, queries, heads, head_dim]; no weights.
+
+    Raises:
+        ValueError: ALiBi without the package flash-attn.
     """
     if slopes is None:
         lengths = dict(
@@ -367,7 +479,12 @@ ALIBI_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 
 
 class MortmRMSNorm(nn.Module):
-    """`weight * x / rms(x)`; the mean square is taken in fp32."""
+    """`weight * x / rms(x)`; the mean square is taken in fp32.
+
+    Args:
+        hidden_size: width of x.
+        eps: added to the mean square.
+    """
 
     def __init__(self, hidden_size: int, eps: float = 1e-5):
         super().__init__()
@@ -390,7 +507,12 @@ class MortmLayerNorm(nn.LayerNorm):
 
 
 class MortmDynamicTanh(nn.Module):
-    """`tanh(alpha * x) * weight + bias`: upstream's default in place of a norm (one scalar alpha)."""
+    """`tanh(alpha * x) * weight + bias`: upstream's default in place of a norm (one scalar alpha).
+
+    Args:
+        hidden_size: width of x.
+        alpha: its first value.
+    """
 
     def __init__(self, hidden_size: int, alpha: float = 0.5):
         super().__init__()
@@ -501,7 +623,12 @@ class MortmAttention(nn.Module):
 
 
 class MortmMLP(nn.Module):
-    """A feed-forward layer, gated (`down(act(gate) * up)`) or plain (`down(act(up))`)."""
+    """A feed-forward layer, gated (`down(act(gate) * up)`) or plain (`down(act(up))`).
+
+    Args:
+        intermediate_size: inner width; the configuration's by default.
+        gated: which of the two; the configuration's by default.
+    """
 
     def __init__(self, config: MortmConfig, intermediate_size: int | None = None, gated: bool | None = None):
         super().__init__()
@@ -534,7 +661,17 @@ class _ExpertsInHalf:
 def grouped_mm_autocast(
     experts: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    """`grouped_mm` that follows autocast, as linear layers do; torch's own operator stays in the weights' type."""
+    """`grouped_mm` that follows autocast, as linear layers do; torch's own operator stays in the weights' type.
+
+    Args:
+        experts: `MortmExperts`.
+        hidden_states: [tokens, H].
+        top_k_index: [tokens, k] chosen experts.
+        top_k_weights: [tokens, k] their weights.
+
+    Returns:
+        [tokens, H] in the type of `hidden_states`.
+    """
     device_type = hidden_states.device.type
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
@@ -549,7 +686,15 @@ EXPERTS_FUNCTIONS["grouped_mm"] = grouped_mm_autocast
 
 
 def choose_experts(scores: torch.Tensor, config: MortmConfig) -> torch.Tensor:
-    """Scores [tokens, E] -> indices [tokens, k] of the best experts, from the best groups where there are groups."""
+    """The best experts of each token, from the best groups where there are groups.
+
+    Args:
+        scores: [tokens, E].
+        config: `num_experts_per_tok`, `n_group` and `topk_group`.
+
+    Returns:
+        [tokens, k] indices, in no order.
+    """
     if config.n_group > 1:
         best = scores.unflatten(-1, (config.n_group, -1)).amax(-1)
         kept = torch.zeros_like(best).scatter_(-1, best.topk(config.topk_group, dim=-1).indices, 1.0)
@@ -669,7 +814,7 @@ class MortmSparseMoeBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        # a sharded parameter (DTensor) tells where it was cut: along experts is fine, within one is not
+        # a sharded parameter (DTensor) knows where it was cut: along experts is fine, within one is not
         # (PEFT wraps the experts and hides their parameters)
         cuts = getattr(getattr(self.experts, "down_proj", None), "placements", ()) if self.expert_biases else ()
         if any(getattr(cut, "dim", 0) != 0 for cut in cuts):
@@ -796,8 +941,8 @@ class MortmModel(MortmPreTrainedModel):
     ) -> MoeModelOutputWithPast:
         """Token ids [batch, length] (or embeddings) -> states [batch, length, hidden_size], and the cache if used.
 
-        `attention_mask` [batch, keys] is 1 for real tokens. Several pieces in one row are told apart by
-        `position_ids` that restart at 0 (without attention mask and cache): none sees another.
+        `attention_mask` [batch, keys] is 1 for real tokens. `position_ids` that restart at 0 (without attention mask
+        and cache) separate several pieces in one row: none sees another.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -826,7 +971,7 @@ class MortmModel(MortmPreTrainedModel):
         if position_ids is None:
             position_ids = (torch.arange(shape[1], device=inputs_embeds.device) + past).unsqueeze(0)
         elif implementation == "flash_attention_2" and attention_mask is None and past_key_values is None:
-            # Flash attention tells pieces apart in a batch of one row only; several packed rows become one.
+            # Flash attention separates pieces in a batch of one row only; several packed rows become one.
             if shape[0] > 1 and position_ids.shape[0] > 1 and find_packed_sequence_indices(position_ids) is not None:
                 inputs_embeds, position_ids = inputs_embeds.reshape(1, -1, shape[-1]), position_ids.reshape(1, -1)
         attention_mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values, position_ids)
@@ -900,7 +1045,11 @@ def load_balancing_loss(
 
     Args:
         router_logits: per sparse layer [tokens, E].
+        config: number and choice of the experts.
         attention_mask: [batch, length] with tokens = batch * length; padding does not count.
+
+    Returns:
+        A scalar, 1 where all experts are chosen equally often.
     """
     mask = None if attention_mask is None else attention_mask.reshape(-1, 1).to(router_logits[0].dtype)
     rows = router_logits[0].shape[0] if mask is None else mask.sum()
@@ -1040,15 +1189,6 @@ class MortmForSequenceClassification(GenericForSequenceClassification, MortmPreT
         else:
             self.score = MortmScoreHead(config)
         self.post_init()
-
-
-def _travels_along():
-    """Never called: transformers saves the files a modeling file imports, so these travel with every checkpoint."""
-    from .generation_mortm import MetricGrammarLogitsProcessor
-    from .pipeline_mortm import ChordEstimationPipeline, MidiGenerationPipeline
-    from .tokenization_mortm import MortmTokenizer
-
-    return MortmTokenizer, MetricGrammarLogitsProcessor, MidiGenerationPipeline, ChordEstimationPipeline
 
 
 __all__ = ["MortmForCausalLM", "MortmForSequenceClassification", "MortmModel", "MortmPreTrainedModel"]

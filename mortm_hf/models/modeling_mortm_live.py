@@ -1,11 +1,11 @@
-"""MORTM Live: a VAE turns chunks of a piano roll into latents, a causal decoder predicts the next chunk (SPEC 4.5).
+"""MORTM Live: a VAE encodes chunks of a piano roll as latents, a causal decoder predicts the next chunk (SPEC 4.5).
 
 Design decisions
 - The vision part is upstream's, layer by layer; a latent is sampled in training only (upstream: always).
 - What upstream never wrote: MORTM's layers run over the latents; the state after chunk t becomes the latent of chunk
   t + 1, which the vision's own decoder draws. All slots are predicted; the caller takes those that the model plays
-  (`play`) and gives the others as they were heard, so that an answer follows the other players.
-- Targets are turned to the decoder's orientation [slots * 2, 128, ticks] before they are compared (SPEC D-L2).
+  (`play`) and gives the others as they were played, so that an answer follows the other players.
+- Targets are transposed to the decoder's orientation [slots * 2, 128, ticks] before they are compared (SPEC D-L2).
 
 Knows: rolls [batch, chunks, ticks, 128, slots * 2], masks. Must not know: MIDI, clocks.
 """
@@ -28,8 +28,15 @@ PITCHES = 128
 
 @dataclass
 class MortmLiveVisionOutput(ModelOutput):
-    """`logits` [batch, slots * 2, 128, ticks] (even channels: pitch, odd: velocity), `mean` and `log_var` [batch,
-    hidden_size] of the latent, `latent` as used."""
+    """Output of [`MortmLiveVision`].
+
+    Attributes:
+        loss: weighted sum of the terms, if labels were given.
+        logits: [batch, slots * 2, 128, ticks]; even channels pitch, odd velocity (both before the sigmoid).
+        mean: [batch, hidden_size] mean of the latent.
+        log_var: [batch, hidden_size] logarithm of its variance.
+        latent: [batch, hidden_size] as decoded: a sample in training, else the mean.
+    """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
@@ -42,12 +49,17 @@ class MortmLiveVisionOutput(ModelOutput):
 class MortmLiveOutput(ModelOutput):
     r"""Output of [`MortmLiveForCausalGeneration`].
 
-    Args:
-        loss: weighted sum of the terms in `losses` (a dictionary of scalars).
-        logits (`(batch, chunks, slots * 2, 128, ticks)`): the chunk after each chunk; even channels pitch, odd
-            velocity (both before the sigmoid).
-        reconstruction_logits: the chunk itself, out of its latent (with labels only).
-        latents (`(batch, chunks, hidden_size)`): means of the chunks' latents.
+    Attributes:
+        loss: sum of `losses`, if labels were given.
+        losses: the weighted terms by name, scalars.
+        logits: [batch, chunks, slots * 2, 128, ticks], the chunk after each chunk; even channels pitch, odd velocity
+            (both before the sigmoid).
+        reconstruction_logits: of the same shape, the chunk itself, out of its latent (with labels only).
+        latents: [batch, chunks, hidden_size] means of the chunks' latents.
+        past_key_values: cache of the decoder, where it is used.
+        hidden_states: of each layer [batch, chunks, hidden_size], where they were asked for.
+        attentions: weights of each layer [batch, heads, chunks, chunks], where they were asked for.
+        router_logits: of each sparse layer [batch * chunks, experts], where they were asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -66,7 +78,13 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 
 class MortmLiveDownBlock(nn.Module):
-    """Convolution, group norm, SiLU."""
+    """Convolution, group norm, SiLU.
+
+    Args:
+        channels_in: channels of the input.
+        channels_out: channels of the output.
+        stride: over pitches and ticks.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: tuple[int, int]):
         super().__init__()
@@ -147,10 +165,14 @@ class MortmLiveVision(MortmLivePreTrainedModel):
         self._tp_plan, self._ep_plan, self._pp_plan, self._fsdp_plan = {}, {}, {}, {}
 
     def encode(self, roll: torch.Tensor, eps: torch.Tensor | None = None):
-        """Roll [batch, ticks, 128, slots * 2] -> (latent, mean, log variance), each [batch, hidden_size].
+        """The latents of chunks.
 
-        `eps` [batch, hidden_size] is the noise of the sample; without it one is drawn in training, and the latent is
-        the mean outside.
+        Args:
+            roll: [batch, ticks, 128, slots * 2].
+            eps: [batch, hidden_size] noise of the sample; None: drawn in training, outside the latent is the mean.
+
+        Returns:
+            Latent, mean and log variance, each [batch, hidden_size].
         """
         roll = roll.to(self.encoder.fc_mu.weight.dtype)  # rolls come in fp32, whatever the model is kept in
         mean, log_var = self.encoder(roll.permute(0, 3, 2, 1))
@@ -171,7 +193,17 @@ class MortmLiveVision(MortmLivePreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> MortmLiveVisionOutput:
-        """Reconstruct chunks [batch, ticks, 128, slots * 2]; `labels` of the same shape give the loss."""
+        """Reconstruct chunks.
+
+        Args:
+            roll: [batch, ticks, 128, slots * 2].
+            eps: noise of the sample, see `encode`.
+            labels: of the shape of `roll`, usually the input itself; give the loss.
+            kwargs: not used.
+
+        Returns:
+            [`MortmLiveVisionOutput`].
+        """
         latent, mean, log_var = self.encode(roll, eps)
         logits = self.decode(latent)
         loss = None
@@ -196,7 +228,7 @@ class MortmLiveModel(MortmLivePreTrainedModel, MortmModel):
 
 
 class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
-    """Hears chunks of all slots and predicts the next ones."""
+    """Reads chunks of all slots and predicts the next ones."""
 
     def __init__(self, config: MortmLiveConfig):
         super().__init__(config)
@@ -235,10 +267,17 @@ class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
             phase_ids: [batch, chunks] place of the chunk in its bar, `chunks_per_measure` for unknown (default).
             labels: rolls, usually the input itself: chunk t + 1 is the target of chunk t. Where they differ (parts of
                 the input were silenced) the input is what is reconstructed.
+            past_key_values: cache of the chunks before.
+            use_cache: return the cache; the configuration's choice by default.
+            output_router_logits: return the router's logits; the configuration's choice by default.
             last_only: draw the next chunk of the last chunk only (while generating).
+            kwargs: of transformers' attention functions.
 
         Returns:
             [`MortmLiveOutput`].
+
+        Raises:
+            ValueError: rolls of another shape.
         """
         config = self.config
         batch, chunks = rolls.shape[:2]
@@ -295,14 +334,14 @@ class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
     def _losses(self, logits, reconstruction, rolls, labels, play, attention_mask, predicted, mean, log_var) -> dict:
         """The weighted terms; padded chunks carry none."""
         config = self.config
-        target, heard = (x.permute(0, 1, 4, 3, 2) for x in (labels, rolls))  # to the decoder's orientation
+        target, given = (x.permute(0, 1, 4, 3, 2) for x in (labels, rolls))  # to the decoder's orientation
         batch, chunks = labels.shape[:2]
         real = torch.ones(batch, chunks, device=labels.device)
         if attention_mask is not None:
             real = attention_mask[:, -chunks:].to(real.dtype)
         following = real[:, :-1] * real[:, 1:]
         ahead = roll_losses(logits[:, :-1], target[:, 1:], config, following, play)
-        own = roll_losses(reconstruction, heard, config, real)
+        own = roll_losses(reconstruction, given, config, real)
         distance = (predicted[:, :-1] - mean[:, 1:].detach()).square().mean(-1)
         # the latent of a silenced chunk is not the one to come
         whole = following * (rolls == labels).flatten(2).all(-1)[:, 1:]
@@ -317,18 +356,33 @@ class MortmLiveForCausalGeneration(MortmLivePreTrainedModel):
 
 
 def kl_divergence(mean: torch.Tensor, log_var: torch.Tensor) -> torch.Tensor:
-    """KL divergence from a standard normal, summed over the last dimension."""
+    """KL divergence of normal distributions from the standard one, summed over the last dimension.
+
+    Args:
+        mean: [..., hidden_size].
+        log_var: [..., hidden_size] logarithm of the variance.
+
+    Returns:
+        [...].
+    """
     return -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(-1)
 
 
 def roll_losses(logits, target, config: MortmLiveConfig, chunks=None, play=None) -> dict[str, torch.Tensor]:
-    """Pitch (binary cross entropy of the even channels) and velocity (squared error of the odd ones) of rolls.
+    """Losses of rolls: pitch (binary cross entropy of the even channels) and velocity (squared error of the odd ones).
+
+    The velocity's error counts on sounding cells only, as it is audible nowhere else. Both are means over the cells
+    that count.
 
     Args:
-        logits, target: [..., slots * 2, 128, ticks].
-        chunks: [...] weight of each chunk. play: bool [batch, slots], the slots that count.
+        logits: [..., slots * 2, 128, ticks] before the sigmoid.
+        target: of the same shape, 0 to 1.
+        config: `pitch_weight`.
+        chunks: [...] weight of each chunk; all 1 by default.
+        play: bool [batch, slots], the slots that count; all by default.
 
-    The velocity's error counts on sounding cells only: elsewhere nobody hears it. Both are means over what counts.
+    Returns:
+        Scalars "pitch" and "velocity".
     """
     pitch, velocity = target[..., 0::2, :, :], target[..., 1::2, :, :]
     weight = torch.ones(pitch.shape[:-2], device=logits.device, dtype=logits.dtype)
@@ -346,13 +400,6 @@ def roll_losses(logits, target, config: MortmLiveConfig, chunks=None, play=None)
         "pitch": (entropy * weight).sum() / weight.sum().clamp(min=1),
         "velocity": (error.sum((-1, -2)) * weight).sum() / cells,
     }
-
-
-def _travels_along():
-    """Never called: names the siblings that a saved folder must carry."""
-    from .processing_mortm_live import MortmLiveProcessor
-
-    return MortmLiveProcessor
 
 
 __all__ = ["MortmLiveForCausalGeneration", "MortmLiveModel", "MortmLivePreTrainedModel", "MortmLiveVision"]

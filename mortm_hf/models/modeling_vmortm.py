@@ -30,11 +30,17 @@ from .modeling_mortm import MortmModel, MortmPreTrainedModel, load_balancing_los
 class VMortmOutput(ModelOutput):
     r"""Output of [`VMortmForSpectrogramGeneration`].
 
-    Args:
-        loss (`torch.FloatTensor`, *optional*): regression of the next patch, and the other losses asked for.
-        regression_loss: mean squared error of the next patch in standardised units; `stop_loss`, `aux_loss` likewise.
-        predictions (`torch.FloatTensor` of shape `(batch, frames, num_mel_bins)`): the patch after each patch.
-        stop_logits (`torch.FloatTensor` of shape `(batch, patches)`): whether the sound ends after the patch.
+    Attributes:
+        loss: regression of the next patch, and the other losses asked for.
+        regression_loss: mean squared error of the next patch in standardised units.
+        stop_loss: binary cross entropy of the stop head, if `ends` were given.
+        aux_loss: load-balancing loss of the experts, where it is part of `loss`.
+        predictions: [batch, frames, num_mel_bins], the patch after each patch.
+        stop_logits: [batch, patches], whether the sound ends after the patch (before the sigmoid).
+        past_key_values: cache, where it is used.
+        hidden_states: of each layer [batch, patches, hidden_size], where they were asked for.
+        attentions: weights of each layer [batch, heads, patches, patches], where they were asked for.
+        router_logits: of each sparse layer [batch * patches, experts], where they were asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -53,8 +59,10 @@ class VMortmOutput(ModelOutput):
 class VMortmGenerateOutput(ModelOutput):
     """What `generate` gives: the given frames right-aligned and the new ones after them.
 
-    `features` [batch, frames, num_mel_bins], `attention_mask` [batch, frames] (1 for real frames), `new_frames`
-    [batch]: how many frames of each row are new.
+    Attributes:
+        features: [batch, frames, num_mel_bins].
+        attention_mask: [batch, frames], 1 for real frames.
+        new_frames: [batch], how many frames of each row are new.
     """
 
     features: torch.FloatTensor | None = None
@@ -207,6 +215,10 @@ class VMortmForSpectrogramGeneration(VMortmPreTrainedModel):
             attention_mask: [batch, frames], 1 for real frames.
             labels: [batch, frames, num_mel_bins], usually the input itself: patch i + 1 is the target of patch i.
             ends: bool [batch], whether a row's last real frame is the end of the recording; trains the stop head.
+            past_key_values: cache of the patches before.
+            use_cache: return the cache; the configuration's choice by default.
+            output_router_logits: return the router's logits; the configuration's choice by default.
+            kwargs: of transformers' attention functions.
 
         Returns:
             [`VMortmOutput`]; `loss` only with `labels`.
@@ -270,7 +282,7 @@ class VMortmForSpectrogramGeneration(VMortmPreTrainedModel):
             real = self._patches(attention_mask)
         last = real & (real.long().flip(-1).cumsum(-1).flip(-1) == 1)
         target = (last & ends.bool()[:, None]).to(stop_logits.dtype)
-        # a row that does not end with the recording says nothing about its last patch
+        # where a row does not end with the recording, its last patch has no target
         known = real & (~last | ends.bool()[:, None])
         losses = F.binary_cross_entropy_with_logits(stop_logits, target, reduction="none")
         return (losses * known).sum() / known.sum().clamp(min=1)
@@ -295,9 +307,13 @@ class VMortmForSpectrogramGeneration(VMortmPreTrainedModel):
             max_new_frames: upper bound of new frames (whole patches).
             stop_threshold: a row ends when the stop head's probability exceeds this; 1: never before the bound.
             noise: standard deviation, in standardised units, of Gaussian noise on each predicted patch: a regression
-                alone drifts to the mean of what it heard.
+                alone drifts to the mean of what it was given.
             generator: source of that noise.
+            use_cache: keep keys and values of the patches before.
             callback: called with the number of patches made so far.
+
+        Returns:
+            [`VMortmGenerateOutput`].
 
         Raises:
             ValueError: nothing to continue, or more patches than the context holds (message with the numbers).
@@ -352,9 +368,17 @@ class VMortmForSpectrogramGeneration(VMortmPreTrainedModel):
 
 
 def align_right(features: torch.Tensor, attention_mask: torch.Tensor | None, patch_size: int):
-    """Rows moved to the right end of whole patches: ([batch, frames', D], mask [batch, frames']).
+    """Rows moved to the right end of whole patches.
 
     Frames are padded in front, so that the last given frame is the last of its patch.
+
+    Args:
+        features: [batch, frames, D].
+        attention_mask: [batch, frames], 0 at padding, or None.
+        patch_size: frames of a patch.
+
+    Returns:
+        Features [batch, frames', D] and mask [batch, frames'], frames' a multiple of the patch size.
     """
     batch, frames, _ = features.shape
     if attention_mask is None:
@@ -373,14 +397,6 @@ def _uneven(frames: int, size: int) -> str:
         f"{frames} frames do not fill patches of {size}: pad with the feature extractor's pad_to_multiple_of={size} "
         "(its default), or cut"
     )
-
-
-def _travels_along():
-    """Names the siblings that a saved folder must carry; never called."""
-    from .feature_extraction_vmortm import VMortmFeatureExtractor
-    from .pipeline_vmortm import AudioContinuationPipeline
-
-    return VMortmFeatureExtractor, AudioContinuationPipeline
 
 
 __all__ = ["VMortmModel", "VMortmForSpectrogramGeneration", "VMortmPreTrainedModel"]

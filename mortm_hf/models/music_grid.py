@@ -7,7 +7,7 @@ Design decisions
 - A bar is written with a listed meter. A bar whose length no listed meter has is *irregular*: the shortest longer
   meter stands for it, and its true length is written beside it for that bar only.
 
-Knows: integers. Must not know: MIDI files, tokens, torch.
+Knows: integers, the meter table. Must not know: MIDI files, tokens, torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from .token_vocabulary import MAX_BAR_TICKS, METER_TICKS, METERS
+from .errors_mortm import VocabularyError
+from .music_names import MAX_BAR_TICKS, METER_TICKS, METERS
 
 
 TICKS_PER_QUARTER = 24
@@ -28,7 +29,15 @@ _DENOMINATORS = (4, 8, 16, 2)  # order of preference between meters of one lengt
 
 
 def round_to_grid(tick: np.ndarray, ticks_per_quarter: int) -> np.ndarray:
-    """MIDI ticks -> grid ticks, halves upward, in integers: `floor((48 tick + tpq) / (2 tpq))`."""
+    """MIDI ticks -> grid ticks, halves upward, in integers: `floor((48 tick + tpq) / (2 tpq))`.
+
+    Args:
+        tick: MIDI ticks of any shape.
+        ticks_per_quarter: of the file.
+
+    Returns:
+        int64 grid ticks, 24 a quarter.
+    """
     tick = np.asarray(tick, dtype=np.int64)
     if ticks_per_quarter % TICKS_PER_QUARTER == 0:
         step = ticks_per_quarter // TICKS_PER_QUARTER
@@ -53,8 +62,15 @@ def _meter_table() -> tuple[np.ndarray, dict[int, int]]:
 
 
 def meters_of_lengths(length: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """The meter (index into `METERS`) that a bar is written with: a listed meter of exactly its length (the same
-    denominator first), else the shortest longer one. Both arguments are `[n_bars]`, lengths from 1 to 192 ticks."""
+    """The meter that each bar is written with: a listed one of exactly its length, else the shortest longer one.
+
+    Args:
+        length: `[n_bars]` ticks, 1 to 192.
+        denominator: `[n_bars]` denominators stated in the file; among meters of one length theirs comes first.
+
+    Returns:
+        `[n_bars]` indices into `METERS`.
+    """
     table, rows = _meter_table()
     if len(denominator) and (denominator == denominator[0]).all():
         return table[rows.get(int(denominator[0]), len(_DENOMINATORS)), length]
@@ -62,6 +78,43 @@ def meters_of_lengths(length: np.ndarray, denominator: np.ndarray) -> np.ndarray
     for value, index in rows.items():
         row[denominator == value] = index
     return table[row, length]
+
+
+def is_pair(value) -> bool:
+    """Whether a value is a pair of whole numbers: a range `(start, stop)` or a meter."""
+    return (
+        isinstance(value, (tuple, list, range))
+        and len(value) == 2
+        and all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in value)
+    )
+
+
+def parse_meter(meter) -> int:
+    """A meter as a user writes it.
+
+    Args:
+        meter: `"3/4"`, `"common"`, `"cut"` or `(3, 4)`.
+
+    Returns:
+        Index into `METERS`.
+
+    Raises:
+        VocabularyError: `vocabulary.meter`, for anything else.
+    """
+    pair = None
+    if isinstance(meter, str):
+        text = {"c": "4/4", "common": "4/4", "cut": "2/2"}.get(meter.strip().lower(), meter)
+        parts = text.split("/")
+        if len(parts) == 2 and all(p.strip().isdigit() for p in parts):
+            pair = int(parts[0]), int(parts[1])
+    elif is_pair(meter):
+        pair = int(meter[0]), int(meter[1])
+    if pair not in METERS:
+        raise VocabularyError(
+            f"unknown meter {meter!r}: listed are 1/2 to 4/2, 1/4 to 8/4, 1/8 to 16/8 and 1/16 to 16/16",
+            "vocabulary.meter",
+        )
+    return METERS.index(pair)
 
 
 @dataclass(frozen=True)
@@ -78,14 +131,24 @@ class BarTable:
 
     @classmethod
     def from_lengths(cls, length: np.ndarray, meter: np.ndarray) -> BarTable:
-        """Bars of the given lengths in ticks."""
+        """Bars of given lengths.
+
+        Args:
+            length: `[n_bars]` ticks.
+            meter: `[n_bars]` indices into `METERS`.
+        """
         start = np.zeros(len(length) + 1, dtype=np.int64)
         np.cumsum(length, out=start[1:])
         return cls(start, np.asarray(meter, dtype=np.int16))
 
     @classmethod
     def regular(cls, meter: int, n_bars: int) -> BarTable:
-        """`n_bars` full bars of one meter (index into `METERS`)."""
+        """Full bars of one meter.
+
+        Args:
+            meter: index into `METERS`.
+            n_bars: how many.
+        """
         return cls.from_lengths(np.full(n_bars, METER_TICKS[meter]), np.full(n_bars, meter))
 
     @classmethod
@@ -95,6 +158,7 @@ class BarTable:
 
     @property
     def n_bars(self) -> int:
+        """How many bars."""
         return len(self.meter)
 
     @property
@@ -117,12 +181,17 @@ class BarTable:
         return np.searchsorted(self.start[1:-1], tick, side="right")
 
     def window(self, start: int, stop: int) -> BarTable:
-        """Bars `[start, stop)`, re-based to tick 0."""
+        """Some bars, re-based to tick 0.
+
+        Args:
+            start: the first.
+            stop: the one after the last.
+        """
         return BarTable(self.start[start : stop + 1] - self.start[start], self.meter[start:stop])
 
     def states_meter(self) -> np.ndarray:
-        """`[n_bars]` bool: which bars write their meter when this table opens a block (the first, changes, irregular
-        bars and the bar after one)."""
+        """`[n_bars]` bool, which bars write their meter when this table opens a block: the first, changes, irregular
+        bars and the bar after one."""
         states = np.ones(self.n_bars, dtype=bool)
         if self.n_bars > 1:
             odd = self.irregular
@@ -130,13 +199,18 @@ class BarTable:
         return states
 
 
-def _split_cycle(bars: BarTable) -> np.ndarray | None:
-    """Rows of the last bars that one longer bar was split into, in the order in which they would go on; None where the
-    last bar is one of its own.
+def is_bar_table(value) -> bool:
+    """Whether a value is a `BarTable`, of this copy of the code or of another one beside a checkpoint."""
+    return hasattr(value, "start") and hasattr(value, "meter")
 
-    A bar of more than 192 ticks is read as bars of 192 and a shorter rest (`bars_of_meters`), so 9/4 is 8/4 and 1/4 in
-    turn. One bar of 192 and a rest is taken for that; several and a rest only where they come twice, since music in
-    8/4 may go on in another meter.
+
+def _split_cycle(bars: BarTable) -> np.ndarray | None:
+    """Rows of the last bars that one longer bar was split into, in the order in which they would repeat; None where
+    the last bar is one of its own.
+
+    A bar of more than 192 ticks is read as bars of 192 and a shorter rest (`bars_of_meters`), so 9/4 is 8/4 and 1/4
+    alternating. One bar of 192 and a rest is taken for that; several and a rest only where they come twice, since
+    music in 8/4 may continue in another meter.
     """
     length, n = bars.length, bars.n_bars
     for back in range(min(n, 4)):  # the passage may end inside of the split bar
@@ -151,13 +225,19 @@ def _split_cycle(bars: BarTable) -> np.ndarray | None:
         if back < size and (size == 2 or (size > 2 and twice)):
             return run + (back + np.arange(size)) % size
         return None
-        return run + (back + np.arange(size)) % size
     return None
 
 
-def going_on(tables: Sequence[BarTable], n_bars: int) -> BarTable:
-    """`n_bars` bars as the nearest of `tables` that has a full bar goes on: in its last meter (a bar split for its
-    length counts as one). 4/4 without any."""
+def continued_bars(tables: Sequence[BarTable], n_bars: int) -> BarTable:
+    """Bars that continue a song.
+
+    Args:
+        tables: bars to continue, the nearest first; the first that has a full bar decides.
+        n_bars: how many bars are wanted.
+
+    Returns:
+        Bars in the last meter of that table (a bar split for its length counts as one); 4/4 without any.
+    """
     for bars in tables:
         cycle = _split_cycle(bars)
         if cycle is not None:
@@ -181,12 +261,15 @@ def bars_of_meters(
 
     Args:
         changes: (tick, numerator, denominator) of the real meter changes in MIDI ticks, ascending, the first at 0.
+        ticks_per_quarter: of the file.
         lines: grid ticks of further bar lines (markers of an earlier decode).
-        until: grid tick that the table must reach (the last offset); at_least: bars it must have.
-        max_bars: a table that would be longer gives `None` instead of an allocation.
+        until: grid tick that the table must reach (the last offset).
+        at_least: bars that it must have.
+        max_bars: the cap on its bars.
 
     Returns:
-        The table, and how many bars were cut short by a change or a line inside them.
+        The table, and how many bars were cut short by a change or a line inside them; None where the table would have
+        more than `max_bars`.
     """
     # Every segment [first, last) runs in one meter from an exact (rational) start; forced lines open one as well.
     # Starts are in units of 1 / (2 tpq) grid ticks.

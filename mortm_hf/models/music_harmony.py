@@ -23,8 +23,7 @@ from functools import lru_cache
 import numpy as np
 
 from .errors_mortm import VocabularyError
-from .music_score import ChordTable, MetricScore
-from .token_vocabulary import (
+from .music_names import (
     CHORD_BASSES,
     CHORD_QUALITIES,
     CHORD_ROOTS,
@@ -33,6 +32,7 @@ from .token_vocabulary import (
     EXTRA_CHORD_ROOTS,
     KEY_NAMES,
 )
+from .music_score import ChordTable, MetricScore
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,11 +77,16 @@ def _profile_matrix(profile: str) -> np.ndarray:
 
 
 def pitch_class_histogram(score: MetricScore, bars: np.ndarray | None = None, n_rows: int = 1) -> np.ndarray:
-    """`[n_rows, 12]` ticks sounded by each pitch class, drums left out.
+    """Ticks sounded by each pitch class, drums left out.
 
     Args:
+        score: the music.
         bars: `[n_notes]` row of every note (below 0: left out), e.g. `score.bar_of_notes() // 4` for windows of four
             bars; by default all notes make one row.
+        n_rows: how many rows there are.
+
+    Returns:
+        `[n_rows, 12]` sums.
     """
     pitch, duration = score.pitch, score.duration
     keep = None
@@ -101,22 +106,45 @@ def pitch_class_histogram(score: MetricScore, bars: np.ndarray | None = None, n_
 
 
 def key_correlations(histogram: np.ndarray, profile: str = DEFAULT_PROFILE) -> np.ndarray:
-    """`[..., 12]` histograms -> `[..., 24]` Pearson correlations with the keys of `ESTIMATED_KEYS` (0 where a
-    histogram is flat or empty)."""
+    """How well each key fits.
+
+    Args:
+        histogram: `[..., 12]` ticks of each pitch class.
+        profile: a name of `KEY_PROFILES`.
+
+    Returns:
+        `[..., 24]` Pearson correlations with the keys of `ESTIMATED_KEYS`; 0 where a histogram is flat or empty.
+    """
     centred = histogram - histogram.mean(axis=-1, keepdims=True)
     norm = np.linalg.norm(centred, axis=-1, keepdims=True)
     return (centred / np.where(norm > 0, norm, 1.0)) @ _profile_matrix(profile)
 
 
 def estimate_keys(histogram: np.ndarray, profile: str = DEFAULT_PROFILE) -> np.ndarray:
-    """`[n, 12]` histograms -> `[n]` indices into `ESTIMATED_KEYS`, -1 where nothing pitched sounds."""
+    """The key that fits best.
+
+    Args:
+        histogram: `[n, 12]` ticks of each pitch class.
+        profile: a name of `KEY_PROFILES`.
+
+    Returns:
+        `[n]` indices into `ESTIMATED_KEYS`, -1 where a histogram is flat or empty.
+    """
     # Profiles are centred and of unit length: the histogram's own mean and length do not change which is best.
     best = np.argmax(histogram @ _profile_matrix(profile), axis=-1)
     return np.where(histogram.max(axis=-1) > histogram.min(axis=-1), best, -1)
 
 
 def estimate_key(score: MetricScore, profile: str = DEFAULT_PROFILE) -> str | None:
-    """Token name (without `k_`) of the key of a passage; None when nothing pitched sounds."""
+    """The estimated key of a passage.
+
+    Args:
+        score: the music.
+        profile: a name of `KEY_PROFILES`.
+
+    Returns:
+        Token name without `k_`; None when nothing pitched sounds.
+    """
     found = int(estimate_keys(pitch_class_histogram(score), profile)[0])
     return ESTIMATED_KEYS[found] if found >= 0 else None
 
@@ -131,7 +159,17 @@ _KEY = re.compile(
 
 
 def split_key(name: str) -> tuple[int, bool]:
-    """(pitch class of the tonic, minor) of a key name; raises `VocabularyError` as `parse_key` does."""
+    """Tonic and mode of a key.
+
+    Args:
+        name: see `parse_key`, but not "Unknown".
+
+    Returns:
+        Pitch class of the tonic, and whether the mode is minor.
+
+    Raises:
+        VocabularyError: `vocabulary.key`.
+    """
     found = _KEY.match(name.strip()) if isinstance(name, str) else None
     if not found:
         raise VocabularyError(
@@ -147,6 +185,9 @@ def parse_key(name: str) -> str:
     """Token name (without `k_`) of a key: `"C major"`, `"Am"`, `"k_AM"`, `"Gb:maj"`, `"B- minor"`, `"Unknown"`.
 
     A spelling without a token goes to its enharmonic twin (`"Cb major"` -> `"BM"`).
+
+    Args:
+        name: in any of these spellings.
 
     Raises:
         VocabularyError: `vocabulary.key`.
@@ -321,11 +362,17 @@ _DEGREE = re.compile(r"(\*|no|omit|add)?([b#♭♯+-]*)(\d+)")
 
 
 def nearest_quality(tones: Sequence[int], among: Sequence[bool] | None = None) -> int:
-    """Index of the quality token for a set of tones above a root (pitch classes 0..11).
+    """The quality token for a set of tones above a root.
 
     The exact set where the table has it; else the quality with the least total `TONE_WEIGHTS` of the tones that one
-    has and the other lacks, the smaller chord on a tie. The root counts as present. `among` (a flag for each quality)
-    limits the choice.
+    has and the other lacks, the smaller chord on a tie.
+
+    Args:
+        tones: semitones above the root, modulo 12; the root counts as present.
+        among: a flag for each of `QUALITY_NAMES` that may be chosen; all by default.
+
+    Returns:
+        Index into `QUALITY_NAMES`.
     """
     wanted = np.zeros(12)
     wanted[[t % 12 for t in tones]] = 1.0
@@ -396,7 +443,9 @@ _ENHARMONIC_LETTERS = "CDEFGAB"
 def parse_chord(label: str) -> tuple[int, int, int]:
     """A chord symbol or Harte label -> (root, quality, bass): values of the three chord token kinds.
 
-    `"Am7/G"`, `"C:maj7/3"` (bass as a degree), `"F#dim"`, `"Bb6/9"`, `"G:7(b9)"`; no chord is `"N"`, `"N.C."`, `"X"`.
+    Args:
+        label: `"Am7/G"`, `"C:maj7/3"` (bass as a degree), `"F#dim"`, `"Bb6/9"`, `"G:7(b9)"`; no chord is `"N"`,
+            `"N.C."`, `"X"`.
 
     Raises:
         VocabularyError: `vocabulary.chord`, for text that names no chord.
@@ -449,7 +498,13 @@ def chord_values(labels: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def chord_symbol(root: int, quality: int, bass: int) -> str:
-    """Chord values -> symbol: `"Am7/G"`, `"C"`, `"N"`."""
+    """Chord values -> symbol: `"Am7/G"`, `"C"`, `"N"`.
+
+    Args:
+        root: index into `ROOT_NAMES`.
+        quality: index into `QUALITY_NAMES`.
+        bass: index into `BASS_NAMES`.
+    """
     if root == NO_CHORD[0]:
         return "N"
     name, low = QUALITY_NAMES[quality], BASS_NAMES[bass]
@@ -459,7 +514,18 @@ def chord_symbol(root: int, quality: int, bass: int) -> str:
 
 
 def chord_table(onset, labels: Sequence[str]) -> ChordTable:
-    """Ticks and labels -> `ChordTable`, sorted; repeats of the sounding chord are merged."""
+    """Chords at some ticks.
+
+    Args:
+        onset: `[n]` ticks, in any order.
+        labels: `[n]` symbols or Harte labels.
+
+    Returns:
+        `ChordTable`, sorted; repeats of the sounding chord are merged.
+
+    Raises:
+        VocabularyError: `vocabulary.chord`, for text that names no chord.
+    """
     onset = np.asarray(onset, dtype=np.int64).reshape(-1)
     root, quality, bass = chord_values(labels)
     order = np.argsort(onset, kind="stable")
@@ -478,7 +544,15 @@ def merge_repeats(table: ChordTable) -> ChordTable:
 
 
 def chord_tones(root: int, quality: int) -> tuple[int, ...]:
-    """Pitch classes of a chord (none for "no chord")."""
+    """Pitch classes of a chord.
+
+    Args:
+        root: index into `ROOT_NAMES`.
+        quality: index into `QUALITY_NAMES`.
+
+    Returns:
+        0 to 11, sorted; empty for "no chord".
+    """
     if root == NO_CHORD[0]:
         return ()
     name = ROOT_NAMES[root]

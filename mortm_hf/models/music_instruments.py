@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 
 from .errors_mortm import VocabularyError
-from .token_vocabulary import CATEGORY_PIANO, CATEGORY_SAX, DRUMS
+from .music_names import CATEGORY_PIANO, CATEGORY_SAX, DRUMS
 
 
 # General MIDI Level 1 Sound Set, program 0 to 127, eight a family.
@@ -126,6 +126,9 @@ _FAMILY_PROGRAMS = {_plain(name): range(8 * i, 8 * i + 8) for i, name in enumera
 def programs_of(instrument: int | str) -> tuple[int, ...]:
     """All programs a number, name or family name stands for: `"violin"` -> `(40,)`, `"piano"` -> `(0, .., 7)`.
 
+    Args:
+        instrument: General MIDI number (128: drums), name or family name.
+
     Raises:
         VocabularyError: `vocabulary.instrument`, for a name or number that General MIDI does not have.
     """
@@ -167,10 +170,18 @@ def programs_of(instrument: int | str) -> tuple[int, ...]:
 
 
 def parse_instrument(instrument: int | str, dialect: str = "metric") -> int:
-    """The INSTRUMENT value of a number, name or family name (a family: its first program).
+    """The INSTRUMENT value of a number, name or family name.
 
-    In the `mortm` dialect: the category of it; an instrument that is neither piano nor saxophone raises
-    `VocabularyError`.
+    Args:
+        instrument: General MIDI number (128: drums), name or family name.
+        dialect: "metric" or "mortm".
+
+    Returns:
+        A program (of a family the first), or the category of it (`mortm`).
+
+    Raises:
+        VocabularyError: `vocabulary.instrument`, for an unknown name or number, or an instrument that the dialect
+            does not have.
     """
     if dialect == "mortm":
         if instrument in (CATEGORY_PIANO, CATEGORY_SAX):
@@ -196,7 +207,18 @@ def category_of(program: int) -> int | None:
 
 
 def parse_instruments(instruments: Iterable[int | str] | int | str, dialect: str = "metric") -> tuple[int, ...]:
-    """`parse_instrument` of one or several, in order, repeats kept, drums last."""
+    """INSTRUMENT values of one or several instruments.
+
+    Args:
+        instruments: what `parse_instrument` takes, or several of it.
+        dialect: "metric" or "mortm".
+
+    Returns:
+        The values in order, repeats kept, drums last.
+
+    Raises:
+        VocabularyError: `vocabulary.instrument`.
+    """
     if isinstance(instruments, (int, str)):
         instruments = (instruments,)
     values = [parse_instrument(i, dialect) for i in instruments]

@@ -2,7 +2,7 @@
 
 Design decisions
 - A song is cut into windows of the form the checkpoint was trained on (`window_bars`, `window_form` of its
-  configuration); what is said of the song is the mean of its windows' logits, so that a long song is one answer.
+  configuration); its logits are the mean of its windows', so that a long song is one answer.
 - An embedding is the mean of the states of note tokens: of a bar over the notes that begin in it (all tracks), of a
   song over all its notes. Markers and headers would make all songs look alike.
 - `transformers`' own "feature-extraction" works on the same checkpoints with text (`tokenizer.decode(ids)`) and gives
@@ -13,16 +13,14 @@ Knows: the tokenizer, windows, logits and states. Must not know: layers of model
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from transformers import Pipeline
-from transformers.dynamic_module_utils import custom_object_save
 
 from .errors_mortm import PromptError
 from .inputs_bertm import bare_segment, batches_by_length, pad_rows, song_windows
+from .pipeline_midi import MusicPipeline
+from .prompt_words import bar_range, whole_number
 from .token_vocabulary import TokenKind
 
 
@@ -31,8 +29,14 @@ BATCH_TOKENS = 8192
 
 @dataclass
 class SongWindows:
-    """What is heard of one song: ids of each window and its bars (first, bar after the last), both as the song counts
-    them; `first` and `n_bars` are those asked for."""
+    """What a model reads of one song.
+
+    Attributes:
+        ids: int ids of each window.
+        bars: bars of each window (first, bar after the last), as the song counts them.
+        first: first bar that was asked for.
+        n_bars: how many were asked for.
+    """
 
     ids: list[np.ndarray]
     bars: list[tuple[int, int]]
@@ -40,59 +44,20 @@ class SongWindows:
     n_bars: int
 
 
-class MidiReadingPipeline(Pipeline):
-    """What both pipelines share: reading a song into windows, batches, saving."""
+_READING = ("bars", "tracks", "window")
 
-    _load_tokenizer = True
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _pipeline_calls_generate = False
 
-    _auto_class_name = "AutoModel"
-    _rest = 0.5  # of a window, or more: a shorter end of a song is not heard
-    _reading = ("bars", "tracks", "window")
-    _answering: tuple[str, ...] = ()
-    _running: tuple[str, ...] = ()
+class MidiReadingPipeline(MusicPipeline):
+    """What both pipelines share: reading a song into windows, and batches."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        # `transformers.pipeline` leaves classes where the configuration had their names; those could not be saved
-        for entry in (getattr(self.model.config, "custom_pipelines", None) or {}).values():
-            entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry.get("pt", ())]
-
-    def _sanitize_parameters(self, **kwargs):
-        known = {*self._reading, *self._running, *self._answering}
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(f"{self.task} has no argument {name!r}; it takes {', '.join(sorted(known))}")
-        return tuple(
-            {k: v for k, v in kwargs.items() if k in n} for n in (self._reading, self._running, self._answering)
-        )
-
-    def __call__(self, inputs, **kwargs):
-        if isinstance(inputs, tuple):
-            inputs = list(inputs)
-        if isinstance(inputs, list) and not inputs:
-            return []
-        if not isinstance(inputs, list):
-            return super().__call__(inputs, **kwargs)
-        state = torch.get_rng_state()  # iterating over a list draws from the global generator inside a data loader
-        try:
-            return super().__call__(inputs, **kwargs)
-        finally:
-            torch.set_rng_state(state)
+    _rest = 0.5  # of a window, or more: a shorter end of a song is left out
 
     def preprocess(self, inputs, bars=None, tracks=None, window=None):
-        if inputs is None:
-            raise PromptError(f"{self.task} needs a MIDI file, but the input is None", "prompt.material")
-        if self.tokenizer.dialect != "metric":
+        if inputs is not None and self.tokenizer.dialect != "metric":
             return {"song": self._whole_file(inputs, bars=bars, tracks=tracks, window=window)}
-        song = self.tokenizer.read_midi(inputs)
-        first = 0
+        song, first = self.open_song(inputs)[1], 0
         if bars is not None:
-            first, last = _bar_range(bars, song.n_bars)
+            first, last = bar_range(bars, song.n_bars, "bars")
             song = song.window(first, last)
         if tracks is not None:
             chosen = np.atleast_1d(np.asarray(tracks, dtype=np.int64))
@@ -100,10 +65,8 @@ class MidiReadingPipeline(Pipeline):
                 raise PromptError(f"tracks must be indices below {song.n_tracks}, got {tracks}", "prompt.tracks")
             song = song.take_tracks(chosen)
         config = self.model.config
-        length = getattr(config, "window_bars", 8) if window is None else window
-        if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or length < 1:
-            raise PromptError(f"window must be a number of bars of at least 1, got {window!r}", "prompt.bars")
-        found = song_windows(song, int(length), self._form(), self._rest)
+        length = whole_number(getattr(config, "window_bars", 8) if window is None else window, "window", 1)
+        found = song_windows(song, length, self._form(), self._rest)
         vocabulary = self.tokenizer.vocabulary
         ids = [bare_segment(vocabulary, music) for _, music in found]
         limit = getattr(config, "max_position_embeddings", None) or max(map(len, ids))
@@ -111,11 +74,11 @@ class MidiReadingPipeline(Pipeline):
         return {"song": SongWindows([row[:limit] for row in ids], places, first, song.n_bars)}
 
     def _whole_file(self, inputs, **chosen) -> SongWindows:
-        """A file as upstream's checkpoints hear it: all of it, in their own tokens."""
+        """A file as upstream's checkpoints read it: all of it, in their own tokens."""
         given = [name for name, value in chosen.items() if value is not None]
         if given:
             raise PromptError(
-                f"a checkpoint of the mortm dialect hears whole files: leave out {', '.join(given)}", "prompt.bars"
+                f"a checkpoint of the mortm dialect reads whole files: leave out {', '.join(given)}", "prompt.bars"
             )
         return SongWindows([np.asarray(self.tokenizer.encode_midi(inputs))], [(0, 1)], 0, 1)
 
@@ -140,17 +103,6 @@ class MidiReadingPipeline(Pipeline):
         """One answer for every row of a batch."""
         raise NotImplementedError
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """Save model, tokenizer and all code; the configuration keeps every task that the model offers."""
-        config = self.model.config
-        tasks = dict(getattr(config, "custom_pipelines", None) or {})
-        entry = {"impl": f"pipeline_bertm.{type(self).__name__}", "pt": [self._auto_class_name], "type": "text"}
-        config.custom_pipelines = {**tasks, self.task: tasks.get(self.task, entry)}
-        os.makedirs(save_directory, exist_ok=True)
-        custom_object_save(self, save_directory)
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.tokenizer.save_pretrained(save_directory, **kwargs)
-
 
 class MidiClassificationPipeline(MidiReadingPipeline):
     """What kind of music a MIDI file holds.
@@ -162,8 +114,9 @@ class MidiClassificationPipeline(MidiReadingPipeline):
 
     Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
-        bars: (first, bar after the last) to listen to; by default all. tracks: indices of the tracks to listen to.
-        window: bars heard at a time; by default those the model was trained on.
+        bars: (first, bar after the last) to read; by default all.
+        tracks: indices of the tracks to read; by default all.
+        window: bars read at a time; by default those the model was trained on.
         top_k: how many labels to give; by default all.
         windows: also give the scores of every window.
 
@@ -174,11 +127,11 @@ class MidiClassificationPipeline(MidiReadingPipeline):
         `windows`: a dict of `labels` (this list) and `windows` (dicts of `bars` and `labels`).
 
     Raises:
-        MidiError, PromptError: unusable input or request (`ValueError`s with a `code`).
+        MidiError: an unusable input (a `ValueError` with a `code`).
+        PromptError: an impossible request, likewise.
     """
 
-    _auto_class_name = "AutoModelForSequenceClassification"
-    _answering = ("top_k", "windows")
+    _options = (_READING, (), ("top_k", "windows"))
 
     def _answers(self, ids, mask):
         return self.model(input_ids=ids, attention_mask=mask).logits.float().cpu().numpy()
@@ -217,22 +170,29 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
     ```
 
     Args (of a call, or of the pipeline as defaults of its calls):
-        inputs, bars, tracks, window: as in `MidiClassificationPipeline`.
+        inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
+        bars: (first, bar after the last) to read; by default all.
+        tracks: indices of the tracks to read; by default all.
+        window: bars read at a time; by default those the model was trained on.
         layer: whose states; -1 is the last, 0 the embeddings.
 
     Returns:
         A dict (a list of them for a list of inputs): `song` `[hidden]` float32, mean over the states of all note
         tokens; `bars` `[n_bars, hidden]`, mean over those of the notes that begin in the bar (zeros where none does);
         `notes` `[n_bars]`, how many note tokens that were.
+
+    Raises:
+        MidiError: an unusable input (a `ValueError` with a `code`).
+        PromptError: an impossible request, likewise.
     """
 
     _rest = 0.0
-    _running = ("layer",)
+    _options = (_READING, ("layer",), ())
 
     def _whole_file(self, inputs, **chosen):
         raise PromptError(
-            "bars cannot be told apart in the mortm dialect: `mortm convert FOLDER --extend-vocab -o NEW` and some "
-            "training on the metric one come first",
+            "a checkpoint of the mortm dialect does not mark bar 0: `mortm convert FOLDER --extend-vocab -o NEW` and "
+            "some training on the metric one come first",
             "prompt.dialect",
         )
 
@@ -267,20 +227,6 @@ class MidiFeatureExtractionPipeline(MidiReadingPipeline):
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, dtype=np.float64)))
-
-
-def _bar_range(value, n_bars: int) -> tuple[int, int]:
-    try:
-        first, last = (int(v) for v in value)
-    except (TypeError, ValueError):
-        raise PromptError(
-            f"bars must be a pair (first bar, bar after the last), got {value!r}", "prompt.bars"
-        ) from None
-    if not 0 <= first < last <= n_bars:
-        raise PromptError(
-            f"bars must satisfy 0 <= first < last <= {n_bars} (the song's bars), got ({first}, {last})", "prompt.bars"
-        )
-    return first, last
 
 
 __all__ = ["MidiClassificationPipeline", "MidiFeatureExtractionPipeline"]

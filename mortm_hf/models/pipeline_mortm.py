@@ -14,34 +14,36 @@ Knows: the tokenizer's methods, prompts, `generate`. Must not know: layers of mo
 from __future__ import annotations
 
 import copy
-import os
 from contextlib import nullcontext
 from itertools import chain
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, Pipeline
-from transformers.dynamic_module_utils import custom_object_save
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.utils import logging
 
-from .errors_mortm import PromptError
-from .generation_cpu import FastDecoder, parse_precision, unsupported_arguments, weights_of
+from .errors_mortm import GenerationError, PromptError
+from .generation_cpu import FastDecoder, decoder_for, unsupported_arguments
 from .generation_mortm import MetricGrammarLogitsProcessor
 from .generation_sampling import SAMPLING_NAMES, BarListener, FiniteLogits, SeededChoice, sampling_filters
 from .generation_windows import PAST_BARS, SongRequest, SongRow, spread_chords
 from .midi_chords import is_chord_file, read_chord_file
 from .midi_edit import write_bars, write_chords
+from .midi_files import to_midi_score
 from .music_harmony import chord_symbol
 from .music_instruments import instrument_name
+from .music_names import MAX_COUNTED_BARS, METERS
 from .music_score import ChordTable
-from .token_codec import load_score, parse_segment, to_midi_score
-from .token_vocabulary import METERS
+from .pipeline_midi import MusicPipeline
+from .prompt_passage import DEFAULT_BARS
+from .prompt_words import bar_range, is_file, whole_number
+from .token_codec import parse_segment
+from .token_headers import CONTROLS
 
 
 FUTURE_BARS = 4  # given after the generated bars where bars are rewritten
 WINDOW_BARS = 8  # generated at a time
 CHORD_BARS = 2  # read at a time to estimate chords (`benchmarks/chord_estimation.py --choose`)
-DEFAULT_BARS = 8
 SAMPLING_DEFAULTS = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 _SAMPLING_LIMITS = {
     "temperature": (lambda x: x > 0, "positive (do_sample=False takes the likeliest)"),
@@ -62,63 +64,30 @@ _GENERATE_NAMES = {name for name in vars(GenerationConfig()) if not name.startsw
 logger = logging.get_logger(__name__)
 
 
-class MidiPipeline(Pipeline):
-    """What both pipelines share: reading, windows, sampling, saving."""
+class MidiPipeline(MusicPipeline):
+    """What both pipelines share: windows and sampling."""
 
-    _load_tokenizer = True
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _pipeline_calls_generate = False  # the window loop below calls it
-
-    _prompt_names: tuple[str, ...] = ()
+    _running = ("seed", "num_return_sequences", "progress", "callback", "fast")
+    _more_options = ", and the arguments of generate()"
     _sampling_defaults: dict = {}
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._decoders: dict[str, FastDecoder] = {}
-        # `transformers.pipeline` leaves classes where the configuration had their names; those could not be saved
-        for entry in (getattr(self.model.config, "custom_pipelines", None) or {}).values():
-            entry["pt"] = [getattr(auto, "__name__", auto) for auto in entry.get("pt", ())]
         if self.model.can_generate() is False:
             raise PromptError(
                 f"{type(self.model).__name__} cannot generate: load a model for causal language modeling"
             )
 
     def _sanitize_parameters(self, **kwargs):
-        ask, run, give = {}, {}, {}
-        for name, value in kwargs.items():
-            if name in self._prompt_names:
-                ask[name] = value
-            elif name in ("seed", "num_return_sequences", "progress", "callback", "fast") or name in _GENERATE_NAMES:
-                run[name] = value
-            elif name == "new_bars_only":
-                give[name] = value
-            else:
-                known = ", ".join(
-                    sorted({*self._prompt_names, "seed", "progress", "callback", "fast", "new_bars_only"})
-                )
-                raise TypeError(
-                    f"{self.task} has no argument {name!r}; it takes {known}, and the arguments of generate()"
-                )
-        return ask, run, give
+        generate = {name: kwargs.pop(name) for name in [*kwargs] if name in _GENERATE_NAMES - {*self._running}}
+        ask, run, give = super()._sanitize_parameters(**kwargs)
+        return ask, run | generate, give
 
     def __call__(self, inputs=None, **kwargs):
-        if isinstance(inputs, tuple):
-            inputs = list(inputs)
-        if isinstance(inputs, list) and not inputs:
-            return []
-        if kwargs.get("seed") is None and self._forward_params.get("seed") is None:
+        if kwargs.get("seed") is None and self._forward_params.get("seed") is None and not _is_empty(inputs):
             kwargs["seed"] = int(torch.randint(1 << 31, ()))
-        if not isinstance(inputs, list):
-            return super().__call__(inputs, **kwargs)
-        # iterating over a list draws from the global generator inside a data loader: give it back as it was
-        state = torch.get_rng_state()
-        try:
-            return super().__call__(inputs, **kwargs)
-        finally:
-            torch.set_rng_state(state)
+        return super().__call__(inputs, **kwargs)
 
     # ------------------------------------------------------------------------------------------------------ generation
 
@@ -146,31 +115,18 @@ class MidiPipeline(Pipeline):
         for name, (fits, remedy) in _SAMPLING_LIMITS.items():
             value = chosen.get(name)
             if value is not None and not (isinstance(value, (int, float)) and fits(value)):
-                raise PromptError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
+                raise GenerationError(f"{name} must be {remedy}, got {value!r}", "prompt.argument")
         return chosen, {**given, "generation_config": plain}
 
     def _decoder(self, fast, beams: int, others: dict) -> FastDecoder | None:
-        """The fast decoder that a call asks for, made once and again when the model's weights have changed.
+        """The fast decoder of a call, made once and again when the model's weights have changed; None: `generate`.
 
         Raises:
-            PromptError: `fast` with a model or with arguments that it does not serve.
+            GenerationError: `fast` with a model or with arguments that it does not serve.
         """
-        precision = parse_precision(fast)
-        if precision is None:
-            return None
-        others = dict(others)
-        config = others.pop("generation_config")
-        names = ["num_beams"] * (beams > 1) + unsupported_arguments(config, others | {"num_beams": None})
-        if names:
-            raise PromptError(
-                f"fast decoding does not serve {', '.join(dict.fromkeys(names))}: leave that out, or leave out fast",
-                "prompt.argument",
-            )
-        decoder = self._decoders.get(precision)
-        if decoder is None or decoder.model is not self.model or decoder.fingerprint != weights_of(self.model):
-            self._decoders.pop(precision, None)  # before the new one takes its memory
-            decoder = self._decoders[precision] = FastDecoder(self.model, precision)
-        return decoder
+        others = {**others, "num_beams": None}
+        names = unsupported_arguments(others.pop("generation_config"), others)
+        return decoder_for(self.model, fast, ["num_beams"] * (beams > 1) + names, self._decoders)
 
     def _forward(
         self, model_inputs, seed=None, num_return_sequences=1, progress=None, callback=None, fast=None, **generate
@@ -180,14 +136,14 @@ class MidiPipeline(Pipeline):
         requests = requests if many else [requests]
         copies = int(num_return_sequences)
         if copies < 1:
-            raise PromptError(
+            raise GenerationError(
                 f"num_return_sequences must be at least 1, got {num_return_sequences}", "prompt.argument"
             )
         seeds = _row_seeds(seed, copies)
         chosen, others = self._parameters(generate)
         beams = int(others.get("num_beams") or others["generation_config"].num_beams or 1)
         if copies > 1 and not chosen["do_sample"] and beams < copies:
-            raise PromptError(
+            raise GenerationError(
                 f"{copies} different sequences need do_sample=True or num_beams of at least {copies}",
                 "prompt.argument",
             )
@@ -200,12 +156,12 @@ class MidiPipeline(Pipeline):
                 row.build(self.tokenizer, self.context)
             if not window:  # after the first prompts: a request that cannot be served shows no progress
                 bar = self._progress(rows, progress)
-            tell = None
+            report = None
             if callback is not None or bar is not None:
-                tell = self._teller(rows, active, copies, callback, bar)
+                report = self._reporter(rows, active, copies, callback, bar)
             # beams without sampling find their different sequences themselves, once
             spread = copies if window == 0 and not chosen["do_sample"] and copies > 1 else 1
-            answers = self._generate(active, window, chosen, dict(others), tell, beams, spread, decoder)
+            answers = self._generate(active, window, chosen, dict(others), report, beams, spread, decoder)
             for row, answer in zip(active, answers):
                 row.accept(self.tokenizer, answer)
             if bar is not None:
@@ -224,8 +180,8 @@ class MidiPipeline(Pipeline):
             return None
         return logging.tqdm(total=total, unit="bar", desc=self.task)
 
-    def _teller(self, rows, active, copies, callback, bar):
-        def tell(finished):
+    def _reporter(self, rows, active, copies, callback, bar):
+        def report(finished):
             row = active[finished.row]
             if bar is not None and finished.track == len(row.built.plan.instruments or (0,)) - 1:
                 bar.update(1)
@@ -233,10 +189,10 @@ class MidiPipeline(Pipeline):
                 index = next(i for i, other in enumerate(rows) if other is row)
                 callback(self._event(row, index, copies, finished))
 
-        return tell
+        return report
 
     def _event(self, row, index, copies, finished) -> dict:
-        """What a callback is told of a finished bar."""
+        """What a callback gets of a finished bar."""
         vocabulary = self.tokenizer.vocabulary
         notes = parse_segment(vocabulary, np.asarray(finished.ids)).generated
         columns = () if notes is None else (notes.onset, notes.pitch, notes.duration, notes.velocity)
@@ -250,7 +206,7 @@ class MidiPipeline(Pipeline):
             "token_ids": np.asarray(finished.ids).tolist(),
         }
 
-    def _generate(self, rows, window, chosen, others, tell, beams, spread, decoder) -> list[list[int]]:
+    def _generate(self, rows, window, chosen, others, report, beams, spread, decoder) -> list[list[int]]:
         """One `generate` call over all rows (the model's, or a fast decoder's) -> the answer of each."""
         tokenizer, model = self.tokenizer, self.model
         asked = rows[::spread]
@@ -275,7 +231,7 @@ class MidiPipeline(Pipeline):
         )
         processors = [FiniteLogits(), grammar, *(others.pop("logits_processor", None) or ())]
         streamer = others.pop("streamer", None)
-        listener = BarListener(tokenizer, tell, streamer) if (tell or streamer) and beams == 1 else None
+        listener = BarListener(tokenizer, report, streamer) if (report or streamer) and beams == 1 else None
         if chosen["do_sample"] and beams == 1:
             processors += [*sampling_filters(chosen), SeededChoice([row.seed for row in asked], window, length)]
         elif chosen["do_sample"]:  # sampled beams are drawn by `generate` itself, from the global generator
@@ -311,19 +267,6 @@ class MidiPipeline(Pipeline):
         output = getattr(output, "sequences", output)[:, length:].cpu().tolist()
         return [_until(answer, tokenizer.eos_token_id) for answer in output]
 
-    # ---------------------------------------------------------------------------------------------------------- saving
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """Save model, tokenizer and all code; the configuration keeps every task that the model offers."""
-        config = self.model.config
-        tasks = dict(getattr(config, "custom_pipelines", None) or {})
-        entry = {"impl": f"pipeline_mortm.{type(self).__name__}", "pt": ["AutoModelForCausalLM"], "type": "text"}
-        config.custom_pipelines = {**tasks, self.task: tasks.get(self.task, entry)}
-        os.makedirs(save_directory, exist_ok=True)
-        custom_object_save(self, save_directory)
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.tokenizer.save_pretrained(save_directory, **kwargs)
-
 
 def _until(answer: list[int], end: int) -> list[int]:
     """Up to and including the first end token."""
@@ -334,35 +277,18 @@ def _row_seeds(seed, copies: int) -> list[int]:
     """Seed of each returned sequence: the i-th of an integer seed is `seed + i`, of a list the i-th entry."""
     if isinstance(seed, (list, tuple)):
         if len(seed) != copies:
-            raise PromptError(f"{len(seed)} seeds for {copies} sequences: give one a sequence", "prompt.argument")
+            raise GenerationError(f"{len(seed)} seeds for {copies} sequences: give one a sequence", "prompt.argument")
         seeds = list(seed)
     else:
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
         seeds = [seed + i for i in range(copies)] if whole else [seed]
     if any(isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 0 for s in seeds):
-        raise PromptError(f"a seed is an integer of at least 0, got {seed!r}", "prompt.argument")
+        raise GenerationError(f"a seed is an integer of at least 0, got {seed!r}", "prompt.argument")
     return [int(s) for s in seeds]
 
 
-def _whole(value, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise PromptError(f"{name} must be an integer of at least {least}, got {value!r}", "prompt.bars")
-    return int(value)
-
-
-def _range(value, name: str, n_bars: int) -> tuple[int, int]:
-    try:
-        start, stop = (int(v) for v in value)
-    except (TypeError, ValueError):
-        raise PromptError(
-            f"{name} must be a pair (first bar, bar after the last), got {value!r}", "prompt.bars"
-        ) from None
-    if not 0 <= start < stop <= n_bars:
-        raise PromptError(
-            f"{name} must satisfy 0 <= first < last <= {n_bars} (the song's bars), got ({start}, {stop})",
-            "prompt.bars",
-        )
-    return start, stop
+def _is_empty(inputs) -> bool:
+    return isinstance(inputs, (list, tuple)) and not inputs
 
 
 class MidiGenerationPipeline(MidiPipeline):
@@ -379,14 +305,24 @@ class MidiGenerationPipeline(MidiPipeline):
 
     Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, None, or a list of them.
-        bars: how many bars to generate, 8 by default. start: the first of them; by default the bar after the song's
-            last, or 0 where `tracks` are given. An earlier one goes on from there: without `tracks` what the song has
-            from `start` on is dropped. infill: (first, last) instead of both: rewrite these bars, keep all others.
-        instruments, key, meter, tempo, genre, density, chords, velocity, pitch_range, scale: see `MetricPrompt`. By
-            default the instruments are the song's tracks that sound around the new bars (piano from nothing).
+        bars: how many bars to generate, 8 by default.
+        start: the first of them; by default the bar after the song's last, or 0 where `tracks` are given. From an
+            earlier one the song is continued there: without `tracks` what it has from `start` on is dropped.
+        infill: (first, last) instead of both: rewrite these bars, keep all others.
+        instruments: what to generate; by default the song's tracks that sound around the new bars (piano from
+            nothing).
         tracks: tracks that are given and sound together with the new ones. Rewriting some instruments, all others are.
-        past, future: bars heard before the new ones (8, more where no note begins in those) and, rewriting, after them
-            (4).
+        past: bars given before the new ones (8, more where no note begins in those).
+        future: bars given after the new ones where bars are rewritten (4).
+        key: see `MetricPrompt`, as for all fields down to `scale`.
+        meter: one, or a list with one a bar.
+        tempo: quarters a minute.
+        genre: one or several.
+        density: 1 (sparse) to 10 (dense), one for all or one an instrument.
+        chords: symbols, one a bar, or placed ones, or an annotation file.
+        velocity: whether velocities are written.
+        pitch_range: (lowest, highest) pitch.
+        scale: pitch classes that may sound.
         window: bars generated at a time, at most 16 (8). Fewer are taken where the context asks for it.
         seed: the same seed gives the same bytes; sequence i gets `seed + i`, or the i-th of a list of seeds. By
             default drawn from torch's global generator.
@@ -394,11 +330,11 @@ class MidiGenerationPipeline(MidiPipeline):
         callback: called with a dict for every finished bar: `input`, `sequence`, `bar`, `track`, `instrument`, `notes`
             `[n, 4]` (onset in the bar in ticks of 24 a quarter, pitch, duration, velocity), `token_ids`.
         progress: show a progress bar; by default where there are several windows.
-        fast: decode with `FastDecoder` on a CPU: True or "fp32" for the same music in less time, "int8" for less still
-            with rounded weights. Sampling, greedy search, batches and callbacks as ever; beams, assistant models and
-            other arguments of `generate` are refused.
+        fast: whether `FastDecoder` decodes, on a CPU: None wherever it serves the call (sampling, greedy search, batches
+            and callbacks; not beams, assistant models and other arguments of `generate`), with the same music; True or
+            "fp32" to have those refused, "int8" with rounded weights, False never.
         new_bars_only: `score` and `midi` hold only the new bars and the generated tracks, from time 0.
-        Further arguments go to `generate` (temperature, top_p, top_k, do_sample, num_beams, streamer, ...).
+        kwargs: arguments of `generate` (temperature, top_p, top_k, do_sample, num_beams, streamer, ...).
 
     Returns:
         A list of `num_return_sequences` dicts (a list of such lists for a list of inputs): `score`
@@ -407,14 +343,21 @@ class MidiGenerationPipeline(MidiPipeline):
         generated bars, `report`.
 
     Raises:
-        MidiError, VocabularyError, PromptError: unusable input or request (`ValueError`s with a `code`).
+        MidiError: an unusable input (all of these are `ValueError`s with a `code`).
+        VocabularyError: a name that the token table does not have.
+        PromptError: an impossible request.
+        GenerationError: an argument of `generate` that cannot be served.
     """
 
     _sampling_defaults = SAMPLING_DEFAULTS
-    _field_names = ("key", "tempo", "genre", "density", "velocity", "pitch_range", "scale")
-    _prompt_names = (
-        *("bars", "start", "infill", "instruments", "tracks", "past", "future", "chords", "meter", "window"),
-        *_field_names,
+    _options = (
+        (
+            *("bars", "start", "infill", "instruments", "tracks", "past", "future", "chords", "meter", "window"),
+            *(c.name for c in CONTROLS if c.name not in ("bars", "instruments", "meter")),
+            *("velocity", "pitch_range", "scale"),
+        ),
+        MidiPipeline._running,
+        ("new_bars_only",),
     )
 
     def preprocess(
@@ -432,24 +375,24 @@ class MidiGenerationPipeline(MidiPipeline):
         window=WINDOW_BARS,
         **fields,
     ):
-        song = None if inputs is None else self.tokenizer.read_midi(inputs)
-        window = min(_whole(window, "window", 1), 16)
+        original, song = (None, None) if inputs is None else self.open_song(inputs)
+        past, future, tracks = (self._material(value) for value in (past, future, tracks))
+        window = min(whole_number(window, "window", 1), MAX_COUNTED_BARS)
         if isinstance(instruments, (str, int)):
             instruments = [instruments]
         if bars is not None:
-            bars = _whole(bars, "bars", 1)
-        original = targets = None
+            bars = whole_number(bars, "bars", 1)
+        targets = None
         if song is None:
             for name, value in (("infill", infill), ("start", start)):
                 if value is not None:
                     raise PromptError(f"{name} needs a MIDI file to work on, but the input is None", "prompt.material")
             start, instruments = 0, ["piano"] if instruments is None else instruments
         else:
-            original = None if song is inputs else load_score(inputs)
             if infill is not None:
-                first, last = _range(infill, "infill", song.n_bars)
+                first, last = bar_range(infill, song.n_bars, "infill")
                 if start is not None or bars not in (None, last - first):
-                    raise PromptError("infill says which bars: leave out start and bars", "prompt.bars")
+                    raise PromptError("infill names the bars: leave out start and bars", "prompt.bars")
                 start, bars, future = first, last - first, FUTURE_BARS if future is None else future
                 if tracks is None and instruments is None:
                     targets = self._targets(song, first, last)
@@ -457,7 +400,7 @@ class MidiGenerationPipeline(MidiPipeline):
                     tracks = True
             elif start is None:
                 start = song.n_bars if tracks is None else 0
-            if _whole(start, "start", 0) > song.n_bars:
+            if whole_number(start, "start", 0) > song.n_bars:
                 raise PromptError(f"start must be at most {song.n_bars}, the song's bars, got {start}", "prompt.bars")
         bars = DEFAULT_BARS if bars is None else bars
         if isinstance(meter, list) and len(meter) != bars:
@@ -481,6 +424,12 @@ class MidiGenerationPipeline(MidiPipeline):
             fields={"instruments": instruments, **fields},
         )
         return {"request": request}
+
+    def _material(self, value):
+        """Music given as a file, parsed here and not again for every window; anything else stays as it is."""
+        if isinstance(value, tuple) and len(value) == 2 and is_file(value[0]):
+            return self.open_song(value[0])[1], value[1]
+        return self.open_song(value)[1] if is_file(value) else value
 
     @staticmethod
     def _annotated_chords(path, song, original, start) -> ChordTable:
@@ -520,41 +469,49 @@ class MidiGenerationPipeline(MidiPipeline):
 class ChordEstimationPipeline(MidiPipeline):
     """The chords of a MIDI file.
 
-    Args (of a call):
+    Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, MIDI bytes, `symusic.Score`, `MetricScore`, or a list of them.
-        bars: (first, last) range of bars; by default all. tracks: tracks to listen to; by default all.
-        window: bars read at a time (2). do_sample: False by default (the likeliest chords). seed, progress, callback,
-        num_return_sequences, fast and further arguments: as in `MidiGenerationPipeline`.
+        bars: (first, last) range of bars; by default all.
+        tracks: tracks to read; by default all.
+        window: bars read at a time (2).
+        key: of the song; by default the file's, else an estimate.
+        past: bars given before those that are read; by default none.
+        do_sample: False by default (the likeliest chords).
+        Further arguments (seed, progress, callback, num_return_sequences, fast, those of `generate`): as in
+            `MidiGenerationPipeline`.
 
     Returns:
         A list of `num_return_sequences` dicts: `chords` (dicts of `bar`, `beat` (quarters from 0, as the meter's
         denominator counts them), `symbol`), `score` (the file with chord markers), `midi`, `token_ids`, `bars`,
         `report`.
+
+    Raises:
+        MidiError: an unusable input (all of these are `ValueError`s with a `code`).
+        PromptError: an impossible request.
+        GenerationError: an argument of `generate` that cannot be served.
     """
 
     _sampling_defaults = {"do_sample": False}
-    _prompt_names = ("bars", "tracks", "window", "key", "past")
+    _options = (("bars", "tracks", "window", "key", "past"), MidiPipeline._running, ())
 
     def _parameters(self, given: dict) -> tuple[dict, dict]:
-        # a model's generation config says how to make music; an estimate is the likeliest answer by default
+        # a model's generation config is for making music; an estimate is the likeliest answer by default
         return super()._parameters({"do_sample": False, **given})
 
     def preprocess(self, inputs, bars=None, tracks=True, window=CHORD_BARS, key=None, past=None):
-        if inputs is None:
-            raise PromptError("chord estimation needs a MIDI file, but the input is None", "prompt.material")
-        song = self.tokenizer.read_midi(inputs)
-        start, stop = (0, song.n_bars) if bars is None else _range(bars, "bars", song.n_bars)
+        original, song = self.open_song(inputs)
+        start, stop = (0, song.n_bars) if bars is None else bar_range(bars, song.n_bars, "bars")
         request = SongRequest(
-            original=to_midi_score(song) if song is inputs else load_score(inputs),
+            original=to_midi_score(song) if original is None else original,
             song=song,
             start=start,
             bars=stop - start,
-            window=min(_whole(window, "window", 1), 16),
+            window=min(whole_number(window, "window", 1), MAX_COUNTED_BARS),
             past=past,
             future=None,
             tracks=tracks,
             task="chords",
-            # velocities say nothing of chords, and most windows that models are trained on have none
+            # chords do not depend on velocities, and most windows that models are trained on have none
             fields={"velocity": False} if key is None else {"velocity": False, "key": key},
         )
         return {"request": request}

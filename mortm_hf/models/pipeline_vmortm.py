@@ -3,7 +3,7 @@
 Design decisions
 - What was given is returned as it was (resampled), and only the new part is made from frames; both are joined by a
   short cross-fade, as the phases do not meet.
-- Only as many seconds of the end are heard as fit the context beside the answer.
+- Only as many seconds of the end are given to the model as fit its context beside the answer.
 - Sounds of a batch are padded as frames, on the left, where a mask hides the padding.
 
 Knows: the feature extractor's methods, `generate`. Must not know: layers, Fourier transforms.
@@ -13,47 +13,45 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import Pipeline
 
 from .errors_mortm import AudioError
+from .pipeline_midi import MusicPipeline
 
 
 FADE_SECONDS = 0.05
 
 
-class AudioContinuationPipeline(Pipeline):
+class AudioContinuationPipeline(MusicPipeline):
     """`pipe("in.wav", seconds=5)` -> `{"audio": [samples], "sampling_rate", "new_audio", "spectrogram"}`.
 
-    Args of a call:
+    Args (of a call, or of the pipeline as defaults of its calls):
         inputs: path, bytes, array, `{"array", "sampling_rate"}`, or a list of these.
+            sampling_rate: of an array, in Hz.
         seconds: new seconds at most (default 4).
-        stop_threshold, noise: see `VMortmForSpectrogramGeneration.generate`.
+        stop_threshold: probability of an end at which the sound ends, see `VMortmForSpectrogramGeneration.generate`.
+        noise: standard deviation of what is added to each new frame, see there.
         seed: of noise and first phases; the same seed gives the same samples.
         iterations: of the phase estimate.
+
+    Returns:
+        A dict (a list of them for a list of inputs): `audio` [samples] float32, given and new; `new_audio`;
+        `sampling_rate` in Hz; `spectrogram` [frames, mel bins]; `given_frames`, how many of these were given.
+
+    Raises:
+        AudioError: unusable sound, or more seconds than the context holds (a `ValueError` with a `code`).
     """
 
     _load_tokenizer = False
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
     _load_feature_extractor = True
-    _pipeline_calls_generate = False
+    _options = (("sampling_rate",), ("seconds", "stop_threshold", "noise", "seed"), ("iterations",))
 
-    def _sanitize_parameters(self, sampling_rate=None, seconds=None, iterations=None, **run):
-        unknown = set(run) - {"stop_threshold", "noise", "seed"}
-        if unknown:
-            raise TypeError(
-                f"{self.task} has no argument {sorted(unknown)[0]!r}; it takes seconds, sampling_rate, iterations, "
-                "stop_threshold, noise, seed"
-            )
-        if seconds is not None:
-            if not seconds > 0:
-                raise AudioError(f"seconds must be positive, got {seconds}", "audio.argument")
-            run["seconds"] = seconds
-        before = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
-        after = {} if iterations is None else {"iterations": iterations}
-        if "seed" in run:
-            after["seed"] = run["seed"] or 0
+    def _sanitize_parameters(self, **kwargs):
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        before, run, after = super()._sanitize_parameters(**given)
+        if not run.get("seconds", 1) > 0:
+            raise AudioError(f"seconds must be positive, got {run['seconds']}", "audio.argument")
+        if "seed" in run:  # of the noise, and of the first phases
+            after["seed"] = run["seed"]
         return before, run, after
 
     def preprocess(self, inputs, sampling_rate=None):
@@ -74,10 +72,10 @@ class AudioContinuationPipeline(Pipeline):
                 f"{seconds} seconds exceed the context: ask for at most {most / extractor.sampling_rate:.1f}",
                 "audio.too_long",
             )
-        heard = [sound["features"][-room * config.patch_size :] for sound in sounds]
+        given = [sound["features"][-room * config.patch_size :] for sound in sounds]
         options = dict(max_new_frames=new, stop_threshold=stop_threshold, noise=noise)
         # noise is drawn for a batch at once: one sound at a time, so that a seed's noise does not depend on the others
-        groups = [[frames] for frames in heard] if noise else [heard]
+        groups = [[frames] for frames in given] if noise else [given]
         made = []
         for group in groups:
             generator = torch.Generator(device=self.device).manual_seed(seed or 0) if noise else None

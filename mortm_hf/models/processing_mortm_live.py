@@ -20,10 +20,11 @@ import numpy as np
 from transformers.feature_extraction_utils import BatchFeature, FeatureExtractionMixin
 
 from .errors_mortm import MidiError
+from .families import FAMILIES
 from .midi_files import read_midi
 from .music_grid import TICKS_PER_QUARTER
+from .music_names import DRUMS
 from .music_score import MetricScore
-from .token_vocabulary import DRUMS
 
 
 try:
@@ -37,7 +38,15 @@ OUTPUT_TPQ = 480
 
 @dataclass
 class RollNotes:
-    """Notes of a roll: `slot`, `onset`, `pitch`, `duration` (ticks), `velocity`, each int64 [notes], sorted."""
+    """Notes of a roll, sorted by slot, onset and pitch.
+
+    Attributes:
+        slot: int64 [notes].
+        onset: int64 [notes] ticks from the start of the roll.
+        pitch: int64 [notes], 0 to 127.
+        duration: int64 [notes] ticks.
+        velocity: int64 [notes], 1 to 127.
+    """
 
     slot: np.ndarray
     onset: np.ndarray
@@ -55,8 +64,12 @@ class MortmLiveProcessor(FeatureExtractionMixin):
     Args:
         instruments: General MIDI program of each slot, 128 for drums.
         chunk_ticks: ticks of a chunk.
-        ticks_per_measure: of a 4/4 bar; fixed by the grid.
-        velocity: "onset" or "sustain".
+        ticks_per_measure: ticks of a 4/4 bar; fixed by the grid.
+        velocity: "onset" writes a velocity where a note begins, "sustain" as long as it sounds.
+        kwargs: those of `FeatureExtractionMixin`.
+
+    Raises:
+        ValueError: another `velocity`.
     """
 
     model_input_names = ["rolls", "attention_mask"]
@@ -69,8 +82,6 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         velocity: str = "onset",
         **kwargs,
     ):
-        name = "processing_mortm_live.MortmLiveProcessor"
-        kwargs.setdefault("auto_map", {"AutoFeatureExtractor": name, "AutoProcessor": name})
         super().__init__(**kwargs)
         if velocity not in ("onset", "sustain"):
             raise ValueError(f"velocity must be 'onset' or 'sustain', got {velocity!r}")
@@ -78,6 +89,11 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         self.chunk_ticks = chunk_ticks
         self.ticks_per_measure = ticks_per_measure
         self.velocity = velocity
+
+    def to_dict(self) -> dict:
+        """The parameters and the classes' names."""
+        output = super().to_dict()
+        return output | {"auto_map": FAMILIES["mortm_live"].readers | output.get("auto_map", {})}
 
     @property
     def num_slots(self) -> int:
@@ -100,13 +116,17 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         return slots
 
     def score_to_roll(self, midi, slots: list[int] | None = None) -> np.ndarray:
-        """Path, bytes, `symusic.Score` or `MetricScore` -> roll [ticks, 128, slots * 2], float32, whole chunks.
+        """The roll of a piece.
 
         Args:
+            midi: path, MIDI bytes, `symusic.Score` or `MetricScore`.
             slots: slot of each track of the quantised score, -1 to leave it out; by program if not given.
 
+        Returns:
+            [ticks, 128, slots * 2] float32, whole chunks.
+
         Raises:
-            MidiError: the file cannot be read; no track has a slot (`midi.empty`).
+            MidiError: the file cannot be read; unknown slots (`midi.argument`); no track has a slot (`midi.empty`).
         """
         score = midi if isinstance(midi, MetricScore) else read_midi(midi)
         slots = self.slot_of_tracks(score.programs) if slots is None else list(slots)
@@ -128,8 +148,22 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         return self.notes_to_roll(*notes, ticks=int(score.bars.end))
 
     def notes_to_roll(self, slot, onset, pitch, duration, velocity, ticks: int | None = None) -> np.ndarray:
-        """Columns of notes -> roll [ticks, 128, slots * 2]. A note is cut where the next of its slot and pitch begins;
-        of notes that begin together the longest is kept, with the greatest velocity."""
+        """The roll of some notes.
+
+        A note is cut where the next of its slot and pitch begins; of notes that begin together the longest is kept,
+        with the greatest velocity.
+
+        Args:
+            slot: [notes].
+            onset: [notes] ticks from the start of the roll.
+            pitch: [notes], 0 to 127.
+            duration: [notes] ticks.
+            velocity: [notes], 1 to 127.
+            ticks: least length of the roll; by default it ends with the last note.
+
+        Returns:
+            [ticks, 128, slots * 2] float32, whole chunks.
+        """
         slot, onset, pitch, duration, velocity = (
             np.asarray(column, dtype=np.int64) for column in (slot, onset, pitch, duration, velocity)
         )
@@ -164,6 +198,11 @@ class MortmLiveProcessor(FeatureExtractionMixin):
 
         Args:
             midi: what `score_to_roll` takes, or a roll [ticks, 128, slots * 2]; or a list of these.
+            slots: slot of each track, see `score_to_roll`.
+            return_tensors: "pt" or "np"; numpy arrays by default.
+
+        Raises:
+            MidiError: see `score_to_roll`.
         """
         items = list(midi) if isinstance(midi, (list, tuple)) else [midi]
         rolls = [item if isinstance(item, np.ndarray) else self.score_to_roll(item, slots) for item in items]
@@ -187,14 +226,18 @@ class MortmLiveProcessor(FeatureExtractionMixin):
     def from_logits(
         self, logits, threshold: float = 0.5, onset_threshold: float = 0.15, polyphony: int | None = None, before=None
     ) -> np.ndarray:
-        """A model's logits [..., slots * 2, 128, ticks] -> roll [..., ticks, 128, slots * 2].
-
-        A cell sounds where its pitch probability exceeds `threshold`. With `velocity="onset"` it begins a note where
-        it follows silence, or its velocity exceeds `onset_threshold`.
+        """The roll that a model predicts.
 
         Args:
+            logits: [..., slots * 2, 128, ticks].
+            threshold: a cell sounds where its pitch probability exceeds this.
+            onset_threshold: with `velocity="onset"` a sounding cell begins a note where it follows silence, or where
+                its velocity (0 to 1) exceeds this.
             polyphony: at most so many pitches of a slot at a time, the likeliest.
             before: bool [..., 128, slots], what sounds just before the first tick; silence if not given.
+
+        Returns:
+            [..., ticks, 128, slots * 2] float32.
         """
         values = 1 / (1 + np.exp(-np.asarray(logits, dtype=np.float32)))
         values = np.moveaxis(values, (-3, -2, -1), (-1, -2, -3))
@@ -237,7 +280,14 @@ class MortmLiveProcessor(FeatureExtractionMixin):
         return RollNotes(*(column[order] for column in (slot, onset, pitch, duration, velocity)))
 
     def roll_to_score(self, roll: np.ndarray, bpm: float = 120.0):
-        """Roll -> `symusic.Score` at 480 ticks a quarter, one track for each slot that sounds.
+        """The file of a roll, one track for each slot that sounds.
+
+        Args:
+            roll: [ticks, 128, slots * 2], or chunks of it.
+            bpm: quarters a minute.
+
+        Returns:
+            `symusic.Score` at 480 ticks a quarter.
 
         Raises:
             MidiError: symusic is not installed.

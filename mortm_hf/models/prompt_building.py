@@ -2,44 +2,39 @@
 
 Design decisions
 - The filled fields decide the blocks, in the order PAST, FUTURE, CONST_M, CONST_C; there is no list of task names.
-- A request is resolved (`prompt_passage`) into a `Scene` of quantised music, which `prompt_writing` writes; training
-  examples go through the same scene, so that models meet at inference what they were trained on.
+- A request becomes a `Passage`, from which prompt and plan are written; a training example is a passage of a song,
+  written by the same function, so that models meet at inference what they were trained on.
+- Tracks silent in a block are left out of it, and so is a block in which nothing sounds.
+- Too long for the context: the oldest past bars go first, then the farthest future bars, never constant material.
 
-Knows: `MetricScore`, the token table. Must not know: models, sampling.
+Knows: passages, the token table. Must not know: models, sampling.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors_mortm import PromptError
 from .music_grid import BarTable
-from .music_score import ChordTable, MetricScore
-from .music_splicing import append_bars, merge_infill
-from .prompt_passage import DEFAULT_BARS, Request
-from .prompt_words import parse_genres, parse_pitch_range, parse_scale, task_kind
-from .prompt_writing import HEADER_FIELDS, PromptReport, Scene, describe, thin_header, window_chords, write_prompt
-from .token_codec import Header, encode_chords, encode_header, encode_tracks, parse_segment, uses_velocity
-from .token_grammar import GenerationPlan
-from .token_vocabulary import GENRES, TEMPO_CENTRES, MetricVocabulary, TokenKind
+from .music_harmony import NO_CHORD, QUALITY_NAMES, QUALITY_TONES, nearest_quality
+from .music_score import ChordTable, MetricScore, append_bars, merge_infill
+from .prompt_passage import DEFAULT_BARS, Passage, asked_passage, song_passage
+from .prompt_words import TASKS, read_task, words_of_header
+from .token_codec import encode_chords, encode_header, encode_tracks, parse_segment
+from .token_headers import HEADER_FIELDS, Header, thinned
+from .token_plan import GenerationPlan
+from .token_vocabulary import CONTROL_KINDS, CONTROLS, MetricVocabulary, TokenKind
 
 
-__all__ = [
-    "HEADER_FIELDS",
-    "MetricPrompt",
-    "PromptIds",
-    "PromptReport",
-    "TrainingExample",
-    "append_bars",
-    "build_prompt",
-    "merge_infill",
-    "parse_prompt",
-    "training_example",
-]
+# a path, MIDI bytes, a score of symusic, or quantised music
+Music = "str | os.PathLike[str] | bytes | symusic.Score | MetricScore"
+# bars of the song: how many, all (True), or a range; or music of its own, or a part of it
+GivenBars = f"int | bool | tuple[int, int] | {Music} | tuple[{Music}, tuple[int, int]]"
 
 
 @dataclass(frozen=True)
@@ -50,44 +45,98 @@ class MetricPrompt:
         instruments: what to generate: General MIDI numbers, names or families ("violin", "piano", "drums"), one entry
             a track. By default the tracks of the song that sound in what is given and are not constant.
         bars: how many bars to generate (default 8; for "chords" and "meta" as many as are given).
-        start: by default after the past, before the future, or the song's end.
+        start: first generated bar; by default after the past, before the future, or the song's end.
         key: "C major", "Am", "CM", "k_AM"; by default the song's, else estimated from what is given.
-        meter: "3/4", (3, 4) or one a bar; by default the song's. tempo: quarters a minute, by default the song's.
-        genre: name(s) of the genre table. density: 1 to 10, one for all or one an instrument.
-        past, future: how many bars of the song before / after the generated ones (True: all), or a range of its bars,
-            or music of its own (path, MIDI bytes, `symusic.Score`, `MetricScore`), or (music, (start, stop)).
+        meter: "3/4", (3, 4), or a list with one a bar; by default the song's.
+        tempo: quarters a minute, 10 to 500; by default the song's.
+        genre: name or names of the genre table.
+        density: 1 to 10, one for all or one an instrument.
+        past: how many bars of the song before the generated ones (True: all), or a range of its bars, or music of its
+            own (path, MIDI bytes, `symusic.Score`, `MetricScore`), or (music, (start, stop)).
+        future: the same after the generated bars.
         tracks: constant tracks, which sound together with the generated ones: indices of the song's tracks or
             instrument names, True for all that are not generated; or music of its own, exactly the generated bars.
         chords: "C Am F G" or a list of symbols or Harte labels, one a bar, cycling; (symbol, bar) or (symbol, bar,
             beat) entries, in bars of the song and beats from 0; a `ChordTable` from the first generated bar's tick 0;
             True for the song's own; or an annotation file of the song (`.chords.tsv`, `.txt`, `.lab`).
         task: "melody", "chords" (estimate the chords of `tracks`) or "meta" (describe `tracks`).
-        song: the music that bar ranges and track indices speak of. targets: indices of the song's tracks to generate,
-            instead of `instruments`.
-        velocity: whether notes carry velocities; by default as the given music does. pitch_range, scale: limits of the
-            generated notes (lowest and highest pitch; pitch classes or a key name); they cost no tokens.
-        omit: header fields not to write, of `HEADER_FIELDS`.
+        song: the music that bar ranges and track indices speak of.
+        targets: indices of the song's tracks to generate, instead of `instruments`.
+        velocity: whether notes carry velocities; by default as the given music does.
+        pitch_range: lowest and highest generated pitch, MIDI numbers; costs no tokens.
+        scale: pitch classes of the generated notes, or a key name; costs no tokens.
+        omit: controls not to write (`HEADER_FIELDS`).
+        controls: words of controls that have no field of their own, by name; they are keyword arguments, too.
     """
 
-    instruments: Any = None
+    instruments: int | str | Sequence[int | str] | None = None
     bars: int | None = None
     start: int | None = None
     key: str | None = None
-    meter: Any = None
+    meter: str | tuple[int, int] | Sequence | BarTable | None = None
     tempo: float | None = None
-    genre: Any = None
-    density: Any = None
-    past: Any = None
-    future: Any = None
-    tracks: Any = None
-    chords: Any = None
+    genre: str | int | Sequence[str | int] | None = None
+    density: int | Sequence[int | None] | None = None
+    past: GivenBars | None = None
+    future: GivenBars | None = None
+    tracks: int | str | bool | Sequence[int | str] | Music | None = None
+    chords: str | bool | Sequence | Mapping | ChordTable | os.PathLike | None = None
     task: str = "melody"
-    song: Any = None
+    song: Music | None = None
     targets: Sequence[int] | None = None
     velocity: bool | None = None
     pitch_range: tuple[int, int] | None = None
-    scale: Any = None
-    omit: tuple[str, ...] = ()
+    scale: str | Sequence[int] | None = None
+    omit: Sequence[str] = ()
+    controls: Mapping[str, Any] = field(default_factory=dict)
+
+    def word(self, control: str):
+        """What is asked of a control; None: nothing.
+
+        Args:
+            control: its name.
+        """
+        return getattr(self, control) if control in _FIELDS else self.controls.get(control)
+
+
+_FIELDS = frozenset(f.name for f in fields(MetricPrompt))
+_NEW_CONTROLS = frozenset(HEADER_FIELDS) - _FIELDS
+_plain_init = MetricPrompt.__init__
+
+
+def _init(self, *args, **words):
+    extra = {name: words.pop(name) for name in _NEW_CONTROLS & words.keys()}
+    _plain_init(self, *args, **(words | {"controls": {**words.get("controls", {}), **extra}} if extra else words))
+
+
+_init.__doc__, _init.__wrapped__ = _plain_init.__doc__, _plain_init
+MetricPrompt.__init__ = _init
+
+
+@dataclass
+class PromptReport:
+    """What was left out of a prompt.
+
+    Attributes:
+        dropped_past_bars: oldest bars of the past that did not fit.
+        dropped_future_bars: farthest bars of the future that did not fit.
+        empty_blocks: names of the blocks in which nothing sounds.
+        notes: further sentences.
+    """
+
+    dropped_past_bars: int = 0
+    dropped_future_bars: int = 0
+    empty_blocks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = []
+        if self.dropped_past_bars:
+            parts.append(f"{self.dropped_past_bars} oldest past bars dropped to fit the context")
+        if self.dropped_future_bars:
+            parts.append(f"{self.dropped_future_bars} farthest future bars dropped to fit the context")
+        parts += [f"{name} is silent and was left out" for name in self.empty_blocks]
+        return "; ".join([*parts, *self.notes])
 
 
 @dataclass
@@ -96,36 +145,45 @@ class PromptIds:
 
     Attributes:
         ids: `[n]` int32, up to and including `<MGEN>`, `<CGEN>` or `<META>`.
-        plan: what the generated field must be. report: what was left out.
-        song: the music that the request speaks of, or None. start: first generated bar of it.
-        targets: for each generated instrument its track in `song`, -1 where it is new.
-        appends: the generated bars follow the song's bars before `start`; else they go into the song.
-        chords: those asked for, from the first tick of the generated bars, or None.
+        plan: what the generated field must be.
+        passage: what it was written from.
+        report: what was left out.
     """
 
     ids: np.ndarray
     plan: GenerationPlan
+    passage: Passage
     report: PromptReport = field(default_factory=PromptReport)
-    song: MetricScore | None = None
-    start: int = 0
-    targets: tuple[int, ...] = ()
-    appends: bool = True
-    chords: ChordTable | None = None
 
-    def merge(self, generated: MetricScore) -> MetricScore:
-        """The song with the generated bars in their place (without a song: the generated bars)."""
-        if self.song is None:
+    @property
+    def chords(self) -> ChordTable | None:
+        """The chords asked for, from the first tick of the generated bars."""
+        return None if self.passage.chords is None else self.passage.chords.chords
+
+    def merge(self, generated: MetricScore, inside: bool | None = None) -> MetricScore:
+        """The song with the generated bars in their place (without a song: the generated bars).
+
+        Args:
+            generated: their music.
+            inside: they go into the song; False: what the song has after them is dropped; None: as in the passage.
+        """
+        passage = self.passage
+        if passage.song is None:
             return generated
-        targets = self.targets if generated.n_tracks <= len(self.targets) else None
-        if generated.n_tracks < len(self.targets):  # a track came out empty: match what is there by program
-            targets = _match_by_program(generated.programs, self.plan.instruments, self.targets)
-        if self.appends:
-            return append_bars(self.song, generated, self.start, targets)
-        return merge_infill(self.song, generated, self.start, targets)
+        targets = passage.targets if generated.n_tracks <= len(passage.targets) else None
+        if generated.n_tracks < len(passage.targets):  # a track came out empty: match what is there by program
+            targets = _match_by_program(generated.programs, passage.instruments, passage.targets)
+        write = merge_infill if (passage.inside if inside is None else inside) else append_bars
+        return write(passage.song, generated, passage.start, targets)
 
 
 class TrainingExample(NamedTuple):
-    """`ids [n]` int32 (`<EOS> .. <TE>`) and `answer_start`, the index of the first token after the marker."""
+    """One example to train on.
+
+    Attributes:
+        ids: `[n]` int32, `<EOS>` to `<TE>`.
+        answer_start: index of the first token after the marker of the generated field; loss belongs on what follows.
+    """
 
     ids: np.ndarray
     answer_start: int
@@ -143,6 +201,126 @@ def _match_by_program(programs, instruments, targets) -> tuple[int, ...]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Passage -> ids
+
+
+def _upstream(ids: np.ndarray, vocabulary: MetricVocabulary) -> np.ndarray:
+    """Without the meter statements of the default dialect (upstream's bars are all 4/4)."""
+    ids = ids[ids >= 0]  # its tables have no meter tokens
+    kind = vocabulary.kind[ids]
+    return ids[(kind != TokenKind.METER) & (kind != TokenKind.TEMPO)]
+
+
+def _music_block(vocabulary, marker: TokenKind, score: MetricScore | None, velocity: bool, dialect: str):
+    if score is None or score.n_bars == 0:
+        return None
+    tracks = encode_tracks(vocabulary, score, velocity, state=dialect == "metric")
+    if not len(tracks):
+        return None
+    ends = (vocabulary.id(marker),), (vocabulary.id(TokenKind.TAG_END),)
+    return np.concatenate([ends[0], tracks, ends[1]]).astype(np.int32)
+
+
+def _fit(vocabulary, marker: TokenKind, score, velocity: bool, room: int, oldest: bool, dialect: str):
+    """(block, bars dropped): the longest stretch of `score` that takes at most `room` tokens, next to the generated
+    bars. Lengths grow with the bars, so bisection finds it."""
+    block = _music_block(vocabulary, marker, score, velocity, dialect)
+    if block is None or len(block) <= room:
+        return block, 0
+    n = score.n_bars
+    low, high, best = 0, n - 1, None  # bars kept
+    while low < high:
+        keep = (low + high + 1) // 2
+        part = score.window(n - keep, n) if oldest else score.window(0, keep)
+        block = _music_block(vocabulary, marker, part, velocity, dialect)
+        if block is None or len(block) <= room:
+            low, best = keep, block
+        else:
+            high = keep - 1
+    return (best if low else None), n - low
+
+
+def write_prompt(
+    vocabulary: MetricVocabulary, passage: Passage, max_length: int | None = None, dialect: str = "metric"
+) -> tuple[np.ndarray, PromptReport]:
+    """The prompt of a passage.
+
+    Args:
+        vocabulary: the token table.
+        passage: what is given and asked for.
+        max_length: most tokens it may take; None: no limit.
+        dialect: "metric" or "mortm".
+
+    Returns:
+        `[n]` int32 ids, `<EOS>` to the marker of the generated field; what was left out.
+
+    Raises:
+        PromptError: too long even without past and future (`prompt.too_long`).
+    """
+    velocity = passage.velocity
+    head = [np.array([vocabulary.id(TokenKind.BOS)], dtype=np.int32)]
+    if passage.header is not None:
+        head.append(encode_header(vocabulary, _known(vocabulary, passage.header, dialect)))
+    const = _music_block(vocabulary, TokenKind.CONST_M, passage.const, velocity, dialect)
+    tail = [] if const is None else [const]
+    if passage.chords is not None:
+        chords = encode_chords(vocabulary, _known_chords(vocabulary, passage.chords))
+        if dialect == "mortm":
+            chords = _upstream(chords, vocabulary)
+        marks = vocabulary.id(TokenKind.CONST_C), vocabulary.id(TokenKind.TAG_END)
+        tail.append(np.concatenate([marks[:1], chords, marks[1:]]).astype(np.int32))
+    tail.append(np.array([vocabulary.id(passage.kind)], dtype=np.int32))
+    room = 1 << 40 if max_length is None else max_length - sum(map(len, head)) - sum(map(len, tail))
+    if room < 0:
+        raise PromptError(
+            f"the prompt needs {max_length - room} tokens without any past or future, but only {max_length} fit: give "
+            "fewer constant tracks or generate fewer bars at a time",
+            "prompt.too_long",
+        )
+    # The future is fitted first: past bars are the first to go.
+    future, lost_future = _fit(vocabulary, TokenKind.FUTURE, passage.future, velocity, room, False, dialect)
+    room -= 0 if future is None else len(future)
+    past, lost_past = _fit(vocabulary, TokenKind.PAST, passage.past, velocity, room, True, dialect)
+    given = (("past", passage.past, past, lost_past), ("future", passage.future, future, lost_future))
+    given += (("tracks", passage.const, const, 0),)
+    empty = tuple(name for name, score, block, lost in given if score is not None and block is None and not lost)
+    ids = np.concatenate([*head, *(b for b in (past, future) if b is not None), *tail])
+    return ids, PromptReport(lost_past, lost_future, empty)
+
+
+def _known(vocabulary: MetricVocabulary, header: Header, dialect: str) -> Header:
+    """Upstream's tables lack some controls (meter, tempo, bar counts in `pro`): those are left out."""
+    if dialect == "metric":
+        return header
+    known = Header()
+    for control in CONTROLS:
+        value, kind = header.get(control.name), CONTROL_KINDS[control.name]
+        if control.name == "instruments":
+            known[control.name] = header.instruments
+        elif value is None or not control.upstream:
+            continue
+        elif control.level == "track":
+            known[control.name] = tuple(v if v is not None and vocabulary.has(kind, v) else None for v in value)
+        elif control.repeats:
+            known[control.name] = tuple(v for v in value if vocabulary.has(kind, v))
+        elif vocabulary.has(kind, value):
+            known[control.name] = value
+    return known
+
+
+def _known_chords(vocabulary: MetricVocabulary, score: MetricScore) -> MetricScore:
+    """Chords as this table can write them: upstream's lack "no chord" (left out) and some qualities (the nearest)."""
+    table = score.chords
+    if vocabulary.has(TokenKind.CHORD_ROOT, NO_CHORD[0]):
+        return score
+    rows = np.flatnonzero(table.root != NO_CHORD[0])
+    known = [vocabulary.has(TokenKind.CHORD_QUALITY, q) for q in range(len(QUALITY_NAMES))]
+    swap = [nearest_quality(QUALITY_TONES[name], known) for name in QUALITY_NAMES]
+    quality = np.array(swap, dtype=np.int16)[table.quality[rows]]
+    return replace(score, chords=ChordTable(table.onset[rows], table.root[rows], quality, table.bass[rows]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Prompts
 
 
@@ -152,8 +330,11 @@ def build_prompt(
     """A request -> the tokens of its prompt and what the generated field must be.
 
     Args:
+        vocabulary: the token table.
+        prompt: the request.
         max_length: most tokens the prompt may take; leave room for what is to be generated. The oldest past bars give
             way first, then the farthest future bars (`report` says how many).
+        dialect: "metric" or "mortm".
 
     Raises:
         PromptError: impossible bars (`prompt.bars`), nothing to generate or to describe (`prompt.empty`), material
@@ -162,86 +343,56 @@ def build_prompt(
         VocabularyError: an unknown instrument, key, chord, meter or genre.
         MidiError: music that cannot be read.
     """
-    request = Request(prompt, dialect)
-    tempo = request.tempo()
-    velocity = prompt.velocity
-    if velocity not in (None, False, True):
-        raise PromptError(f"velocity must be True, False or None (as in the given music), got {velocity!r}")
-    if velocity is None:
-        heard = [s for s in (request.past, request.future, request.given) if s is not None and s.n_notes]
-        velocity = any(uses_velocity(s) for s in heard)
-    velocity = bool(velocity) and vocabulary.has(TokenKind.VELOCITY, 2)
-    chords = request.chords()
-    scene = Scene(
-        kind=request.kind,
-        header=request.header(tempo),
-        past=request.past,
-        future=request.future,
-        const=request.given,
-        chords=chords,
-        velocity=velocity,
-    )
-    ids = write_prompt(vocabulary, scene, max_length, dialect)
-    melody = request.kind == TokenKind.MGEN
+    passage = asked_passage(prompt, dialect)
+    passage = replace(passage, velocity=passage.velocity and vocabulary.has(TokenKind.VELOCITY, 2))
+    ids, report = write_prompt(vocabulary, passage, max_length, dialect)
+    melody = passage.kind == TokenKind.MGEN
     plan = GenerationPlan(
-        kind=request.kind,
-        bars=request.table,
-        instruments=request.instruments,
-        tempo=tempo if melody else None,
-        velocity=velocity if melody else None,
-        pitch_range=parse_pitch_range(prompt.pitch_range),
-        scale=parse_scale(prompt.scale),
+        kind=passage.kind,
+        bars=passage.bars,
+        instruments=passage.instruments,
+        tempo=passage.tempo if melody else None,
+        velocity=passage.velocity if melody else None,
+        pitch_range=passage.pitch_range,
+        scale=passage.scale,
     )
-    inside = request.future_range is not None or bool(request.const)
-    given = None if chords is None else chords.chords
-    return PromptIds(ids, plan, scene.report, request.song, request.start, request.targets, not inside, given)
+    return PromptIds(ids, plan, passage, report)
 
 
 def parse_prompt(vocabulary: MetricVocabulary, ids) -> MetricPrompt:
     """The request that prompt ids stand for: blocks become music of their own. A generated field is left out.
 
     `build_prompt(vocabulary, parse_prompt(vocabulary, ids)).ids` gives the ids back, up to the marker.
+
+    Args:
+        vocabulary: the token table.
+        ids: `[n]` ids of a prompt, with or without its answer.
     """
     segment = parse_segment(vocabulary, ids)
     header = segment.header if segment.header is not None else Header()
     blocks = segment.blocks
-    chords = blocks.get(TokenKind.CONST_C)
-    const = blocks.get(TokenKind.CONST_M)
-    names = {TokenKind.CGEN: "chords", TokenKind.META: "meta"}
-    missing = {
-        "density": not any(d is not None for d in header.densities),
-        "instruments": not header.instruments,
-        "bars": header.bars is None,
-        "genre": not header.genres,
-        "meter": header.meter is None,
-        "tempo": header.tempo is None,
-        "key": header.key is None,
-    }
+    chords, const = blocks.get(TokenKind.CONST_C), blocks.get(TokenKind.CONST_M)
+    sized = const if const is not None else chords
+    bars = header.get("bars", None if sized is None else sized.n_bars)
     meter = None
     if const is None and chords is not None:
         meter = chords.bars
-    bars = header.bars
-    if bars is None:
-        sized = const if const is not None else chords
-        bars = sized.n_bars if sized is not None else None
-    if meter is None and const is None and header.meter is not None:
-        meter = BarTable.regular(header.meter, bars or DEFAULT_BARS)
-    loud = [b.explicit_velocity for b in blocks.values() if b.explicit_velocity is not None]
+    elif const is None and "meter" in header:
+        meter = BarTable.regular(header["meter"], bars or DEFAULT_BARS)
+    velocities = [b.explicit_velocity for b in blocks.values() if b.explicit_velocity is not None]
+    names = {kind: name for name, kind in TASKS.items()}
     return MetricPrompt(
         instruments=header.instruments or None,
         bars=bars,
-        key=header.key,
         meter=meter,
-        tempo=None if header.tempo is None else float(TEMPO_CENTRES[header.tempo]),
-        genre=tuple(GENRES[g] for g in header.genres) or None,
-        density=None if missing["density"] else header.densities,
         past=blocks.get(TokenKind.PAST),
         future=blocks.get(TokenKind.FUTURE),
         tracks=const,
         chords=None if chords is None else chords.chords,
         task=names.get(segment.generated_kind, "melody"),
-        velocity=any(loud) if loud else None,
-        omit=tuple(name for name in HEADER_FIELDS if missing[name]),
+        velocity=any(velocities) if velocities else None,
+        omit=tuple(name for name in HEADER_FIELDS if name not in header),
+        **words_of_header(header),
     )
 
 
@@ -271,17 +422,23 @@ def training_example(
     """Prompt and answer of one window of a song.
 
     Args:
-        start, bars: the generated bars. Instead of `start` a `MetricPrompt` whose `start`, `bars`, `past`, `future`
-            (bar counts), `targets`, `tracks` (indices), `chords` (True), `task`, `velocity` and `genre` say the same.
-            past_bars, future_bars: how many given bars before and after them; both are
-            clipped to the song.
-        task: "melody", "chords" or "meta". targets: tracks to generate (melody; by default all but `const`).
+        vocabulary: the token table.
+        score: the song.
+        start: first generated bar; or a `MetricPrompt` whose `start`, `bars`, `past`, `future` (bar counts),
+            `targets`, `tracks` (indices), `chords` (True), `task`, `velocity` and `genre` say the same.
+        bars: how many bars are generated.
+        past_bars: given bars before them, clipped to the song.
+        future_bars: given bars after them, clipped to the song.
+        task: "melody", "chords" or "meta".
+        targets: tracks to generate (melody; by default all but `const`).
         const: tracks given over the generated bars; for "chords" and "meta" by default all.
         chords: give the song's chords of the generated bars (melody).
+        velocity: notes carry velocities.
         genres: GENRE values, by default the score's.
-        drop: probability with which each header field is left out (one number, or by name: `HEADER_FIELDS`); needs
-            `rng`. With `rng` a key is also spelled as its enharmonic twin now and then. omit: fields always left out.
-        max_length: the whole example has at most this many tokens; past and future give way.
+        drop: chance with which each control is left out (one number, or by name: `HEADER_FIELDS`); needs `rng`.
+        omit: controls always left out.
+        rng: random generator; with it a key is also spelled as its enharmonic twin now and then.
+        max_length: most tokens of the whole example; past and future give way.
 
     Returns:
         `(ids, answer_start)`; loss belongs on `ids[answer_start:]`.
@@ -297,63 +454,20 @@ def training_example(
         const = () if asked.tracks is None else asked.tracks
         chords, velocity = bool(asked.chords), bool(asked.velocity)
         if asked.genre is not None:
-            genres = parse_genres(asked.genre)
-    if bars is None or not (0 <= start and 0 < bars and start + bars <= score.n_bars):
-        raise PromptError(f"{bars} bars from {start} on are not within the song's {score.n_bars}", "prompt.bars")
-    kind = task_kind(task)
-    const = np.asarray(const, dtype=np.int64)
-    if kind == TokenKind.MGEN:
-        if targets is None:
-            targets = np.setdiff1d(np.arange(score.n_tracks), const)
-        targets = np.asarray(targets, dtype=np.int64)
-    else:
-        targets = np.empty(0, dtype=np.int64)
-        if not len(const):
-            const = np.arange(score.n_tracks)
-    window = score.window(start, start + bars)
-    around = np.unique(np.concatenate([targets, const]))
-    past = score.window(max(start - past_bars, 0), start).take_tracks(around) if past_bars > 0 and start else None
-    stop = min(start + bars + future_bars, score.n_bars)
-    future = score.window(start + bars, stop).take_tracks(around) if stop > start + bars else None
-    given = window.take_tracks(const) if len(const) else None
-
-    answer_score = window.take_tracks(targets) if len(targets) else None
-    if kind == TokenKind.MGEN:
-        sounding = answer_score.sounding_tracks() if answer_score is not None else ()
-        if not len(sounding):
-            raise PromptError(f"no generated track sounds in bars {start} to {start + bars}", "prompt.empty")
-        answer_score = answer_score.take_tracks(sounding)
-        answer = encode_tracks(vocabulary, answer_score, velocity)
-        described = answer_score
-    elif kind == TokenKind.CGEN:
-        told = window_chords(window)
-        if told is None:
-            raise PromptError(f"bars {start} to {start + bars} have no chords to learn", "prompt.empty")
-        if not given.n_notes:
-            raise PromptError(f"no given track sounds in bars {start} to {start + bars}", "prompt.empty")
-        answer, described = encode_chords(vocabulary, told), None
-    else:
-        described = given.take_tracks(given.sounding_tracks())
-        if not described.n_notes:
-            raise PromptError(f"nothing sounds in bars {start} to {start + bars}", "prompt.empty")
-    header = describe(window, described, given, past, future, genres)
-    header = thin_header(header, drop, rng, omit)
-    if kind == TokenKind.META:
-        answer = encode_header(vocabulary, header)
-        past = future = None
-    scene = Scene(
-        kind=kind,
-        header=None if kind == TokenKind.META else header,
-        past=past,
-        future=future,
-        const=given,
-        chords=window_chords(window) if chords and kind == TokenKind.MGEN else None,
-        velocity=velocity,
+            genres = next(c for c in CONTROLS if c.name == "genre").read(asked.genre)
+    kind = read_task(task)
+    passage, music = song_passage(
+        score, kind, start, bars or 0, past_bars, future_bars, targets, const, chords, velocity, genres
     )
+    header = thinned(passage.header, drop, omit, rng)
+    if kind == TokenKind.MGEN:
+        answer = encode_tracks(vocabulary, music, velocity)
+    else:
+        answer = encode_chords(vocabulary, music) if kind == TokenKind.CGEN else encode_header(vocabulary, header)
     room = None if max_length is None else max_length - len(answer) - 1
     if room is not None and room <= 0:
         raise PromptError(f"the answer alone takes {len(answer)} of {max_length} tokens", "prompt.too_long")
-    ids = write_prompt(vocabulary, scene, room)
+    ids, _ = write_prompt(vocabulary, replace(passage, header=None if kind == TokenKind.META else header), room)
     end = np.array([vocabulary.id(TokenKind.END)], dtype=np.int32)
     return TrainingExample(np.concatenate([ids, answer, end]).astype(np.int32), len(ids))
 

@@ -85,10 +85,18 @@ class BertmReward(nn.Module):
         dtype: torch.dtype | str = torch.float32,
         **kwargs,
     ) -> BertmReward:
-        """Load one or several checkpoints (folders or repositories); the tokenizer is the first one's.
+        """Load one or several checkpoints; the tokenizer is the first one's.
 
         Args:
-            dtype: of the weights; fp32 keeps the promise of 1e-5. kwargs: those of `BertmReward`.
+            folders: folder or repository, or several.
+            mode: of the reward, see the class.
+            combine: "mean" or "min", see the class.
+            device: where the models go; the CPU by default.
+            dtype: of the weights; only fp32 gives rewards that agree within 1e-5 everywhere.
+            kwargs: further arguments of `BertmReward`.
+
+        Raises:
+            ValueError: no checkpoint, or models that do not fit together.
         """
         if folders is None or isinstance(folders, (str, os.PathLike)):
             folders = [folders]
@@ -110,6 +118,7 @@ class BertmReward(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the models are."""
         return next(self.models.parameters()).device
 
     # ------------------------------------------------------------------------------------------------------- from ids
@@ -143,9 +152,15 @@ class BertmReward(nn.Module):
         return torch.stack([self.reward_of(self.machine_logit(m(input_ids, **options).logits)) for m in self.models])
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, position_ids=None):
-        """Rewards `[batch]`, fp32, of ids `[batch, length]`.
+        """Rewards of rows of ids.
 
-        `attention_mask` is 1 for real tokens, on any side; without it, whatever is the padding id is padding.
+        Args:
+            input_ids: `[batch, length]`.
+            attention_mask: `[batch, length]`, 0 at padding on any side; by default wherever the padding id stands.
+            position_ids: `[batch, length]`; by default counted from the first real token.
+
+        Returns:
+            `[batch]` fp32.
         """
         return self.combined(self.of_each(input_ids, attention_mask, position_ids))
 
@@ -156,8 +171,8 @@ class BertmReward(nn.Module):
         """Rewards of pieces, one after the other.
 
         Args:
-            pieces: one piece or a list of pieces; a piece is a list, array or tensor of ids (heard as it is), a path,
-                MIDI bytes, a `symusic.Score` or a `MetricScore` (heard in windows of the form that the classifier was
+            pieces: one piece or a list of pieces; a piece is a list, array or tensor of ids (rated as it is), a path,
+                MIDI bytes, a `symusic.Score` or a `MetricScore` (rated in windows of the form that the classifier was
                 trained on; the mean of the windows).
             spread: also give how far the models lie apart.
 
@@ -167,6 +182,8 @@ class BertmReward(nn.Module):
 
         Raises:
             MidiError: a file that cannot be read or holds no notes.
+            PromptError: ids that are no single row.
+            ValueError: music, and no tokenizer.
         """
         one = not isinstance(pieces, (list, tuple)) or (len(pieces) and isinstance(pieces[0], (int, np.integer)))
         pieces = [pieces] if one else list(pieces)
@@ -194,7 +211,7 @@ class BertmReward(nn.Module):
             return [ids]
         if self.tokenizer is None:
             raise ValueError("rating MIDI needs a tokenizer: BertmReward(models, tokenizer)")
-        if self.tokenizer.dialect != "metric":  # upstream's checkpoints hear whole files in their own tokens
+        if self.tokenizer.dialect != "metric":  # upstream's checkpoints read whole files in their own tokens
             return [np.asarray(self.tokenizer.encode_midi(piece))]
         song = self.tokenizer.read_midi(piece)
         config = self.config

@@ -23,58 +23,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from .errors_mortm import PromptError
-from .music_grid import BarTable
-from .token_vocabulary import (
-    DRUMS,
-    MAX_DURATION,
-    MetricVocabulary,
-    TokenKind,
-)
+from .music_names import DRUMS, MAX_DURATION
+from .token_plan import GenerationPlan, GrammarState
+from .token_vocabulary import CONTROLS, GENERATED_KINDS, MetricVocabulary, TokenKind
 
 
 K = TokenKind
 N_KINDS = max(TokenKind) + 1
 DIALECTS = ("metric", "mortm")
-BLOCK_KINDS = (K.PAST, K.FUTURE, K.CONST_M, K.CONST_C)
-GENERATED_KINDS = (K.MGEN, K.CGEN, K.META)
 
 # Phases: the last thing written. The prefix of a bar comes first: these are the columns of the prefix tables.
 BAR, METER, LENGTH, TEMPO = range(4)
 START, TRACK, BLANK, ONSET, PITCH, DURATION, VELOCITY, CLOSED, END, DEAD, ROOT, QUALITY, BASS = range(4, 17)
-H_START, H_SYSTEM, H_INST, H_DENSITY, H_COUNT, H_GENRE, H_METER, H_TEMPO, H_KEY, H_END = range(17, 27)
-N_PHASES = 27
+H_START, H_SYSTEM, H_INST = range(17, 20)
+# one phase for each further control of a header
+H_CONTROL = {control.name: H_INST + place for place, control in enumerate(CONTROLS) if control.name != "instruments"}
+H_END = H_INST + len(CONTROLS)
+N_PHASES = H_END + 1
 _OPEN = 1 << 30  # "any value"
 _FREE = 1 << 20  # "no budget"
 _NEVER = 1 << 24  # price of what cannot follow
-
-
-@dataclass(frozen=True)
-class GenerationPlan:
-    """What a generated field must be.
-
-    Attributes:
-        kind: `TokenKind.MGEN`, `CGEN` or `META`.
-        bars: the generated bars; lengths and meters are forced. Unused for META.
-        instruments: INSTRUMENT values in track order (MGEN), drums last.
-        tempo: `[n_bars]` forced tempo bins (-1: none), or None: free.
-        velocity: True: every note carries one, False: none does, None: the first note decides.
-        pitch_range: lowest and highest pitch of melodic tracks; scale: their pitch classes. Drums are never limited.
-    """
-
-    kind: TokenKind
-    bars: BarTable | None = None
-    instruments: tuple[int, ...] = ()
-    tempo: np.ndarray | None = None
-    velocity: bool | None = None
-    pitch_range: tuple[int, int] | None = None
-    scale: tuple[int, ...] | None = None
 
 
 def _phase_tables(dialect: str) -> tuple[np.ndarray, np.ndarray]:
@@ -104,16 +77,19 @@ def _phase_tables(dialect: str) -> tuple[np.ndarray, np.ndarray]:
         rule((BASS,), K.PITCH, PITCH)
     rule((END,), K.PAD, END)
     follow[DEAD, K.PAD] = DEAD
-    # The header: each field at most once and in this order, genres and instruments repeat.
-    order = [(K.BAR_COUNT, H_COUNT), (K.GENRE, H_GENRE), (K.METER, H_METER), (K.TEMPO, H_TEMPO), (K.KEY, H_KEY)]
-    if dialect == "mortm":
-        order = [(kind, phase) for kind, phase in order if kind not in (K.METER, K.TEMPO)]
+    # The header: each control at most once and in the order of the rows, those of a track behind its instrument;
+    # instruments and controls that repeat may follow themselves.
+    known = [c for c in CONTROLS if c.name in H_CONTROL and (c.upstream or dialect == "metric")]
     rule((H_START,), K.SYSTEM, H_SYSTEM)
-    rule((H_SYSTEM, H_INST, H_DENSITY), K.INSTRUMENT, H_INST)
-    rule((H_INST,), K.DENSITY, H_DENSITY)
-    earlier = [H_SYSTEM, H_INST, H_DENSITY]
-    for kind, phase in order:
-        rule([*earlier, phase] if kind == K.GENRE else earlier, kind, phase)
+    earlier = [H_INST]
+    for control in (c for c in known if c.level == "track"):
+        rule(earlier, K[control.kind], H_CONTROL[control.name])
+        earlier.append(H_CONTROL[control.name])
+    earlier.insert(0, H_SYSTEM)
+    rule(earlier, K.INSTRUMENT, H_INST)
+    for control in (c for c in known if c.level != "track"):
+        phase = H_CONTROL[control.name]
+        rule([*earlier, phase] if control.repeats else earlier, K[control.kind], phase)
         earlier.append(phase)
     rule(earlier, K.TAG_END, H_END)
     possible = follow != DEAD
@@ -152,8 +128,8 @@ def _prices(dialect: str, loose: bool) -> np.ndarray:
     anyhow = np.ones(len(phase), dtype=bool)
     for kind in (K.PAD, K.SYSTEM, K.TAG_END, K.CHORD_QUALITY, K.CHORD_BASS):
         rule(kind, anyhow)
-    for kind in (K.DENSITY, K.BAR_COUNT, K.GENRE, K.KEY):
-        rule(kind, header, 1)
+    for control in CONTROLS:  # instruments, meters and tempi stand in tracks, too: their rules follow
+        rule(K[control.kind], header, 1)
     rule(K.END, header | (more == 0))
     rule(K.BAR, (phase == TRACK) | (done & ~last))
     rule(K.TRACK_END, done & last)
@@ -197,8 +173,13 @@ class VocabularyTables:
     """Look-ups that depend only on vocabulary and dialect (shared by all plans).
 
     Args:
-        vocab: the vocabulary. dialect: "metric" or "mortm". size: width of the masks (a model's `vocab_size`; ids past
-            the vocabulary are never legal).
+        vocab: the vocabulary.
+        dialect: "metric" or "mortm".
+        size: width of the masks (a model's `vocab_size`; ids past the vocabulary are never legal); the vocabulary's by
+            default.
+
+    Raises:
+        PromptError: an unknown dialect (`prompt.dialect`).
     """
 
     def __init__(self, vocab: MetricVocabulary, dialect: str = "metric", size: int | None = None):
@@ -249,33 +230,6 @@ class VocabularyTables:
 
 def _named_value(vocab: MetricVocabulary, token: str) -> int:
     return int(vocab.value[vocab.ids[token]]) if token in vocab else -1
-
-
-class GrammarState(NamedTuple):
-    """State of a batch of rows: `[B]` int64 arrays, and `ends` `[B, 128]`. Never changed in place."""
-
-    phase: np.ndarray  # what was written last
-    track: np.ndarray  # index of the current track, -1 before the first
-    onset: np.ndarray  # onset of the current note in its bar, -1 before the first
-    pitch: np.ndarray  # its pitch, -1 while none at this onset (chord rows: the root; headers: the last instrument)
-    total: np.ndarray  # ticks of its duration written so far
-    room: np.ndarray  # largest duration token that may follow
-    need: np.ndarray  # its smallest legal total
-    sounding: np.ndarray  # 1: the current track has a note
-    velocity: np.ndarray  # -1 undecided, 0 none, 1 every note
-    tempo: np.ndarray  # tempo bin in force, -1 none
-    bar: np.ndarray  # index of the current bar, -1 before the first
-    ends: np.ndarray  # last offset of every pitch in this track, ticks from its start (huge: a pitch not to be used)
-    bars: np.ndarray  # [B, n] constants of the current bar, see `_START`
-    tracks: np.ndarray  # [B, n] constants of the current track, see `_NEXT`
-
-    def select(self, index: np.ndarray) -> GrammarState:
-        """The state of the rows `index` (beams reorder rows)."""
-        return GrammarState(*(a[index] for a in self))
-
-    def where(self, rows: np.ndarray, other: GrammarState) -> GrammarState:
-        """`self` on the rows where the bool mask is set, `other` elsewhere."""
-        return GrammarState(*(np.where(rows if a.ndim == 1 else rows[:, None], a, b) for a, b in zip(self, other)))
 
 
 # Columns of the bar constants. SITUATION (5 columns: the four prefix phases, any other): what the bar adds to the
@@ -340,8 +294,10 @@ class Grammar:
         """State in each row's first track (or chords) before the `<SME>` of a bar, as if all before it were legal.
 
         Args:
-            bar: `[B]` index of the bar. sounding: `[B]` whether the track has sounded. tempo: `[B]` bin in force, -1
-                none. ends: `[B, 128]` last offset of every pitch, ticks from the track's start.
+            bar: `[B]` index of the bar.
+            sounding: `[B]` whether the track has sounded.
+            tempo: `[B]` bin in force, -1 none.
+            ends: `[B, 128]` last offset of every pitch, ticks from the track's start.
         """
         s = self.start()
         return s._replace(
@@ -445,7 +401,12 @@ class Grammar:
         )
 
     def step(self, state: GrammarState, token: np.ndarray) -> GrammarState:
-        """The state after one more token a row (`[B]`). A kind that cannot follow gives the phase DEAD."""
+        """The state after one more token.
+
+        Args:
+            state: of `start` or `step`.
+            token: `[B]` id of each row's token; a kind that cannot follow gives the phase DEAD.
+        """
         t, s = self.tables, state
         kind, value = t.kind[token], t.value[token]
         phase = t.follow[s.phase * N_KINDS + kind]
@@ -575,11 +536,14 @@ class Grammar:
         return low.take(t.bound, 1), upper, fits, stated
 
     def allowed(self, state: GrammarState, remaining: np.ndarray | int | None = None) -> np.ndarray:
-        """`[B, V]` bool, the tokens that may come next.
+        """The tokens that may come next.
 
         Args:
-            state: of `start` and `step`.
+            state: of `start` or `step`.
             remaining: tokens that may still be written (int or `[B]`), at least `closing_cost`; None: no limit.
+
+        Returns:
+            `[B, V]` bool.
         """
         t = self.tables
         lower, upper, fits, stated = self._bounds(state, remaining)
@@ -591,7 +555,15 @@ class Grammar:
         return mask
 
     def legal(self, state: GrammarState, token: np.ndarray) -> np.ndarray:
-        """`[B]` bool, whether one token a row may come next: `allowed(state)[row, token]`, at the cost of a step."""
+        """Whether a token may come next: `allowed(state)[row, token]`, at the cost of a step.
+
+        Args:
+            state: of `start` or `step`.
+            token: `[B]` id of each row's token.
+
+        Returns:
+            `[B]` bool.
+        """
         t = self.tables
         lower, upper, fits, stated = self._bounds(state, None)
         kind, value = t.mask_kind[token], t.mask_value[token]

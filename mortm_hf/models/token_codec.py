@@ -16,89 +16,50 @@ from functools import lru_cache
 
 import numpy as np
 
-from .midi_files import Caps, load_score, quantize, read_midi, tempo_bin, to_midi_score
 from .music_grid import COMMON_TIME, BarTable
-from .music_score import ChordTable, CodecReport, MetricScore
+from .music_names import MAX_BAR_TICKS, MAX_DURATION, METER_TICKS
+from .music_score import ChordTable, MetricScore
+from .token_headers import Header
 from .token_vocabulary import (
-    KEY_NAMES,
+    BLOCK_KINDS,
+    CONTROL_KINDS,
+    CONTROLS,
+    GENERATED_KINDS,
     LONG_DURATIONS,
-    MAX_BAR_TICKS,
-    MAX_DURATION,
-    METER_TICKS,
     MetricVocabulary,
     TokenKind,
 )
 
 
-__all__ = [
-    "Caps",
-    "ChordTable",
-    "CodecReport",
-    "Header",
-    "MetricScore",
-    "Segment",
-    "density_of",
-    "encode_chords",
-    "encode_header",
-    "encode_tracks",
-    "load_score",
-    "parse_segment",
-    "quantize",
-    "read_midi",
-    "tempo_bin",
-    "to_midi_score",
-    "uses_velocity",
-    "velocity_bin",
-]
-
 DEFAULT_VELOCITY = 90
-DENSITY_EDGES = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # MetricScore -> ids
 
 
-@dataclass
-class Header:
-    """The description in front of a generated field (values of the token kinds; None or empty: not written)."""
-
-    instruments: tuple[int, ...] = ()
-    densities: tuple[int | None, ...] = ()
-    bars: int | None = None
-    genres: tuple[int, ...] = ()
-    meter: int | None = None
-    tempo: int | None = None
-    key: str | None = None
-
-
 def encode_header(vocabulary: MetricVocabulary, header: Header) -> np.ndarray:
-    """`<SYSTEM> ... <TAG_END>` ids; a field without a token in this vocabulary raises `VocabularyError`."""
+    """`<SYSTEM> ... <TAG_END>` ids.
+
+    Args:
+        vocabulary: the token table.
+        header: what is stated.
+
+    Raises:
+        VocabularyError: the table has no token for a stated value (`vocabulary.token`).
+    """
+    tracks = [c for c in CONTROLS if c.level == "track" and c.name in header]
     ids = [vocabulary.id(TokenKind.SYSTEM)]
-    densities = header.densities or (None,) * len(header.instruments)
-    for instrument, density in zip(header.instruments, densities):
+    for track, instrument in enumerate(header.instruments):
         ids.append(vocabulary.id(TokenKind.INSTRUMENT, instrument))
-        if density is not None:
-            ids.append(vocabulary.id(TokenKind.DENSITY, density))
-    if header.bars is not None:
-        ids.append(vocabulary.id(TokenKind.BAR_COUNT, header.bars))
-    ids += [vocabulary.id(TokenKind.GENRE, genre) for genre in header.genres]
-    if header.meter is not None:
-        ids.append(vocabulary.id(TokenKind.METER, header.meter))
-    if header.tempo is not None:
-        ids.append(vocabulary.id(TokenKind.TEMPO, header.tempo))
-    if header.key is not None:
-        ids.append(vocabulary[f"k_{header.key}"])
+        stated = ((CONTROL_KINDS[control.name], header[control.name][track]) for control in tracks)
+        ids += [vocabulary.id(kind, value) for kind, value in stated if value is not None]
+    for control in CONTROLS:
+        if control.level != "track" and control.name != "instruments":
+            values = control.values(header.get(control.name))
+            ids += [vocabulary.id(CONTROL_KINDS[control.name], value) for value in values]
     ids.append(vocabulary.id(TokenKind.TAG_END))
     return np.array(ids, dtype=np.int32)
-
-
-def density_of(score: MetricScore) -> np.ndarray:
-    """`[n_tracks]` `<NOTE_DENSE_n>` value of each track: distinct onsets per four quarters, in ten bins."""
-    onsets = np.bincount(score.track, minlength=score.n_tracks)
-    again = (score.onset[1:] == score.onset[:-1]) & (score.track[1:] == score.track[:-1])
-    onsets = onsets - np.bincount(score.track[1:][again], minlength=score.n_tracks)
-    return np.searchsorted(DENSITY_EDGES, onsets * 96 / max(score.bars.end, 1), side="right") + 1
 
 
 def velocity_bin(velocity: np.ndarray) -> np.ndarray:
@@ -148,9 +109,11 @@ def _bar_prefix(vocabulary, bars: BarTable, tempo: np.ndarray | None) -> tuple[n
 def encode_tracks(
     vocabulary, score: MetricScore, velocity: bool = False, tracks=None, state: bool = True
 ) -> np.ndarray:
-    """`(<INST_x> bar* <ESEQ>)*` over all bars of `score` (cut it with `score.window` first).
+    """`(<INST_x> bar* <ESEQ>)*` over all bars of some music.
 
     Args:
+        vocabulary: the token table.
+        score: the music; cut it with `score.window` first.
         velocity: write a `v_` with every note.
         tracks: which tracks, in this order; by default all. Tracks without notes are left out.
         state: the first track states meter and tempo (every block's does).
@@ -215,7 +178,15 @@ def encode_tracks(
 
 
 def encode_chords(vocabulary, score: MetricScore) -> np.ndarray:
-    """`chordbar* <ESEQ>` over all bars of `score`; bars in which no chord starts hold `<BLANK>`."""
+    """`chordbar* <ESEQ>` over all bars of some music; bars in which no chord starts hold `<BLANK>`.
+
+    Args:
+        vocabulary: the token table.
+        score: the music; its notes are not looked at.
+
+    Returns:
+        int32 ids.
+    """
     n_bars = score.n_bars
     chords = score.chords
     onset = np.empty(0, np.int64) if chords is None else chords.onset
@@ -255,8 +226,15 @@ def uses_velocity(score: MetricScore) -> bool:
 
 @dataclass
 class Segment:
-    """A parsed segment: its header, the prompt's blocks (by `TokenKind`), the generated field, and META's header.
-    Every block is a `MetricScore` of its own, from tick 0; chord blocks have `chords` and no notes."""
+    """A parsed segment. Blocks are `MetricScore`s, each from its own tick 0; chord blocks have `chords` and no notes.
+
+    Attributes:
+        header: of the prompt, or None.
+        blocks: blocks of the prompt, by `TokenKind` of their markers.
+        generated_kind: `TokenKind` of the generated field's marker, or None.
+        generated: music of the generated field, or None.
+        meta: header that a META field holds, or None.
+    """
 
     header: Header | None = None
     blocks: dict[int, MetricScore] = field(default_factory=dict)
@@ -265,16 +243,8 @@ class Segment:
     meta: Header | None = None
 
 
-_BLOCKS = (
-    TokenKind.PAST,
-    TokenKind.FUTURE,
-    TokenKind.CONST_M,
-    TokenKind.CONST_C,
-    TokenKind.MGEN,
-    TokenKind.CGEN,
-    TokenKind.META,
-)
-_IS_BLOCK = np.isin(np.arange(max(TokenKind) + 1), _BLOCKS)
+_CONTROL_OF = {int(kind): control for control, kind in zip(CONTROLS, CONTROL_KINDS.values())}
+_IS_BLOCK = np.isin(np.arange(max(TokenKind) + 1), (*BLOCK_KINDS, *GENERATED_KINDS))
 # plain integers: comparing an array with an enum member costs a conversion each time
 _PAD, _BAR, _INSTRUMENT, _METER, _TEMPO = (
     int(k) for k in (TokenKind.PAD, TokenKind.BAR, TokenKind.INSTRUMENT, TokenKind.METER, TokenKind.TEMPO)
@@ -285,7 +255,12 @@ _ONSET, _PITCH, _DURATION, _VELOCITY, _ROOT = (
 
 
 def parse_segment(vocabulary: MetricVocabulary, ids) -> Segment:
-    """Ids -> `Segment`; lenient: malformed notes are dropped. Ids without a marker are a generated field."""
+    """Ids -> `Segment`; lenient: malformed notes are dropped.
+
+    Args:
+        vocabulary: the token table.
+        ids: `[n]` ids; without a marker they are a generated field.
+    """
     ids = np.asarray(ids).reshape(-1)
     if len(ids) and (ids.min() < 0 or ids.max() >= len(vocabulary)):
         ids = ids[(ids >= 0) & (ids < len(vocabulary))]
@@ -302,7 +277,7 @@ def parse_segment(vocabulary: MetricVocabulary, ids) -> Segment:
     for system in systems:
         later = closes[closes > system]
         stop = int(later[0]) if len(later) else len(kind)
-        header = _parse_header(kind[system + 1 : stop], value[system + 1 : stop])
+        header = parse_header(kind[system + 1 : stop], value[system + 1 : stop])
         if len(marks) and kind[max(system - 1, 0)] == TokenKind.META:
             segment.meta = header
         else:
@@ -328,26 +303,28 @@ def parse_segment(vocabulary: MetricVocabulary, ids) -> Segment:
     return segment
 
 
-def _parse_header(kind: np.ndarray, value: np.ndarray) -> Header:
-    instruments, densities = [], []
+def parse_header(kind: np.ndarray, value: np.ndarray) -> Header:
+    """The tokens of a header -> `Header`; lenient: what cannot stand there is passed over.
+
+    Args:
+        kind: `[n]` kinds of the tokens.
+        value: `[n]` their values.
+    """
     header = Header()
     for k, v in zip(kind.tolist(), value.tolist()):  # a header has a dozen tokens
-        if k == TokenKind.INSTRUMENT:
-            instruments.append(v)
-            densities.append(None)
-        elif k == TokenKind.DENSITY and densities:
-            densities[-1] = v
-        elif k == TokenKind.BAR_COUNT:
-            header.bars = v
-        elif k == TokenKind.GENRE:
-            header.genres += (v,)
-        elif k == TokenKind.METER:
-            header.meter = v
-        elif k == TokenKind.TEMPO:
-            header.tempo = v
-        elif k == TokenKind.KEY:
-            header.key = KEY_NAMES[v]
-    header.instruments, header.densities = tuple(instruments), tuple(densities)
+        control = _CONTROL_OF.get(k)
+        if control is None:
+            continue
+        if control.level == "track":
+            if header.instruments:
+                before = header.get(control.name, ())[: len(header.instruments) - 1]
+                header[control.name] = (*before, *([None] * (len(header.instruments) - len(before) - 1)), v)
+        else:
+            header[control.name] = (*header.get(control.name, ()), v) if control.repeats else v
+    for control in _CONTROL_OF.values():  # one entry for each instrument
+        if control.level == "track" and control.name in header:
+            stated = header[control.name]
+            header[control.name] = stated + (None,) * (len(header.instruments) - len(stated))
     return header
 
 

@@ -45,24 +45,10 @@ import numpy as np
 
 from .errors_mortm import GrammarError
 from .music_grid import COMMON_TIME, BarTable
-from .token_automaton import (
-    CLOSED,
-    DIALECTS,
-    GENERATED_KINDS,
-    H_END,
-    GenerationPlan,
-    Grammar,
-    GrammarState,
-    VocabularyTables,
-)
-from .token_vocabulary import (
-    CATEGORY_PIANO,
-    DRUMS,
-    MAX_BAR_TICKS,
-    METER_TICKS,
-    MetricVocabulary,
-    TokenKind,
-)
+from .music_names import CATEGORY_PIANO, DRUMS, MAX_BAR_TICKS, METER_TICKS
+from .token_automaton import CLOSED, DIALECTS, H_END, Grammar, VocabularyTables
+from .token_plan import GenerationPlan, GrammarState
+from .token_vocabulary import BLOCK_KINDS, GENERATED_KINDS, MetricVocabulary, TokenKind
 
 
 __all__ = [
@@ -79,7 +65,6 @@ __all__ = [
 ]
 
 K = TokenKind
-BLOCK_KINDS = (K.PAST, K.FUTURE, K.CONST_M, K.CONST_C)
 ROWS_AT_ONCE, PIECES_AT_ONCE = 256, 1024
 
 
@@ -98,10 +83,16 @@ def _bar_table(kind: np.ndarray, value: np.ndarray, dialect: str) -> BarTable:
 
 
 def infer_plan(vocab: MetricVocabulary, ids, dialect: str = "metric", bars: int = 8) -> GenerationPlan:
-    """The plan that prompt ids (ending with `<MGEN>`, `<CGEN>` or `<META>`) imply, where none was built with them.
+    """The plan that prompt ids imply, where none was built with them.
 
     Instruments, bar count, meter and tempo are the header's. What it leaves out comes from the context: bars and
-    meters of CONST, instruments and last meter of PAST; failing that `bars` bars of 4/4 for a piano.
+    meters of CONST, instruments and last meter of PAST; failing that 4/4 for a piano.
+
+    Args:
+        vocab: the token table.
+        ids: `[n]` ids of a prompt, ending with `<MGEN>`, `<CGEN>` or `<META>`.
+        dialect: "metric" or "mortm".
+        bars: how many bars, where the prompt leaves their number open.
     """
     ids = np.asarray(ids, dtype=np.int64)
     kind, value = vocab.kind[ids], vocab.value[ids].astype(np.int64)
@@ -155,13 +146,17 @@ def allowed(
     mask: np.ndarray | None = None,
     budget: int | None = None,
 ) -> np.ndarray:
-    """The pure form of the grammar: `[B, T, V]` bool, the tokens that may follow each position.
+    """The tokens that may follow each position: the grammar as a function (`Grammar.step` is its incremental form).
 
     Args:
+        tables: of the vocabulary.
+        plans: one a row.
         ids: `[B, T]` prompts (ending with the marker of the generated field) with their answers, padded anywhere.
-        mask: `[B, T]`, 0 at padding (default: the ids of `<PAD>`). Padding and prompt positions allow everything, the
-            marker itself allows what may open the field. `Grammar.step` is the incremental form.
+        mask: `[B, T]`, 0 at padding; by default at the ids of `<PAD>`.
         budget: tokens that an answer may take, `<TE>` included; None: no limit.
+
+    Returns:
+        `[B, T, V]` bool; padding and prompt positions allow everything, the marker itself what may open the field.
     """
     ids = np.asarray(ids)
     kinds = tables.kind[ids]
@@ -349,7 +344,9 @@ def find_errors(
     """The first error of every sequence, None where it is grammatical.
 
     Args:
+        vocab: the token table.
         sequences: sequences of ids (padding on either side is ignored).
+        dialect: "metric" or "mortm".
         complete: demand `<EOS>`, a generated field and `<TE>`; otherwise prompts and bare tracks pass too.
     """
     segments = [_Segment(vocab, np.asarray(ids, dtype=np.int64).reshape(-1), dialect, complete) for ids in sequences]
@@ -366,7 +363,7 @@ def _run_rows(tables: VocabularyTables, rows: list[tuple[_Segment, _Row]]) -> No
     """Run the machine over rows and note each row's first illegal token in its segment.
 
     Every bar is a batch row of its own, from its `<SME>` to the next one: its state at the start is computed as if all
-    before it were legal, which holds up to the first error, the only one that is told.
+    before it were legal, which holds up to the first error, the only one that is reported.
     """
     vocab, plans, states = tables.vocab, [row.plan for _, row in rows], [row.states for _, row in rows]
     grammar = Grammar(tables, plans, states=states, loose=tables.dialect == "mortm")
@@ -406,12 +403,12 @@ def _run_rows(tables: VocabularyTables, rows: list[tuple[_Segment, _Row]]) -> No
             phase[chosen[done]] = state.phase[done]
         first_bad[chosen] = bad
     last = np.append(owner[1:] != owner[:-1], True)
-    told: set[int] = set()
+    reported: set[int] = set()
     for piece in np.flatnonzero((first_bad >= 0) | (last & ~np.isin(phase, (CLOSED, H_END)))).tolist():
         index = int(owner[piece])
-        if index in told:
+        if index in reported:
             continue
-        told.add(index)
+        reported.add(index)
         segment, row = rows[index]
         if first_bad[piece] >= 0:
             at = int(row.positions[begin[piece] + first_bad[piece]])
@@ -452,7 +449,17 @@ def _pieces(tables: VocabularyTables, ids: np.ndarray, row: _Row) -> tuple[np.nd
 
 
 def check(vocab: MetricVocabulary, ids, dialect: str = "metric", complete: bool = False) -> None:
-    """Raise `GrammarError` (with `position`, `token`) at the first id that breaks the grammar; see `find_errors`."""
+    """Raise at the first id that breaks the grammar.
+
+    Args:
+        vocab: the token table.
+        ids: one sequence (padding on either side is ignored).
+        dialect: "metric" or "mortm".
+        complete: demand `<EOS>`, a generated field and `<TE>`; otherwise prompts and bare tracks pass too.
+
+    Raises:
+        GrammarError: with `position` and `token`.
+    """
     error = find_errors(vocab, [ids], dialect, complete)[0]
     if error is not None:
         raise error

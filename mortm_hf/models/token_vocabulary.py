@@ -17,75 +17,66 @@ from enum import IntEnum
 import numpy as np
 
 from .errors_mortm import VocabularyError
+from .music_names import (
+    CATEGORY_PIANO,
+    CATEGORY_SAX,
+    CHORD_BASSES,
+    CHORD_QUALITIES,
+    CHORD_ROOTS,
+    DRUMS,
+    EXTRA_CHORD_QUALITIES,
+    EXTRA_CHORD_ROOTS,
+    GENRES,
+    KEY_NAMES,
+    MAX_BAR_TICKS,
+    MAX_DURATION,
+    METER_TICKS,
+    METERS,
+    TEMPO_CENTRES,
+    TEMPO_NAMES,
+)
+from .token_controls import all_controls
 
 
 VOCABULARY_VERSION = "1"
 
-KEY_NAMES = (
-    "CM DM EM FM GM AM BM C#M D#M F#M G#M A#M DbM EbM GbM AbM BbM Unknown "
-    "Cm Dm Em Fm Gm Am Bm C#m D#m F#m G#m A#m Dbm Ebm Gbm Abm Bbm"
-).split()
-CHORD_ROOTS = "C C# D D# E E# F F# G G# A A# B Cb Db Eb Fb Gb Ab Bb".split()
-CHORD_QUALITIES = "None m 7 maj7 m7 dim aug m7b5 b5 sus2 sus4 6 m6 9 maj9 m9 11 13 add9".split()
-CHORD_BASSES = "/C /C# /D /D# /E /E# /F /F# /G /G# /A /A# /B /B# /Db /Eb /Fb /Gb /Ab /Bb /Cb None".split()
-GENRES = (
-    "80s 90s alternative ambient blues celtic chillout classical country dance drumnbass easylistening electronic "
-    "electropop experimental folk funk hiphop house indie instrumentalpop instrumentalrock jazz jazzfusion latin "
-    "lounge metal newage orchestral pop popfolk poprock punkrock reggae rock soundtrack swing symphonic synthpop "
-    "techno trance world"
-).split()
-EXTRA_CHORD_ROOTS = ["N"]
-EXTRA_CHORD_QUALITIES = ["dim7", "mmaj7", "7sus4", "5"]
-
-# The meter table (numerator, denominator): n/2 (1-4), n/4 (1-8), n/8 (1-16), n/16 (1-16). 24 ticks a quarter.
-METERS = tuple((n, d) for d, top in ((2, 4), (4, 8), (8, 16), (16, 16)) for n in range(1, top + 1))
-METER_TICKS = np.array([96 * n // d for n, d in METERS], dtype=np.int64)
-
-# 32 log-spaced tempo bins from 30 to 240 quarters a minute; a bin is named by its rounded centre.
-TEMPO_CENTRES = 30.0 * 8.0 ** (np.arange(32) / 31.0)
-TEMPO_NAMES = tuple(int(round(x)) for x in TEMPO_CENTRES)
-
-DRUMS = 128  # value of <INST_DRUMS>; 0-127 are General MIDI programs
-CATEGORY_PIANO, CATEGORY_SAX = 129, 130  # upstream's two categories
-
-MAX_BAR_TICKS = 192
-MAX_DURATION = 2592
 LONG_DURATIONS = tuple(range(312, 769, 24))
 
 
-class TokenKind(IntEnum):
-    """What a token is. The numbers are internal (never stored)."""
-
-    OTHER = 0
-    PAD = 1
-    BOS = 2  # <EOS>: upstream's start token
-    END = 3  # <TE>
-    TRACK_END = 4  # <ESEQ>
-    TAG_END = 5
-    SYSTEM = 6
-    PAST = 7
-    FUTURE = 8
-    CONST_M = 9
-    CONST_C = 10
-    MGEN = 11
-    CGEN = 12
-    META = 13
-    BAR = 14  # <SME>
-    BLANK = 15
-    INSTRUMENT = 16
-    DENSITY = 17
-    BAR_COUNT = 18
-    GENRE = 19
-    METER = 20
-    TEMPO = 21
-    KEY = 22
-    ONSET = 23
-    PITCH = 24
-    DURATION = 25
-    VELOCITY = 26
-    CHORD_ROOT = 27
-    CHORD_QUALITY = 28
-    CHORD_BASS = 29
+# What a token is, apart from controls. The numbers are internal (never stored).
+_LANGUAGE = {
+    "OTHER": 0,
+    "PAD": 1,
+    "BOS": 2,  # <EOS>: upstream's start token
+    "END": 3,  # <TE>
+    "TRACK_END": 4,  # <ESEQ>
+    "TAG_END": 5,
+    "SYSTEM": 6,
+    "PAST": 7,
+    "FUTURE": 8,
+    "CONST_M": 9,
+    "CONST_C": 10,
+    "MGEN": 11,
+    "CGEN": 12,
+    "META": 13,
+    "BAR": 14,  # <SME>
+    "BLANK": 15,
+    "ONSET": 16,
+    "PITCH": 17,
+    "DURATION": 18,
+    "VELOCITY": 19,
+    "CHORD_ROOT": 20,
+    "CHORD_QUALITY": 21,
+    "CHORD_BASS": 22,
+}
+CONTROLS = all_controls()
+_KINDS_OF_CONTROLS = {control.kind: len(_LANGUAGE) + place for place, control in enumerate(CONTROLS)}
+TokenKind = IntEnum("TokenKind", {**_LANGUAGE, **_KINDS_OF_CONTROLS}, module=__name__)
+TokenKind.__doc__ = "What a token is: a part of the language, or a control (`token_controls`)."
+CONTROL_KINDS = {control.name: TokenKind[control.kind] for control in CONTROLS}
+# markers of the blocks of a prompt, and of the generated field behind them, in their order
+BLOCK_KINDS = (TokenKind.PAST, TokenKind.FUTURE, TokenKind.CONST_M, TokenKind.CONST_C)
+GENERATED_KINDS = (TokenKind.MGEN, TokenKind.CGEN, TokenKind.META)
 
 
 _FIXED = {
@@ -112,18 +103,12 @@ _VALUED = {
     TokenKind.PITCH: ("p_", "", 128),
     TokenKind.DURATION: ("d_", "", MAX_DURATION + 1),
     TokenKind.VELOCITY: ("v_", "", 128),
-    TokenKind.BAR_COUNT: ("<GEN_MEASURE_COUNT_", ">", 17),
-    TokenKind.DENSITY: ("<NOTE_DENSE_", ">", 11),
 }
 _NAMED = {
-    TokenKind.KEY: ("k_", "", KEY_NAMES),
     TokenKind.CHORD_ROOT: ("CR_", "", CHORD_ROOTS + EXTRA_CHORD_ROOTS),
     TokenKind.CHORD_QUALITY: ("CQ_", "", CHORD_QUALITIES + EXTRA_CHORD_QUALITIES),
     TokenKind.CHORD_BASS: ("CB_", "", CHORD_BASSES),
-    TokenKind.GENRE: ("<GENRE_", ">", GENRES),
-    TokenKind.METER: ("<TS_", ">", [f"{n}/{d}" for n, d in METERS]),
-    TokenKind.TEMPO: ("<BPM_", ">", [str(x) for x in TEMPO_NAMES]),
-    TokenKind.INSTRUMENT: ("<INST_", ">", [str(i) for i in range(128)] + ["DRUMS", "PIANO", "SAX"]),
+    **{TokenKind[c.kind]: (*c.form, list(c.names)) for c in CONTROLS},
 }
 
 
@@ -135,7 +120,7 @@ def token_meaning(token: str) -> tuple[TokenKind, int]:
     for kind, (prefix, suffix, names) in _NAMED.items():
         if token.startswith(prefix) and token.endswith(suffix):
             body = token[len(prefix) : len(token) - len(suffix)]
-            if body in names:
+            if body in names:  # None stands for values without a token
                 return kind, names.index(body)
     for kind, (prefix, suffix, size) in _VALUED.items():
         if token.startswith(prefix) and token.endswith(suffix):
@@ -165,7 +150,9 @@ def default_tokens() -> list[str]:
     tokens += [f"<TS_{n}/{d}>" for n, d in METERS] + [f"<BPM_{x}>" for x in TEMPO_NAMES]
     tokens += [f"<GEN_MEASURE_COUNT_{i}>" for i in range(9, 17)]
     tokens += [f"CR_{r}" for r in EXTRA_CHORD_ROOTS] + [f"CQ_{q}" for q in EXTRA_CHORD_QUALITIES]
-    return tokens + "<EVAL> <HUMAN> <AI> <UNK> <MASK> <CLS> <SEP>".split()
+    tokens += "<EVAL> <HUMAN> <AI> <UNK> <MASK> <CLS> <SEP>".split()
+    known = set(tokens)
+    return tokens + [token for control in CONTROLS for token in control.tokens() if token not in known]
 
 
 class MetricVocabulary:
@@ -218,7 +205,15 @@ class MetricVocabulary:
             raise VocabularyError(f"no token {token!r} in this vocabulary of {len(self.ids)} tokens") from None
 
     def id(self, kind: TokenKind, value: int | None = None) -> int:
-        """Id of one (kind, value), or of a kind without values; raises `VocabularyError` when the table lacks it."""
+        """Id of a token.
+
+        Args:
+            kind: of the token.
+            value: its value; None for a kind without values.
+
+        Raises:
+            VocabularyError: the table has no such token (`vocabulary.token`).
+        """
         if value is None:
             found = self._single.get(kind, -1)
         else:
@@ -231,7 +226,12 @@ class MetricVocabulary:
         return found
 
     def has(self, kind: TokenKind, value: int | None = None) -> bool:
-        """Whether the table holds this (kind, value)."""
+        """Whether the table has a token.
+
+        Args:
+            kind: of the token.
+            value: its value; None for a kind without values.
+        """
         if value is None:
             return kind in self._single
         return 0 <= value < len(self._lookup[kind]) and self._lookup[kind][value] >= 0
@@ -239,3 +239,33 @@ class MetricVocabulary:
     def lookup(self, kind: TokenKind) -> np.ndarray:
         """Array value -> id, -1 where the table has no such token: `vocabulary.lookup(TokenKind.PITCH)[pitch]`."""
         return self._lookup[kind]
+
+
+__all__ = [
+    "BLOCK_KINDS",
+    "CATEGORY_PIANO",
+    "CATEGORY_SAX",
+    "CHORD_BASSES",
+    "CHORD_QUALITIES",
+    "CHORD_ROOTS",
+    "CONTROLS",
+    "CONTROL_KINDS",
+    "DRUMS",
+    "EXTRA_CHORD_QUALITIES",
+    "EXTRA_CHORD_ROOTS",
+    "GENERATED_KINDS",
+    "GENRES",
+    "KEY_NAMES",
+    "LONG_DURATIONS",
+    "MAX_BAR_TICKS",
+    "MAX_DURATION",
+    "METERS",
+    "METER_TICKS",
+    "TEMPO_CENTRES",
+    "VOCABULARY_VERSION",
+    "MetricVocabulary",
+    "TokenKind",
+    "default_tokens",
+    "token_meaning",
+    "upstream_pro_tokens",
+]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -22,23 +23,17 @@ import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from .errors_mortm import MidiError, PromptError, VocabularyError
-from .music_harmony import estimate_key, parse_key
+from .midi_files import Caps, is_symusic, read_midi, to_midi_score
 from .music_instruments import match_programs
+from .music_score import MetricScore, is_score
 from .prompt_building import MetricPrompt, build_prompt, parse_prompt
-from .token_codec import (
-    Caps,
-    Header,
-    MetricScore,
-    density_of,
-    encode_header,
-    encode_tracks,
-    parse_segment,
-    read_midi,
-    to_midi_score,
-    uses_velocity,
-)
+from .prompt_words import bar_range
+from .token_automaton import DIALECTS
+from .token_codec import encode_header, encode_tracks, parse_segment, uses_velocity
+from .token_controls import Described
 from .token_grammar import check
-from .token_vocabulary import VOCABULARY_VERSION, MetricVocabulary, TokenKind, default_tokens
+from .token_headers import describe
+from .token_vocabulary import CONTROLS, VOCABULARY_VERSION, MetricVocabulary, TokenKind, default_tokens
 from .upstream_codec import decode_upstream, encode_upstream
 from .upstream_vocabulary import upstream_vocabulary
 
@@ -47,9 +42,6 @@ try:  # transformers asks for every package imported outside `try`, also for typ
     import symusic
 except ImportError:
     symusic = None
-
-DIALECTS = ("metric", "mortm")
-MAX_COUNTED_BARS = 16
 
 
 def _read_table(vocab_file) -> dict[str, int]:
@@ -72,6 +64,16 @@ class MortmTokenizer(PreTrainedTokenizer):
         vocab_file: `vocab.json` of a checkpoint, or an upstream `vocab_list.json`; by default the built-in table.
         dialect: "metric" or "mortm" (upstream's encoding).
         preset: an upstream table by name, e.g. "pro", "pro@4.9", "pro2", "omega", "bertm", "melody_only", "base".
+        pad_token: padding; like the four below, left out where the table does not have it.
+        bos_token: first token of a sequence.
+        eos_token: last token of a sequence.
+        unk_token: stands for strings that the table does not have.
+        mask_token: stands for a hidden token.
+        kwargs: of `PreTrainedTokenizer`.
+
+    Raises:
+        VocabularyError: an unreadable or unknown table (`vocabulary.table`), an unknown dialect
+            (`vocabulary.dialect`).
 
     ```python
     tokenizer = MortmTokenizer()
@@ -173,14 +175,17 @@ class MortmTokenizer(PreTrainedTokenizer):
         Args:
             midi: path, MIDI bytes, `symusic.Score` or `MetricScore`.
             bars: 0-based, half-open range; by default all bars. Leading silence is kept.
-            tracks: track indices (file order, drums last). instruments: keep tracks of these instruments (numbers,
-                names or families).
+            tracks: track indices (file order, drums last); by default all.
+            instruments: keep tracks of these instruments (numbers, names or families).
             key: e.g. "C major"; by default the file's, else estimated.
             velocity: write velocities; by default unless they are constant.
+            caps: limits of size; by default those of `Caps`.
             pedal: "ignore", or "extend": notes ring while the sustain pedal is down.
 
         Raises:
-            MidiError, VocabularyError, PromptError: unusable file, unknown instrument or key, impossible bars.
+            MidiError: an unusable file, or nothing in it to encode.
+            VocabularyError: an unknown instrument or key.
+            PromptError: impossible bars or tracks.
         """
         if self.dialect == "mortm":
             if bars is not None or tracks is not None:
@@ -191,22 +196,42 @@ class MortmTokenizer(PreTrainedTokenizer):
         return self.encode_score(score, bars, tracks, instruments, key, velocity).tolist()
 
     def read_midi(self, midi, caps: Caps | None = None, pedal: str = "ignore") -> MetricScore:
-        """Path, bytes or `symusic.Score` -> quantised `MetricScore` (which passes through unchanged)."""
-        if hasattr(midi, "bars") and hasattr(midi, "programs"):
+        """Quantised music of a file.
+
+        Args:
+            midi: path, MIDI bytes, `symusic.Score` or `MetricScore` (which stays as it is).
+            caps: limits of size; by default those of `Caps`.
+            pedal: "ignore", or "extend": notes ring while the sustain pedal is down.
+
+        Raises:
+            MidiError: an unusable file.
+        """
+        if is_score(midi):
             return midi
         return read_midi(midi, Caps() if caps is None else caps, pedal)
 
     def encode_score(self, score, bars=None, tracks=None, instruments=None, key=None, velocity=None) -> np.ndarray:
-        """`encode_midi` for music that is on the grid already; int32 ids."""
+        """`encode_midi` for music that is on the grid already.
+
+        Args:
+            score: `MetricScore`.
+            bars: 0-based, half-open range; by default all bars.
+            tracks: track indices; by default all.
+            instruments: keep tracks of these instruments (numbers, names or families).
+            key: e.g. "C major"; by default the score's, else estimated.
+            velocity: write velocities; by default unless they are constant.
+
+        Returns:
+            `[n]` int32 ids.
+
+        Raises:
+            MidiError: nothing to encode (`midi.empty`).
+            VocabularyError: an unknown instrument or key.
+            PromptError: impossible bars or tracks.
+        """
         vocabulary = self.vocabulary
         if bars is not None:
-            start, stop = bars
-            if not 0 <= start < stop <= score.n_bars:
-                raise PromptError(
-                    f"bars must satisfy 0 <= start < stop <= {score.n_bars} (the song's bars), got {start}:{stop}",
-                    "prompt.bars",
-                )
-            score = score.window(start, stop)
+            score = score.window(*bar_range(bars, score.n_bars, "bars"))
         if tracks is not None or instruments is not None:
             chosen = np.arange(score.n_tracks) if tracks is None else np.asarray(tracks, dtype=np.int64)
             if len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= score.n_tracks:
@@ -219,16 +244,16 @@ class MortmTokenizer(PreTrainedTokenizer):
             raise MidiError("nothing to tokenise: the chosen bars and tracks have no notes", "midi.empty")
         if velocity is None:
             velocity = uses_velocity(score)
-        name = parse_key(key) if key is not None else score.key if score.key is not None else estimate_key(score)
-        header = Header(
-            instruments=tuple(int(p) for p in score.programs[sounding]),
-            densities=tuple(int(d) for d in density_of(score)[sounding]),
-            bars=score.n_bars if score.n_bars <= MAX_COUNTED_BARS else None,
-            genres=score.genres,
-            meter=int(score.bars.meter[0]),
-            tempo=int(score.tempo[0]) if score.tempo[0] >= 0 else None,
-            key=name,
+        sounding = score.take_tracks(sounding)
+        facts = Described(
+            bars=score.bars,
+            instruments=tuple(sounding.programs.tolist()),
+            tempo=score.tempo,
+            music=sounding,
+            sources=(score,),
         )
+        stated = {} if key is None else {"key": next(c for c in CONTROLS if c.name == "key").read(key)}
+        header = describe(facts, stated)
         return np.concatenate(
             [
                 [vocabulary.id(TokenKind.BOS)],
@@ -240,10 +265,15 @@ class MortmTokenizer(PreTrainedTokenizer):
         ).astype(np.int32)
 
     def decode_score(self, ids, strict: bool = False) -> MetricScore:
-        """The music of the generated field of `ids` (or of tracks without any field marker) on the grid.
+        """The music of the generated field (or of tracks without any field marker) on the grid.
+
+        Args:
+            ids: list, array or tensor of one sequence.
+            strict: check them against the grammar first.
 
         Raises:
-            GrammarError: `strict` and the ids break the grammar (`position`, `token` say where).
+            GrammarError: the ids break the grammar (`position` and `token` name the place).
+            PromptError: they hold no music (`prompt.empty`), or several sequences.
         """
         ids = self._plain_ids(ids)
         if strict:
@@ -260,24 +290,48 @@ class MortmTokenizer(PreTrainedTokenizer):
         header = segment.header
         if header is not None:
             music = replace(music, key=header.key, genres=header.genres)
-            if header.tempo is not None and (music.tempo < 0).all():
-                music = replace(music, tempo=np.full(music.n_bars, header.tempo, dtype=np.int16))
+            if "tempo" in header and (music.tempo < 0).all():
+                music = replace(music, tempo=np.full(music.n_bars, header["tempo"], dtype=np.int16))
         return music
 
     def decode_midi(self, ids, strict: bool = False) -> symusic.Score:
-        """Any ids that hold a segment, with or without BOS and EOS -> `symusic.Score` (see `decode_score`)."""
+        """Ids that hold a segment, with or without BOS and EOS -> `symusic.Score`.
+
+        Args:
+            ids: list, array or tensor of one sequence.
+            strict: check them against the grammar first.
+
+        Raises:
+            GrammarError: see `decode_score`; there are more of its errors.
+        """
         return to_midi_score(self.decode_score(ids, strict))
 
     def prompt(self, **request) -> MetricPrompt:
-        """A `MetricPrompt`: what a musician asks for (fields: see there)."""
+        """A `MetricPrompt`: what a musician asks for.
+
+        Args:
+            request: its fields.
+        """
         return MetricPrompt(**request)
 
     def encode_prompt(self, prompt: MetricPrompt, max_length: int | None = None) -> list[int]:
-        """Prompt -> ids up to and including the marker of the generated field."""
+        """Prompt -> ids up to and including the marker of the generated field.
+
+        Args:
+            prompt: the request.
+            max_length: most tokens; past and future give way.
+
+        Raises:
+            PromptError: see `build_prompt`; there are more of its errors.
+        """
         return build_prompt(self.vocabulary, prompt, max_length=max_length, dialect=self.dialect).ids.tolist()
 
     def decode_prompt(self, ids) -> MetricPrompt:
-        """The request that prompt ids stand for."""
+        """The request that prompt ids stand for.
+
+        Args:
+            ids: list, array or tensor of one sequence.
+        """
         return parse_prompt(self.vocabulary, self._plain_ids(ids))
 
     def _plain_ids(self, ids) -> np.ndarray:
@@ -289,10 +343,17 @@ class MortmTokenizer(PreTrainedTokenizer):
         return ids.reshape(-1).astype(np.int64)
 
     def __call__(self, text=None, *args, midi=None, **kwargs) -> BatchEncoding:
-        """Text as every tokenizer; `midi=` (one or a list of path, bytes, Score) encodes MIDI and pads it.
+        """Encode text, as every tokenizer does, or MIDI.
 
-        With `midi`: `padding`, `truncation`/`max_length`, `return_tensors`, `return_attention_mask`,
-        `pad_to_multiple_of`, and the keywords of `encode_midi`.
+        Args:
+            text: token names separated by spaces, as in transformers.
+            args: those of transformers, with text.
+            midi: what `encode_midi` takes, or several of it; encoded and padded.
+            kwargs: those of transformers with text; with MIDI `padding`, `truncation`, `max_length`, `return_tensors`,
+                `return_attention_mask`, `pad_to_multiple_of`, and the arguments of `encode_midi`.
+
+        Raises:
+            PromptError: text and MIDI were given; with MIDI all errors of `encode_midi`.
         """
         if midi is None:
             return super().__call__(text, *args, **kwargs)
@@ -302,8 +363,8 @@ class MortmTokenizer(PreTrainedTokenizer):
         padding = {name: kwargs.pop(name) for name in names if name in kwargs}
         truncation = kwargs.pop("truncation", False)
         # any sequence is a batch: lists, tuples, columns of a dataset
-        one = isinstance(midi, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(midi, "tracks")
-        many = not one and not hasattr(midi, "bars") and hasattr(midi, "__iter__")
+        one = isinstance(midi, (str, bytes, bytearray, memoryview, os.PathLike)) or is_symusic(midi) or is_score(midi)
+        many = not one and isinstance(midi, Iterable)
         rows = [self.encode_midi(item, **kwargs) for item in (midi if many else [midi])]
         if truncation:
             limit = padding.get("max_length") or self.model_max_length

@@ -7,7 +7,7 @@ Design decisions
 - Vectorised by tempo: inside one tempo the bar of every note is a binary search in the accumulated bar lines, which
   gives the same floats as upstream's repeated addition.
 - Decoding is *not* bug-compatible: every instrument comes back, on its program, with its own velocities.
-- Misuse that upstream answers with silent nonsense (an unknown key becomes `<PAD>`) raises typed errors here.
+- Misuse that upstream turns into silent nonsense (an unknown key becomes `<PAD>`) raises typed errors here.
 
 Knows: SPEC sections 1 and 2, raw MIDI events, token ids. Must not know: torch, tokenizers, prompts' meaning.
 """
@@ -20,13 +20,14 @@ import numpy as np
 
 from .errors_mortm import MidiError, VocabularyError
 from .midi_events import MidiEvents, NoteTable, closed_notes, midi_bytes, read_events, seconds_of, tempo_map
-from .midi_files import Caps, read_midi
+from .midi_files import Caps, is_symusic, read_midi
 from .music_grid import COMMON_TIME, BarTable
 from .music_harmony import estimate_key, parse_key
 from .music_instruments import parse_instruments
-from .music_score import ChordTable, MetricScore
-from .token_codec import DEFAULT_VELOCITY, Header, Segment
-from .token_vocabulary import CATEGORY_PIANO, CATEGORY_SAX, KEY_NAMES, MetricVocabulary, TokenKind
+from .music_names import CATEGORY_PIANO, CATEGORY_SAX
+from .music_score import ChordTable, MetricScore, is_score
+from .token_codec import DEFAULT_VELOCITY, Segment, parse_header
+from .token_vocabulary import BLOCK_KINDS, MetricVocabulary, TokenKind
 
 
 BAR_TICKS = 96
@@ -87,7 +88,7 @@ def _writes_velocity(vocabulary: MetricVocabulary) -> bool:
 
 
 def _load(midi, caps: Caps) -> tuple[MidiEvents, str]:
-    if hasattr(midi, "tracks") or hasattr(midi, "programs"):
+    if is_symusic(midi) or is_score(midi):
         raise MidiError(
             f"the mortm dialect needs a path or MIDI bytes, not a {type(midi).__name__}: a score in memory has lost "
             "the order of its note-offs, which upstream's encoding depends on; save it and pass the file",
@@ -192,10 +193,12 @@ def encode_upstream_tracks(
     tick 0, of which at most one is taken for each category.
 
     Args:
-        midi: path or MIDI bytes. vocab: `MetricVocabulary` or `{token: id}`.
+        midi: path or MIDI bytes.
+        vocab: `MetricVocabulary` or `{token: id}`.
         instruments: see `upstream_categories`.
         programs: category -> programs; by default 4.6.18's (`CATEGORY_PROGRAMS_49` for 4.9).
         velocity: write `v_` after each duration; by default as the table does (`pro2`).
+        caps: limits of size.
 
     Raises:
         MidiError: unreadable; a meter other than 4/4 (`midi.meter`); none of the instruments plays (`midi.empty`).
@@ -237,11 +240,17 @@ def encode_upstream(
     instrument `<INST_x> track <ESEQ>`, then `<TE>`.
 
     Args:
+        midi: path or MIDI bytes.
+        vocab: `MetricVocabulary` or `{token: id}`.
+        instruments: see `upstream_categories`.
         key: a key name (`parse_key`), or None for the file's own or estimated key.
-        The others as in `encode_upstream_tracks`.
+        programs: category -> programs; by default 4.6.18's (`CATEGORY_PROGRAMS_49` for 4.9).
+        velocity: write `v_` after each duration; by default as the table does (`pro2`).
+        caps: limits of size.
 
     Raises:
-        MidiError, VocabularyError: as `encode_upstream_tracks`; `vocabulary.key` for an unknown key.
+        MidiError: as `encode_upstream_tracks`.
+        VocabularyError: as there; an unknown key (`vocabulary.key`).
     """
     vocabulary = _vocabulary(vocab)
     name = None if key is None else parse_key(key)
@@ -265,9 +274,6 @@ def _own_key(midi, caps: Caps) -> str:
 # ids -> music
 
 
-_BLOCK_KINDS = (TokenKind.PAST, TokenKind.FUTURE, TokenKind.CONST_M, TokenKind.CONST_C, TokenKind.MGEN, TokenKind.CGEN)
-
-
 def parse_upstream(ids, vocab) -> Segment:
     """Ids of the `mortm` dialect -> `Segment`: header, prompt blocks and generated field, each from its own tick 0.
 
@@ -275,6 +281,10 @@ def parse_upstream(ids, vocab) -> Segment:
     any other `<TE>` ends the sequence. A track that ends in `<TE>`, or that starts with a note, counts its bars from
     an unmarked bar 0 (what `encode_upstream` writes); one that starts with `<SME>` and ends in `<ESEQ>` alone has its
     first bar marked (prompts and generated tracks). Tracks without any field marker are a generated field.
+
+    Args:
+        ids: `[n]` ids.
+        vocab: `MetricVocabulary` or `{token: id}`.
     """
     vocabulary = _vocabulary(vocab)
     ids = np.asarray(ids, dtype=np.int64).reshape(-1)
@@ -292,12 +302,12 @@ def parse_upstream(ids, vocab) -> Segment:
         later = closes[closes > at]
         stop = int(later[0]) if len(later) else len(kind)
         header[at : stop + 1] = True
-        parsed = _read_header(kind[at + 1 : stop], value[at + 1 : stop])
+        parsed = parse_header(kind[at + 1 : stop], value[at + 1 : stop])
         if at and kind[at - 1] == TokenKind.META:
             segment.meta, segment.generated_kind = parsed, TokenKind.META
         elif segment.header is None:
             segment.header = parsed
-    marks = np.flatnonzero(np.isin(kind, _BLOCK_KINDS) & ~header)
+    marks = np.flatnonzero(np.isin(kind, (*BLOCK_KINDS, TokenKind.MGEN, TokenKind.CGEN)) & ~header)
     if len(marks) == 0:
         body = ~header
         if (kind[body] == TokenKind.PITCH).any() or segment.header is None:
@@ -313,25 +323,6 @@ def parse_upstream(ids, vocab) -> Segment:
         else:
             segment.blocks[int(kind[mark])] = block
     return segment
-
-
-def _read_header(kind: np.ndarray, value: np.ndarray) -> Header:
-    instruments = np.flatnonzero(kind == TokenKind.INSTRUMENT)
-    after = np.append(kind, 0)[instruments + 1] == TokenKind.DENSITY
-    densities = tuple(int(value[i + 1]) if dense else None for i, dense in zip(instruments.tolist(), after.tolist()))
-
-    def one(name):
-        at = np.flatnonzero(kind == name)
-        return int(value[at[0]]) if len(at) else None
-
-    key = one(TokenKind.KEY)
-    return Header(
-        instruments=tuple(value[instruments].tolist()),
-        densities=densities,
-        bars=one(TokenKind.BAR_COUNT),
-        genres=tuple(value[kind == TokenKind.GENRE].tolist()),
-        key=None if key is None else KEY_NAMES[key],
-    )
 
 
 def _read_block(kind: np.ndarray, value: np.ndarray) -> MetricScore:
@@ -409,7 +400,14 @@ def _read_block(kind: np.ndarray, value: np.ndarray) -> MetricScore:
 
 def decode_upstream(ids, vocab) -> MetricScore:
     """The music of ids of the `mortm` dialect: the generated field, or tracks without a field marker, or of a prompt
-    without its answer the first block that sounds. 4/4, no tempo (players use 120), SAX on program 65, PIANO on 0.
+    without its answer the first block that sounds.
+
+    Args:
+        ids: `[n]` ids.
+        vocab: `MetricVocabulary` or `{token: id}`.
+
+    Returns:
+        Music in 4/4, without tempo (players use 120), SAX on program 65, PIANO on 0.
 
     Raises:
         MidiError: `midi.empty`, the ids hold no notes and no chords.

@@ -15,7 +15,8 @@ from __future__ import annotations
 from functools import cache
 
 from .errors_mortm import VocabularyError
-from .token_vocabulary import KEY_NAMES, upstream_pro_tokens
+from .music_names import KEY_NAMES
+from .token_vocabulary import upstream_pro_tokens
 
 
 VERSIONS = ("4.0.45", "4.1.33", "4.5", "4.5.116", "4.6.18", "4.6.57", "4.7", "4.8.29", "4.9")

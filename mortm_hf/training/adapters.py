@@ -6,18 +6,21 @@ Design decisions
 - No dropout: PEFT has none for parameters, and adapters of two kinds in one model would be odd.
 - What leaves this package is merged; an adapter alone is a step on the way.
 
-Knows: PEFT, the names of the model's layers. Must not know: data, the Trainer.
+Knows: PEFT, the names of the model's layers, run arguments. Must not know: data, the Trainer.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from pathlib import Path
 
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
+from .arguments import RunArguments
 
 
+CONFIGS = Path(__file__).resolve().parent / "configs"  # of launches
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 
@@ -45,6 +48,24 @@ def add_lora(model, rank: int, alpha: float):
     with warnings.catch_warnings():  # PEFT asks for an attribute by the name that transformers has just retired
         warnings.simplefilter("ignore", FutureWarning)
         return get_peft_model(model, config)
+
+
+def check_adapters(arguments: RunArguments) -> None:
+    """Refuse adapters on weights that are spread: they are merged at the end, by one process that has them whole.
+
+    Args:
+        arguments: of the run.
+
+    Raises:
+        TrainingError: adapters together with sharding, FSDP or DeepSpeed.
+    """
+    by_launcher = (f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED"))
+    spread = arguments.sharding or arguments.fsdp or arguments.deepspeed
+    if arguments.lora_rank and (spread or any(os.environ.get(n, "").lower() in ("1", "true") for n in by_launcher)):
+        raise TrainingError(
+            "lora_rank goes with whole weights only, not with sharding, FSDP or DeepSpeed: take one process, or DDP "
+            f"({CONFIGS / 'ddp.yaml'})"
+        )
 
 
 def is_adapted(model) -> bool:

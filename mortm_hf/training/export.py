@@ -4,8 +4,8 @@ Design decisions
 - Weights are stored in bf16 (half the size; rounding a trained checkpoint costs nothing measurable, which the card's
   figures, taken from the rounded weights, include) while the configuration says `dtype: float32`, in which the model
   is to be run on CPUs.
-- The folder carries all of the package's code, what reads its input (tokenizer, feature extractor) and the defaults of
-  sampling: it stands alone.
+- The folder is weights and JSON, with what reads its input (tokenizer, feature extractor) and the defaults of
+  sampling. Code, names of classes and a card come with it where it is saved again or pushed (`push_folder`).
 - Several checkpoints that came one from another are shipped as the mean of their weights.
 - `size_limit` refuses a folder that would not fit the package instead of shipping it.
 
@@ -15,7 +15,6 @@ Knows: the models, their tokenizers and feature extractors. Must not know: data,
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import shutil
 import sys
@@ -24,33 +23,26 @@ from pathlib import Path
 
 import torch
 
-from ..models.feature_extraction_vmortm import VMortmFeatureExtractor
-from ..models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
-from ..models.modeling_mortm import MortmForCausalLM
-from ..models.modeling_mortm_live import MortmLiveForCausalGeneration
-from ..models.modeling_vmortm import VMortmForSpectrogramGeneration
-from ..models.processing_mortm_live import MortmLiveProcessor
-from ..models.tokenization_mortm import MortmTokenizer
+from .._registration import class_of
+from ..models.families import FAMILIES
 
 
-# what is exported, and what reads a user's input for it
-READERS = {
-    MortmForCausalLM: MortmTokenizer,
-    BertmForMaskedLM: MortmTokenizer,
-    BertmForSequenceClassification: MortmTokenizer,
-    VMortmForSpectrogramGeneration: VMortmFeatureExtractor,
-    MortmLiveForCausalGeneration: MortmLiveProcessor,
+# class of a model -> (the same as "module.Class", that of what reads a user's input for it)
+MODELS = {
+    name.partition(".")[2]: (name, next(iter(family.readers.values())))
+    for family in FAMILIES.values()
+    for name in family.models.values()
 }
-MODELS = {kind.__name__: kind for kind in READERS}
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 
 
 def export(source: str | Path | Sequence[str | Path], target: str | Path, size_limit: int = 20_000_000) -> int:
-    """Write the shipped form of a finished checkpoint.
+    """Write the shipped form of a finished checkpoint: weights and JSON.
 
     Args:
         source: folder with fp32 weights (`final/` of a run), or several of one model, whose weights are averaged (all
-            else is the first one's). target: replaced if it is there.
+            else is the first one's).
+        target: folder to write, replaced if it is there.
         size_limit: bytes that all files together may take.
 
     Returns:
@@ -65,14 +57,12 @@ def export(source: str | Path | Sequence[str | Path], target: str | Path, size_l
     named = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or ["no model"]
     if named[0] not in MODELS:
         raise ValueError(f"{source} holds {named[0]}; what is exported is one of {', '.join(MODELS)}")
-    model = MODELS[named[0]].from_pretrained(source, dtype=torch.float32)
+    kind, reader = map(class_of, MODELS[named[0]])
+    model = kind.from_pretrained(source, dtype=torch.float32)
     _average(model, source, others)
     bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if bad:
         raise ValueError(f"{source}: weights are not finite: {', '.join(bad[:3])}")
-    # what the folder offers is what the code of today offers, which may be more than when the run began
-    model.config.auto_map = dict(model.config._auto_classes)
-    model.config.custom_pipelines = copy.deepcopy(model.config._pipelines)
     if hasattr(model, "generation_config") and model.can_generate():
         model.config.use_cache = True  # the Trainer turns it off
         for name, value in SAMPLING.items():
@@ -82,10 +72,8 @@ def export(source: str | Path | Sequence[str | Path], target: str | Path, size_l
     if partial.exists():
         shutil.rmtree(partial)
     model.to(torch.bfloat16).save_pretrained(partial)
-    READERS[type(model)].from_pretrained(source).save_pretrained(partial)
-    config = json.loads((partial / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = "float32"
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    reader.from_pretrained(source).save_pretrained(partial)
+    _keep_weights(partial)
     size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     if size > size_limit:
         raise ValueError(f"{partial} takes {size} bytes, more than {size_limit}: train a smaller model")
@@ -93,6 +81,18 @@ def export(source: str | Path | Sequence[str | Path], target: str | Path, size_l
         shutil.rmtree(target)
     partial.rename(target)
     return size
+
+
+def _keep_weights(folder: Path) -> None:
+    """Leave weights and JSON, without what speaks of code."""
+    for path in [*folder.glob("*.py"), folder / "README.md"]:
+        path.unlink()
+    for path in folder.glob("*config.json"):
+        stated = json.loads(path.read_text(encoding="utf-8"))
+        stated = {name: value for name, value in stated.items() if name not in ("auto_map", "custom_pipelines")}
+        if path.name == "config.json":
+            stated["dtype"] = "float32"
+        path.write_text(json.dumps(stated, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

@@ -28,20 +28,22 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from ..data.membership import joined, members_of, read_members, write_members
-from ..data.reading import fingerprint
-from ..data.store import ScoreStore, Song
-from ..evaluation.bits import in_words, model_bits, summarise
-from ..evaluation.windows import Encoded, encode_windows, fixed_windows, window_bars
+from ..bundled import find_model
+from ..data.checkpoint_songs import joined, members_of, read_members, write_members
+from ..data.schema import Song
+from ..data.score_store import ScoreStore
+from ..data.song_reading import fingerprint
+from ..evaluation.bits_per_note import in_words, model_bits, summarise
+from ..evaluation.fixed_windows import Encoded, encode_windows, fixed_windows, window_bars
 from ..models.configuration_mortm import MortmConfig
+from ..models.errors_mortm import TrainingError
 from ..models.modeling_mortm import MortmForCausalLM
 from ..models.tokenization_mortm import MortmTokenizer
 from . import attention
-from .arguments import RECIPES, read_recipe
-from .errors import TrainingError
 from .own_songs import CORPUS, LEAST_SONGS, read_songs, split_songs
-from .pretrain import pretrain, without_bars
-from .runs import holds_run
+from .recipe import RECIPES, Recipe, parse_recipe
+from .run import holds_run, without_bars
+from .tasks import pretrain_task
 
 
 RATES = {"full": 3e-4, "lora": 2e-3}
@@ -139,7 +141,7 @@ def finetune(
     Args:
         files: MIDI files and folders of them, or one prepared data set (see `read_songs`).
         output: folder to write; `<output>.run` is worked in and resumed.
-        model: folder or repository of a MORTM checkpoint.
+        model: folder, bundled name or repository of a MORTM checkpoint.
         lora: rank of adapters, merged at the end; 0 trains all weights.
         passes: times the songs are gone through (a full one less where validation stops improving).
         learning_rate: peak; by default 3e-4, with adapters 2e-3.
@@ -151,7 +153,7 @@ def finetune(
             `training.output`: the folder exists, or its run was of other songs.
     """
     started = time.time()
-    named, model = os.fspath(output), os.fspath(model)
+    named, model = os.fspath(output), find_model(model)
     output = Path(os.path.abspath(named))
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not overwrite:
         raise TrainingError(f"{output} exists: give another --output, or --overwrite", "training.output")
@@ -167,19 +169,17 @@ def finetune(
     work = output.with_name(output.name + ".run")
     _check_songs(work, parts, model)
     known = read_members(model) or {}
-    heard = [song for song in parts["test"] if fingerprint(song.score) in known]
-    if heard:
-        remarks.append(f"{len(heard)} of the songs held out are among those that {model} was made with")
+    seen = [song for song in parts["test"] if fingerprint(song.score) in known]
+    if seen:
+        remarks.append(f"{len(seen)} of the songs held out are among those that {model} was made with")
     bars = window_bars(parts["test"] + parts["validation"])
-    arguments = _arguments(work, model, parts["train"], lora, passes, learning_rate, seed, overrides)
-    section, recipe, arguments = arguments
+    recipe = _recipe(work, model, parts["train"], lora, passes, learning_rate, seed, overrides)
+    data, arguments = recipe.data, recipe.training
     limit = AutoConfig.from_pretrained(model).max_position_embeddings
     windows = {name: encode_songs(tokenizer.vocabulary, parts[name], limit, bars) for name in ("validation", "test")}
     before = _score(model, tokenizer, windows["test"])
-    trainer = pretrain(
-        section,
+    trainer = pretrain_task.train(
         recipe,
-        arguments,
         {"train": ScoreStore(parts["train"]), "validation": ScoreStore(parts["validation"])},
         windows["validation"] or None,
         tokenizer,
@@ -196,7 +196,7 @@ def finetune(
         songs={name: [song.path for song in rows] for name, rows in parts.items()},
         skipped=skipped,
         steps=steps,
-        tokens=steps * recipe.rows * recipe.row_length * arguments.gradient_accumulation_steps * arguments.world_size,
+        tokens=steps * data.rows * data.row_length * arguments.gradient_accumulation_steps * arguments.world_size,
         minutes=0.0,
         bars=bars,
         notes=remarks,
@@ -230,7 +230,7 @@ def _check_songs(work: Path, parts: dict[str, list[Song]], model: str) -> None:
         raise TrainingError(f"cannot write {work}: {error.strerror or error}", "training.output") from None
 
 
-def _arguments(work, model, songs, lora, passes, learning_rate, seed, overrides):
+def _recipe(work, model, songs, lora, passes, learning_rate, seed, overrides) -> Recipe:
     """The recipe of the package with what the call decides."""
     words = ["--output_dir", str(work), "--init", model, "--seed", str(seed), "--lora_rank", str(lora)]
     words += ["--learning_rate", str(learning_rate or RATES["lora" if lora else "full"])]
@@ -240,15 +240,16 @@ def _arguments(work, model, songs, lora, passes, learning_rate, seed, overrides)
         if config.position_embedding_type == "rope":
             words += ["--attention", attention.NAME]
     words += ["--row_length", str(min(2048, config.max_position_embeddings))]
-    section, recipe, arguments = read_recipe(RECIPES / "finetune.yaml", [*words, *overrides])
+    recipe = parse_recipe(RECIPES / "finetune.yaml", [*words, *overrides], pretrain_task.KIND)
+    data, arguments = recipe.data, recipe.training
     if not arguments.max_tokens and arguments.max_steps <= 0:
         scores = [song.score for song in songs]
         tokens = sum(3.3 * len(s.onset) + 1.4 * s.n_bars * s.n_tracks for s in scores)
-        arguments.max_tokens = max(math.ceil(passes * tokens), 8 * recipe.rows * recipe.row_length)
+        arguments.max_tokens = max(math.ceil(passes * tokens), 8 * data.rows * data.row_length)
     if "--eval_tokens" not in overrides:
-        length = arguments.max_tokens or arguments.max_steps * recipe.rows * recipe.row_length
-        arguments.eval_tokens = max(length // 6, 10 * recipe.rows * recipe.row_length)
-    return section, recipe, arguments
+        length = arguments.max_tokens or arguments.max_steps * data.rows * data.row_length
+        arguments.eval_tokens = max(length // 6, 10 * data.rows * data.row_length)
+    return recipe
 
 
 def _score(model: str, tokenizer: MortmTokenizer, windows: list[Encoded]) -> np.ndarray:

@@ -23,11 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from ..data.build import BuildOptions, read_entries
-from ..data.reading import fingerprint
-from ..data.sources import MIDI_SUFFIXES, FilesSource, FolderSource, is_saved_dataset
-from ..data.store import Song, load_songs
-from ..models.token_codec import MetricScore
-from .errors import TrainingError
+from ..data.midi_sources import MIDI_SUFFIXES, FilesSource, FolderSource
+from ..data.schema import Song
+from ..data.score_store import load_songs
+from ..data.song_reading import fingerprint
+from ..data.sources import is_saved_dataset
+from ..models.errors_mortm import TrainingError
+from ..models.music_score import MetricScore
 
 
 CORPUS = "songs"

@@ -4,9 +4,12 @@ Design decisions
 - An allow-list, not a list of what to leave out: `transformers.Trainer` pushes its output folder as it stands, with
   `training_args.bin`, which is a pickle, and whatever else lies there. A pickle runs code where it is loaded.
 - One folder is one commit, the card included, so that no revision is half a checkpoint.
+- A folder of weights and JSON only, as the package ships them, goes up with all code and the names of its classes:
+  what is on the Hub works where the package is missing.
 - A card that its author wrote stays; what it lacks (library, task, tags, `base_model`, licence) is added to its head.
+  One that `save_pretrained` wrote gives way to the repository's.
 
-Knows: files, the Hub's client, transformers' Trainer. Must not know: models, music.
+Knows: files, the Hub's client, transformers' Trainer, the table of families. Must not know: models, music.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import HubStrategy
 
-from .errors import TrainingError
+from ..models import families
+from ..models.errors_mortm import TrainingError
 
 
 SHIPPED = ("*.safetensors", "*.json", "*.py", "README.md", "LICENSE*")
@@ -65,25 +69,49 @@ def shipped_files(folder: str | os.PathLike) -> list[Path]:
     return found
 
 
+def _with_code(files: Sequence[Path]) -> dict[str, Path | bytes]:
+    """File in the repository -> what it holds; a folder that states no classes gets their names and the code."""
+    found: dict[str, Path | bytes] = {path.name: path for path in files}
+    stated = {
+        path.name: json.loads(path.read_text(encoding="utf-8")) for path in files if path.name.endswith("config.json")
+    }
+    config = stated.get("config.json", {})
+    family = families.FAMILIES.get(config.get("model_type"))
+    if family is None or "auto_map" in config:
+        return found
+    names = {
+        "config.json": {
+            "auto_map": families.auto_map(config["model_type"]),
+            "custom_pipelines": families.custom_pipelines(config["model_type"]),
+        },
+        "preprocessor_config.json": {"auto_map": family.readers},
+        # transformers writes a pair, of which the second is a tokenizer of another kind
+        "tokenizer_config.json": {"auto_map": {auto: [name, None] for auto, name in family.readers.items()}},
+    }
+    for name in names.keys() & stated.keys():
+        found[name] = json.dumps(stated[name] | names[name], indent=2).encode("utf-8")
+    code = Path(families.__file__).parent.glob("*.py")
+    return found | {path.name: path for path in code if path.name != "__init__.py"}
+
+
 def _card(folder: Path, repo_id: str, token, tags: Sequence[str], base_model, license: str | None) -> str:
     """The folder's card, else the repository's, else a short one; with tags, `base_model` and licence in its head."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-    if (folder / "README.md").is_file():
-        card = ModelCard((folder / "README.md").read_text(encoding="utf-8"))
-    else:
+    own, settings = folder / "README.md", folder / "config.json"
+    config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    kind = (config.get("architectures") or [""])[0]
+    text = own.read_text(encoding="utf-8") if own.is_file() else families.model_card(config.get("model_type"), kind)
+    card = None
+    if families.CARD_MARK in text:
         try:
             card = ModelCard.load(repo_id, token=token)
         except (EntryNotFoundError, RepositoryNotFoundError):
-            name = repo_id.split("/")[-1]
-            head = ModelCardData(library_name="transformers").to_yaml()
-            card = ModelCard(f"---\n{head}\n---\n\n# {name}\n\nA checkpoint of the MORTM family for symbolic music.\n")
-    settings = folder / "config.json"
-    config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+            text = text.replace("FOLDER", json.dumps(repo_id))
+    card = card or ModelCard(text)
     data = card.data
     data.library_name = data.library_name or "transformers"
-    kind = (config.get("architectures") or [""])[0]
     if data.pipeline_tag is None:
         data.pipeline_tag = next((tag for ending, tag in _HUB_TASKS.items() if kind.endswith(ending)), None)
     wanted = [*(data.tags or ()), *tags, *([config["model_type"]] if "model_type" in config else ()), "symbolic-music"]
@@ -108,9 +136,15 @@ def push_folder(
     """Push a checkpoint folder in one commit; `training_args.bin`, optimizer states and logs stay where they are.
 
     Args:
-        folder: what `save_pretrained`, `mortm train` or the Trainer (`checkpoint-N`) wrote.
-        repo_id: "name/repository"; made where there is none. revision: a branch, made where there is none.
-        base_model, tags, license: for the head of the model card.
+        folder: what `save_pretrained`, `mortm train` or the Trainer (`checkpoint-N`) wrote, or a bundled checkpoint.
+        repo_id: "name/repository"; made where there is none.
+        revision: a branch, made where there is none.
+        private: whether a repository that is made is private.
+        token: of the Hub; by default the one that is logged in.
+        commit_message: "Upload FOLDER" by default.
+        base_model: repositories it was made from, for the head of the model card.
+        tags: more tags for it.
+        license: for it.
 
     Returns:
         `huggingface_hub.CommitInfo`; its `oid` pins this state (`from_pretrained(..., revision=oid)`).
@@ -127,7 +161,7 @@ def push_folder(
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     card = _card(folder, repo_id, token, tags, base_model, license)
-    operations = [CommitOperationAdd(path.name, path) for path in files]
+    operations = [CommitOperationAdd(name, content) for name, content in _with_code(files).items()]
     operations.append(CommitOperationAdd("README.md", card.encode("utf-8")))
     message = commit_message or f"Upload {folder.name}"
     return api.create_commit(repo_id, operations, commit_message=message, revision=revision)

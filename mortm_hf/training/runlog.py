@@ -6,7 +6,7 @@ Design decisions
 - Nothing is ever taken out of it. What a killed run wrote after its last checkpoint is superseded when it is resumed:
   `read_log` leaves those lines out, and a last line cut in half by the kill as well.
 - Checkpoints are saved by the clock, at a step that has a log line, so that a resumed run writes the same lines as an
-  unbroken one. A run stops at a time of day, after some minutes, or when it is told to, always with a checkpoint,
+  unbroken one. A run stops at a time of day, after some minutes, or when it is asked to, always with a checkpoint,
   because laptops and shared machines do.
 - On a terminal there is one progress bar; elsewhere one plain line a minute.
 
@@ -25,11 +25,12 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
 from .routing import ExpertAlarm, RouterStatistics
 
 
 logger = logging.getLogger(__name__)
+_VALIDATION = {"eval_bits_per_note": "bits/note", "eval_loss": "validation loss"}
 _NUMBERS = ("loss", "aux_loss", "hint_loss", "grad_norm", "learning_rate", "tokens_per_second")
 
 
@@ -89,9 +90,11 @@ class RunLog(TrainerCallback):
     Args:
         folder: of the run.
         tokens_of: step -> tokens seen when that step is done.
-        stop_at: "HH:MM" local time or empty; max_minutes, save_minutes: 0 turns them off.
-        router_every: steps between measurements of the experts' shares (0: none).
-        alarm: told of each measurement; by default one with its own defaults.
+        stop_at: "HH:MM" local time or empty.
+        max_minutes: until the run stops; 0: never.
+        save_minutes: between checkpoints; 0: none.
+        router_every: steps between measurements of the experts' shares; 0: none.
+        alarm: fed with each measurement; by default one with its own defaults.
     """
 
     def __init__(
@@ -241,7 +244,9 @@ class Progress(TrainerCallback):
     """A progress bar on a terminal, one line a minute elsewhere; the first process only.
 
     Args:
-        log: of the same run. seconds: between lines where there is no terminal.
+        log: of the same run.
+        seconds: between lines where there is no terminal.
+        file: to write to; by default stderr.
     """
 
     def __init__(self, log: RunLog, seconds: float = 60.0, file=None):
@@ -268,15 +273,16 @@ class Progress(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        fresh = bool(logs) and "eval_bits_per_note" in logs
+        measured = [(name, words) for name, words in _VALIDATION.items() if name in (logs or ())]
+        fresh = bool(measured)
         if not state.is_world_process_zero or not (fresh or "loss" in (logs or ())):
             return
         if "loss" in logs:
             self.notes["loss"] = f"{logs['loss']:.3f}"
         if logs.get("tokens_per_second"):
             self.notes["tok/s"] = f"{logs['tokens_per_second']:.0f}"
-        if fresh:
-            self.notes["bits/note"] = f"{logs['eval_bits_per_note']:.3f}"
+        for name, words in measured:
+            self.notes[words] = f"{logs[name]:.3f}"
         if self.bar is not None:
             self.bar.set_postfix(self.notes, refresh=False)
             return

@@ -22,14 +22,10 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .errors import TrainingError
+from ..models.errors_mortm import TrainingError
 from .publish import SafePush
-from .routing import RouterStatistics
-from .runlog import RunLog, read_log
-from .validation import BitsPerNote
-
-
-__all__ = ["PackTrainer", "RouterStatistics", "RunLog", "read_log"]
+from .runlog import RunLog
+from .validation import BitsPerNote, MeanLosses
 
 
 class SettleBias(TrainerCallback):
@@ -61,9 +57,14 @@ class PackTrainer(SafePush, Trainer):
 
     Args:
         validation: what `evaluate()` measures; None for a trainer that is never asked to.
+
+    Attributes:
+        run_log: the log of the run that it carries out (`run.new_trainer`).
     """
 
-    def __init__(self, *args, validation: BitsPerNote | None = None, **kwargs):
+    run_log: RunLog | None = None
+
+    def __init__(self, *args, validation: BitsPerNote | MeanLosses | None = None, **kwargs):
         model = kwargs.get("model", args[0] if args else None)
         self._use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(*args, **kwargs)
@@ -188,11 +189,19 @@ class PackTrainer(SafePush, Trainer):
         """Whether the weights are spread over the processes (FSDP, ZeRO-3, expert parallelism)."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled or self._spread)
 
+    def save_result(self, folder: str) -> None:
+        """Save what the run is for (called in every process).
+
+        Args:
+            folder: to write.
+        """
+        self.save_model(folder, _internal_call=True)
+
     def evaluate(self, *args, metric_key_prefix: str = "eval", **kwargs) -> dict[str, float]:
-        """Bits a note on the validation windows; logged, and handed to the callbacks.
+        """The figures of the validation; logged, and handed to the callbacks.
 
         Raises:
-            ValueError: the trainer was made without windows.
+            ValueError: the trainer was made without validation.
         """
         if self.validation is None:
             raise ValueError("this run has no validation windows: name a csv in eval_windows")

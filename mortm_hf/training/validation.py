@@ -1,9 +1,10 @@
-"""Validation while a run is under way: bits a note on fixed windows, the best checkpoint, early stopping.
+"""Validation while a run is under way: fixed windows or batches, the best checkpoint, early stopping.
 
 Design decisions
 - The windows are named by the recipe (a csv of paths and bars, or all of the validation songs) and never change, so
   the figures of two runs, or of two steps, can be compared. A limit takes evenly spaced windows of each corpus, not
   the first ones.
+- Models without notes to count are measured by the mean of their losses on fixed batches of the validation songs.
 - Measured every so many tokens, whatever the size of a step is.
 - The best model so far is kept in `best/`, a complete folder, with `best.json` beside its weights. Whether a run has
   stopped improving is read from its log, so a resumed run knows what an unbroken one would know.
@@ -14,6 +15,7 @@ Knows: encoded windows, a model that gives logits. Must not know: how it is trai
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -24,22 +26,29 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from ..data.store import ScoreStore
-from ..evaluation.bits import model_bits
-from ..evaluation.windows import GIVEN, Encoded, Window, encode_windows, fixed_windows, read_windows, window_bars
+from ..data.score_store import ScoreStore
+from ..evaluation.bits_per_note import model_bits
+from ..evaluation.fixed_windows import GIVEN, Encoded, Window, encode_windows, fixed_windows, read_windows, window_bars
+from ..models.errors_mortm import TrainingError
 from . import attention
-from .errors import TrainingError
 from .routing import summed
 from .runlog import RunLog, is_first_process, read_log
 
 
 BEST = "best"
 METRIC = "eval_bits_per_note"
+LOSS = "eval_loss"
 ALL_WINDOWS = "all"  # instead of a csv: every window of the validation songs
 
 
-def thin(windows: Sequence[Window], corpus_of: dict[str, str], limit: int) -> list[Window]:
-    """About `limit` windows in all (0: every one), the same number of each corpus, evenly spaced over its list."""
+def evenly_spaced(windows: Sequence[Window], corpus_of: dict[str, str], limit: int) -> list[Window]:
+    """The same number of windows of each corpus, evenly spaced over its list.
+
+    Args:
+        windows: to choose from.
+        corpus_of: `{path: corpus}`.
+        limit: windows in all, about; 0: every one.
+    """
     if not limit or len(windows) <= limit:
         return list(windows)
     groups: dict[str, list[Window]] = {}
@@ -59,7 +68,11 @@ def validation_windows(
     """The encoded validation windows of a recipe.
 
     Args:
+        vocabulary: the token table.
+        store: the validation songs.
         csv: file of windows (8 given and 8 new bars), or `ALL_WINDOWS` (shorter ones where most songs are short).
+        max_length: tokens of the model's context.
+        limit: windows in all, about; 0: every one.
 
     Raises:
         TrainingError: a window names a song that the store has not, or none can be used.
@@ -73,7 +86,7 @@ def validation_windows(
             f"{csv} names {len(missing)} windows of songs that the validation data does not hold, {missing[0]} first: "
             f"name the csv made for this data, or take all of its windows (--eval_windows {ALL_WINDOWS})"
         )
-    chosen = thin(windows, corpus_of, limit)
+    chosen = evenly_spaced(windows, corpus_of, limit)
     encoded, left_out = encode_windows(vocabulary, store, chosen, max_length, bars, bars)
     if not encoded:
         reason = left_out[0][1] if left_out else f"no song has {2 * bars} bars"
@@ -100,8 +113,12 @@ class BitsPerNote:
     """Scores a model on fixed windows; `measure(model)` gives the figures by corpus and their mean.
 
     Args:
-        windows: encoded validation windows. pad: id of padding. tokens_per_batch: padded tokens of a batch.
+        windows: encoded validation windows.
+        pad: id of padding.
+        tokens_per_batch: padded tokens of a batch.
     """
+
+    metric = METRIC
 
     def __init__(self, windows: Sequence[Encoded], pad: int = 0, tokens_per_batch: int = 8192):
         self.windows, self.pad, self.tokens_per_batch = list(windows), pad, tokens_per_batch
@@ -110,8 +127,9 @@ class BitsPerNote:
         """`{"eval_bits_per_note": mean over corpora, "eval_bits_per_note_<corpus>": ..., "eval_seconds": ...}`.
 
         Args:
-            rank, ranks: this process scores its share of the windows and all sum up (every process calls this). A
-                model whose weights are spread over the processes takes `ranks=1` in each: all score everything.
+            model: the model, or what wraps it.
+            rank: of this process, which scores its share of the windows; all sum up (every process calls this).
+            ranks: processes; 1 in each where the weights are spread over them: all score everything.
         """
         started = time.perf_counter()
         inner = getattr(model, "module", model)
@@ -131,17 +149,83 @@ class BitsPerNote:
         return figures | {"eval_seconds": round(time.perf_counter() - started, 2)}
 
 
+@torch.no_grad()
+def mean_losses(model, batches, names: Sequence[str]) -> dict[str, float]:
+    """Means over batches of what a model's output calls `names` (or holds in its `losses`).
+
+    Args:
+        model: called with each batch, in eval mode.
+        batches: sequence of keyword arguments of the model.
+        names: of losses.
+    """
+    was_training = model.training
+    model.eval()
+    sums = dict.fromkeys(names, 0.0)
+    for index in range(len(batches)):
+        batch = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in batches[index].items()}
+        output = model(**batch)
+        found = {**(output.get("losses") or {}), **{k: v for k, v in output.items() if k in names}}
+        for name in names:
+            sums[name] += float(found[name])
+    model.train(was_training)
+    return {name: total / max(1, len(batches)) for name, total in sums.items()}
+
+
+def batches_to_measure(arguments, rows: int, songs: int) -> int:
+    """How many batches of the validation songs are measured: about `eval_limit` windows, or one a song.
+
+    Args:
+        arguments: of the run (`eval_windows`, `eval_limit`).
+        rows: windows of a batch.
+        songs: of the validation split.
+
+    Raises:
+        TrainingError: `eval_windows` names a file, which only generators of tokens can be measured on.
+    """
+    if arguments.eval_windows != ALL_WINDOWS:
+        raise TrainingError(f"eval_windows is {ALL_WINDOWS} or empty for this task, not {arguments.eval_windows}")
+    return math.ceil((arguments.eval_limit or songs) / rows)
+
+
+class MeanLosses:
+    """Measures a model by its losses on fixed batches; `measure(model)` gives `{"eval_loss": ...}`.
+
+    Args:
+        batches: sequence of batches of the validation songs, each a pure function of its index.
+        names: further losses, of the model's `losses`.
+    """
+
+    metric = LOSS
+
+    def __init__(self, batches, names: Sequence[str] = ()):
+        self.batches, self.names = batches, ("loss", *names)
+
+    def measure(self, model, rank: int = 0, ranks: int = 1) -> dict[str, float]:
+        """`{"eval_loss": mean, "eval_<name>": ..., "eval_seconds": ...}`; every process measures all batches.
+
+        Args:
+            model: the model, or what wraps it.
+            rank: of this process (without effect).
+            ranks: processes (without effect).
+        """
+        started = time.perf_counter()
+        found = mean_losses(getattr(model, "module", model), self.batches, self.names)
+        return {f"eval_{n}": v for n, v in found.items()} | {"eval_seconds": round(time.perf_counter() - started, 2)}
+
+
 class Selection(TrainerCallback):
     """Asks for validation every so many tokens, keeps the best model and stops a run that has stopped improving.
 
     Args:
-        log: of the run. every: tokens between two validations (0: only at the end).
+        log: of the run.
+        every: tokens between two validations (0: only at the end).
         patience: validations without a new best after which the run stops (0: never).
         save: writes the model into the folder it is given (called in every process).
+        metric: the figure that is to become small.
     """
 
-    def __init__(self, log: RunLog, every: int, patience: int, save: Callable[[str], None]):
-        self.log, self.every, self.patience, self.save = log, every, patience, save
+    def __init__(self, log: RunLog, every: int, patience: int, save: Callable[[str], None], metric: str = METRIC):
+        self.log, self.every, self.patience, self.save, self.metric = log, every, patience, save, metric
         self.folder = log.path.parent
         self.best = float("inf")
         self.since = 0
@@ -150,15 +234,15 @@ class Selection(TrainerCallback):
         """Whether the run had stopped improving when it reached `step`, by its log."""
         self.best, self.since = float("inf"), 0
         for line in read_log(self.log.path):
-            if METRIC in line and line["step"] <= step:
-                self._count(line[METRIC])
+            if self.metric in line and line["step"] <= step:
+                self._count(line[self.metric])
         return bool(self.patience) and self.since >= self.patience
 
     def on_train_begin(self, args, state, control, **kwargs):
         control.should_training_stop = control.should_training_stop or self.has_stopped(state.global_step)
         kept = self.folder / BEST / "best.json"
         if kept.is_file():  # a better one that a killed run wrote after its last checkpoint is still ours
-            self.best = min(self.best, json.loads(kept.read_text(encoding="utf-8"))[METRIC])
+            self.best = min(self.best, json.loads(kept.read_text(encoding="utf-8"))[self.metric])
 
     def _count(self, value: float) -> bool:
         better = value < self.best
@@ -173,23 +257,33 @@ class Selection(TrainerCallback):
             control.should_evaluate = True
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if not metrics or METRIC not in metrics:
+        if not metrics or self.metric not in metrics:
             return
-        if self._count(metrics[METRIC]):
+        if self._count(metrics[self.metric]):
             self._keep(state.global_step, metrics)
         if self.patience and self.since >= self.patience and state.global_step < state.max_steps:
             self.log.write(event="early_stop", step=state.global_step, best=self.best)
             control.should_training_stop = control.should_save = True
 
     def _keep(self, step: int, metrics: dict) -> None:
-        staged, target = self.folder / f".{BEST}.tmp", self.folder / BEST
-        if is_first_process() and staged.exists():
-            shutil.rmtree(staged)
-        self.save(str(staged))
-        if is_first_process():
-            figures = {k: v for k, v in metrics.items() if k.startswith(METRIC)}
-            content = {"step": step, "tokens": self.log.tokens(step), **figures}
-            (staged / "best.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-            if target.exists():
-                shutil.rmtree(target)
-            staged.rename(target)
+        figures = {k: v for k, v in metrics.items() if k.startswith(self.metric)}
+        keep_best(self.folder, self.save, "best.json", {"step": step, "tokens": self.log.tokens(step), **figures})
+
+
+def keep_best(folder: Path, save: Callable[[str], None], name: str, figures: dict) -> None:
+    """Puts a model in place of the best one of a run, in one rename (called in every process).
+
+    Args:
+        folder: of the run.
+        save: writes the model into the folder it is given.
+        name: of the file of figures beside the weights.
+        figures: its content.
+    """
+    staged, target = folder / f".{BEST}.tmp", folder / BEST
+    if is_first_process():
+        shutil.rmtree(staged, ignore_errors=True)
+    save(str(staged))
+    if is_first_process():
+        (staged / name).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        staged.rename(target)

@@ -52,7 +52,8 @@ def test_help_is_light_and_has_examples():
 
 
 def test_help_tells_the_defaults_of_the_pipeline(capsys):
-    from mortm_hf.models.pipeline_mortm import PAST_BARS, SAMPLING_DEFAULTS
+    from mortm_hf.models.generation_windows import PAST_BARS
+    from mortm_hf.models.pipeline_mortm import SAMPLING_DEFAULTS
 
     _, shown, _ = run(capsys, "generate", "--help")
     shown = " ".join(shown.split())
@@ -66,7 +67,7 @@ def test_every_word_of_the_pipeline_is_an_option():
     from mortm_hf.app.generate import REQUEST
     from mortm_hf.models.pipeline_mortm import FUTURE_BARS, WINDOW_BARS, MidiGenerationPipeline
 
-    assert set(MidiGenerationPipeline._prompt_names) | {"new_bars_only"} <= set(REQUEST)
+    assert {*MidiGenerationPipeline._options[0], *MidiGenerationPipeline._options[2]} <= set(REQUEST)
     assert (FUTURE_BARS, WINDOW_BARS) == (4, 8)  # as --help says
 
 

@@ -6,10 +6,10 @@ import pytest
 
 from mortm_hf import BERTM, build_dataset
 from mortm_hf.app.cli import main
-from mortm_hf.app.eval_data import open_data
-from mortm_hf.data.membership import write_members
-from mortm_hf.data.reading import fingerprint
-from mortm_hf.models.token_codec import read_midi
+from mortm_hf.data.checkpoint_songs import write_members
+from mortm_hf.data.song_reading import fingerprint
+from mortm_hf.evaluation.eval_data import open_data
+from mortm_hf.models.midi_files import read_midi
 from tests.sample_songs import midi, write_pack
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mortm_hf import MORTM_SMALL, STARTER
-from mortm_hf.app.files import CommandError, Outputs, find_midi
-from mortm_hf.app.options import checkpoint
+from mortm_hf.app.files import Outputs, find_midi
+from mortm_hf.bundled import find_model as checkpoint
+from mortm_hf.models.errors_mortm import CommandError
 
 
 def test_outputs_appear_together(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mortm_hf import MortmLiveConfig, MortmLiveForCausalGeneration, MortmLiveProcessor
-from mortm_hf.app.live_session import LiveError, LiveSession, notes_of_events, play_along
+from mortm_hf.app.live_session import LiveSession, notes_of_events, play_along
+from mortm_hf.models.errors_mortm import LiveError
 
 
 TICK = 60 / (120 * 24)  # seconds at 120 quarters a minute

@@ -10,13 +10,12 @@ import pytest
 import symusic
 
 from mortm_hf.app import rendering
-from mortm_hf.app.files import CommandError
 from mortm_hf.app.names import drum_name, key_name
 from mortm_hf.app.rendering import draw_piano_roll, render_wav
 from mortm_hf.data import synthesis
 from mortm_hf.data.soundfont import in_tune
 from mortm_hf.data.synthesis import find_soundfont, synthesize
-from mortm_hf.models.errors_mortm import AudioError
+from mortm_hf.models.errors_mortm import AudioError, CommandError
 
 
 def _pixels(path) -> np.ndarray:

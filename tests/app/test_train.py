@@ -3,7 +3,7 @@
 import pytest
 
 from mortm_hf.app.cli import main
-from mortm_hf.evaluation.windows import Window, write_windows
+from mortm_hf.evaluation.fixed_windows import Window, write_windows
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.training.runlog import read_log
 from tests.sample_songs import midi, write_pack

@@ -10,7 +10,7 @@ from upstream_states import HEADS, MODELS, load, write
 from mortm_hf.app.cli import main
 from mortm_hf.conversion import ConversionError, convert_checkpoint
 from mortm_hf.conversion.anatomy import examine
-from mortm_hf.conversion.output import new_folder
+from mortm_hf.conversion.checkpoint_files import new_folder
 
 
 CASE = MODELS / "mortm_alibi_silu_rmsnorm_6heads"

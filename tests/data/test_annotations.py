@@ -2,11 +2,11 @@
 
 import pytest
 
-from mortm_hf.data.annotations import CHORD_CLOCK, key_name, parse_key, transpose_key
+from mortm_hf.data.annotations import CHORD_CLOCK, key_name, key_of_label, transpose_key
 from mortm_hf.data.genres import GENRE_TABLE, genre_of, label_name
 from mortm_hf.models.midi_chords import parse_chord_text
 from mortm_hf.models.music_harmony import MAJOR_KEYS, MINOR_KEYS
-from mortm_hf.models.token_vocabulary import GENRES, KEY_NAMES
+from mortm_hf.models.music_names import GENRES, KEY_NAMES
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from mortm_hf.models.token_vocabulary import GENRES, KEY_NAMES
     ],
 )
 def test_keys_of_every_source(text, expected):
-    parsed = parse_key(text)
+    parsed = key_of_label(text)
     assert (None if parsed is None else key_name(*parsed)) == expected
 
 

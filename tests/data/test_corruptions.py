@@ -5,10 +5,11 @@ import pytest
 
 from mortm_hf.data.corruptions import CORRUPTIONS, JITTER_TICKS, corrupt, same_notes, tidy
 from mortm_hf.models.inputs_bertm import bare_segment
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.music_grid import BarTable
+from mortm_hf.models.music_names import DRUMS
 from mortm_hf.models.music_score import MetricScore
-from mortm_hf.models.token_codec import read_midi
-from mortm_hf.models.token_vocabulary import DRUMS, MetricVocabulary
+from mortm_hf.models.token_vocabulary import MetricVocabulary
 from tests.grammar_validator import validate
 from tests.sample_songs import midi
 

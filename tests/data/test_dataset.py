@@ -20,10 +20,11 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from mortm_hf import DataError, build_dataset, load_songs, open_dataset
 from mortm_hf.data import CorpusFilter, Selection, SongRows, build_store
 from mortm_hf.data.build import BuildOptions, build_from
-from mortm_hf.data.reading import fingerprint, hashed_split
+from mortm_hf.data.midi_sources import Chunk, Entry, bare_row
 from mortm_hf.data.schema import LISTS
-from mortm_hf.data.sources import Chunk, Entry, bare_row, open_sources
-from mortm_hf.models.token_codec import read_midi
+from mortm_hf.data.song_reading import fingerprint, hashed_split
+from mortm_hf.data.sources import open_sources
+from mortm_hf.models.midi_files import read_midi
 from tests.sample_songs import midi, write_pack
 
 
@@ -272,7 +273,7 @@ class Dying:
     """A source whose third chunk ends the process, once."""
 
     def __init__(self, sources, at=None):
-        self.sources, self.at = sources, at
+        self.sources, self.at, self.unmatched = sources, at, ()
 
     def __len__(self):
         return len(self.sources[0])
@@ -435,7 +436,7 @@ def test_kill_9_in_the_middle_loses_and_doubles_nothing(tmp_path):
 SMALL_CHUNKS = """
 import sys
 import mortm_hf.data.build as build
-import mortm_hf.data.store
+import mortm_hf.data.score_store
 defaults = build.build_dataset.__kwdefaults__
 defaults["chunk_files"] = 8
 from mortm_hf.app.cli import main

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.data import ScoreStore
+from mortm_hf.data import load_songs
 from mortm_hf.data.examples import TASKS, ExampleSource, transpose, transposition_range
 from mortm_hf.data.packing import PackDataset, generator
+from mortm_hf.models.music_names import CHORD_ROOTS, DRUMS
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_grammar import check
-from mortm_hf.models.token_vocabulary import CHORD_ROOTS, DRUMS, MetricVocabulary, TokenKind, default_tokens
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind, default_tokens
 from mortm_hf.training.arguments import DataRecipe
 from tests.sample_songs import store
 
@@ -76,12 +77,13 @@ def test_analysis_answers_with_the_header(source, documents):
     assert len(some) > 5
     for d in some:
         segment = parse_segment(VOCABULARY, d.ids)
-        given, told = segment.blocks[TokenKind.CONST_M], segment.meta
-        assert segment.header is None and told.instruments == tuple(given.programs.tolist())
-        assert told.bars == given.n_bars and told.meter == given.bars.meter[0] and told.tempo == given.tempo[0]
-        assert told.key is not None or set(told.instruments) == {DRUMS}  # drums alone are in no key
-        assert told.genres == source.genres[d.source]
-        assert all(density is not None for density in told.densities)
+        given, header = segment.blocks[TokenKind.CONST_M], segment.meta
+        assert segment.header is None and header.instruments == tuple(given.programs.tolist())
+        assert header["bars"] == given.n_bars
+        assert header["meter"] == given.bars.meter[0] and header["tempo"] == given.tempo[0]
+        assert header.key is not None or set(header.instruments) == {DRUMS}  # drums alone are in no key
+        assert header.genres == source.genres[d.source]
+        assert all(density is not None for density in header["density"])
         assert d.notes == 0
 
 
@@ -127,7 +129,7 @@ def test_the_stream_of_a_recipe_never_changes():
 
 def test_the_stream_from_disk_is_the_same(source, tmp_path):
     store().save(tmp_path / "songs")
-    again = ExampleSource(ScoreStore.load(tmp_path / "songs"), VOCABULARY, RECIPE, seed=3, packs=60)
+    again = ExampleSource(load_songs(tmp_path / "songs"), VOCABULARY, RECIPE, seed=3, packs=60)
     assert (again.corpus_chances == source.corpus_chances).all()
     shape = lambda i: (1, 1024)
     for i in (0, 3):

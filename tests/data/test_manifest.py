@@ -3,7 +3,7 @@
 import pytest
 
 from mortm_hf.data import CorpusFilter, Selection, build_store, read_archive, read_manifest
-from mortm_hf.data.sources import PackSource
+from mortm_hf.data.midi_sources import PackSource
 from tests.sample_songs import midi, write_pack
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mortm_hf.data.encoder_examples import PieceSource
 from mortm_hf.data.masking import (
     ATTRIBUTES,
     NOTE_KINDS,
@@ -15,7 +16,6 @@ from mortm_hf.data.masking import (
     mask_tokens,
 )
 from mortm_hf.data.packing import IGNORE, PackDataset
-from mortm_hf.data.pieces import PieceSource
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.arguments import DataRecipe

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mortm_hf.evaluation.windows import encode_windows, fixed_windows
+from mortm_hf.evaluation.fixed_windows import encode_windows, fixed_windows
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.token_vocabulary import MetricVocabulary, default_tokens

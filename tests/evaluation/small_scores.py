@@ -4,8 +4,8 @@ import numpy as np
 
 from mortm_hf.models.music_grid import COMMON_TIME, BarTable
 from mortm_hf.models.music_harmony import chord_table
+from mortm_hf.models.music_names import METERS
 from mortm_hf.models.music_score import MetricScore
-from mortm_hf.models.token_vocabulary import METERS
 
 
 def passage(*tracks, bars=2, meter=(4, 4), chords=None, lengths=None, key=None, names=()):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mortm_hf.evaluation.chord_baselines import Majority, Templates, _viterbi, profiles
-from mortm_hf.evaluation.chords import compare
+from mortm_hf.evaluation.chord_estimation import compare
 from mortm_hf.models.music_harmony import QUALITY_NAMES, ROOT_NAMES, chord_table
-from mortm_hf.models.token_vocabulary import DRUMS
+from mortm_hf.models.music_names import DRUMS
 from tests.evaluation.small_scores import melody, passage
 
 

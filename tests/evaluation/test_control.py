@@ -6,20 +6,21 @@ import numpy as np
 import pytest
 
 from mortm_hf.evaluation.control import (
-    RATIOS,
-    YES_NO,
+    FIGURES,
     chance_report,
     chord_tone_counts,
     control_report,
-    key_scores,
     make_requests,
     measure,
     read_answer,
 )
-from mortm_hf.evaluation.windows import fixed_windows
+from mortm_hf.evaluation.fixed_windows import fixed_windows
 from mortm_hf.models.music_harmony import chord_table
+from mortm_hf.models.music_names import DRUMS
 from mortm_hf.models.token_codec import encode_tracks
-from mortm_hf.models.token_vocabulary import DRUMS, TokenKind
+from mortm_hf.models.token_controls import key_marks
+from mortm_hf.models.token_headers import without
+from mortm_hf.models.token_vocabulary import TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.evaluation.small_scores import melody, passage
 from tests.sample_songs import store
@@ -42,9 +43,13 @@ def test_requests_say_what_their_music_is(requests):
         kinds = vocabulary.kind[request.ask.ids]
         assert kinds[-1] == TokenKind.MGEN and TokenKind.PAST not in kinds and TokenKind.PITCH not in kinds
         assert (TokenKind.CONST_C in kinds) == (request.corpus == "lead") == (request.chords is not None)
-        assert (kinds == TokenKind.INSTRUMENT).sum() == len(request.instruments) == (kinds == TokenKind.DENSITY).sum()
+        assert (
+            (kinds == TokenKind.INSTRUMENT).sum()
+            == len(request.asked.instruments)
+            == (kinds == TokenKind.DENSITY).sum()
+        )
         assert (kinds == TokenKind.KEY).sum() == 1 and request.human.n_bars == 8
-    assert len({r.key for r in requests if r.corpus == "lead"}) > 1  # all are in C: drawn transpositions
+    assert len({r.asked["key"] for r in requests if r.corpus == "lead"}) > 1  # all are in C: drawn transpositions
 
 
 def test_corpora_with_more_music_fill_up():
@@ -61,7 +66,7 @@ def test_the_music_of_a_request_fulfils_it(requests):
     report = control_report(requests, [r.human for r in requests])
     for name in ("bars", "meter", "instruments", "density_exact", "density_within_1"):
         assert report[name]["value"] == 1.0, name
-    assert report["chord_tones_on_beats"]["n"] == 4 and set(report) == {*YES_NO, *RATIOS}
+    assert report["chord_tones_on_beats"]["n"] == 4 and set(report) == set(FIGURES)
 
 
 def test_an_answer_is_read_back(requests):
@@ -94,19 +99,23 @@ def test_what_is_wrong_is_seen(requests):
 
 
 def test_controls_that_were_not_asked_are_not_counted(requests):
-    request = replace(requests[0], key=None, chords=None)
+    request = replace(requests[0], asked=without(requests[0].asked, ["key"]), chords=None)
     found = measure(request.human, request)
     assert found["key"] is None and found["key_mirex"] is None and found["chord_tones_on_beats"] is None
     assert control_report([request], [request.human])["key"]["n"] == 0
 
 
-def test_key_scores():
-    assert key_scores("CM", "CM") == (True, 1.0)
-    assert key_scores("CM", "GM") == (False, 0.5)
-    assert key_scores("CM", "Am") == (False, 0.3)
-    assert key_scores("CM", "Cm") == (False, 0.2)
-    assert key_scores("CM", "F#M") == (False, 0.0) and key_scores("CM", None) == (False, 0.0)
-    assert key_scores("DbM", "C#M")[0] is True  # enharmonic
+@pytest.mark.parametrize(
+    "found, same, mirex",
+    [("CM", True, 1.0), ("GM", False, 0.5), ("Am", False, 0.3), ("Cm", False, 0.2), ("F#M", False, 0.0)],
+)
+def test_marks_of_keys(found, same, mirex):
+    assert key_marks("CM", found) == {"key": same, "key_mirex": (mirex, 1.0)}
+
+
+def test_marks_of_no_key_and_of_twins():
+    assert key_marks("CM", None) == {"key": False, "key_mirex": (0.0, 1.0)}
+    assert key_marks("DbM", "C#M")["key"] is True  # enharmonic
 
 
 def test_chord_tones_by_hand():

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mortm_hf.evaluation.copying import copied_from
-from mortm_hf.models.token_vocabulary import DRUMS
+from mortm_hf.models.music_names import DRUMS
 from tests.evaluation.small_scores import melody, passage
 
 

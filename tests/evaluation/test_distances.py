@@ -11,7 +11,7 @@ from mortm_hf.evaluation.distances import (
     similarities,
     vendi_score,
 )
-from mortm_hf.models.token_vocabulary import DRUMS
+from mortm_hf.models.music_names import DRUMS
 from tests.evaluation.small_scores import melody, passage
 
 

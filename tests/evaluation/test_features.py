@@ -7,8 +7,9 @@ from mortm_hf.data.corruptions import tidy
 from mortm_hf.evaluation.features import bag_of_features, fit_baseline, scores_of
 from mortm_hf.models.inputs_bertm import bare_segment
 from mortm_hf.models.music_grid import COMMON_TIME, BarTable
+from mortm_hf.models.music_names import METERS
 from mortm_hf.models.music_score import MetricScore
-from mortm_hf.models.token_vocabulary import METERS, MetricVocabulary
+from mortm_hf.models.token_vocabulary import MetricVocabulary
 
 
 def score_of(notes, meter=COMMON_TIME, bars=2, programs=(0,)) -> MetricScore:

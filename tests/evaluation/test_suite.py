@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from mortm_hf.evaluation.eval_data import EvalData
+from mortm_hf.evaluation.fixed_windows import fixed_windows
+from mortm_hf.evaluation.model_answers import Sampling
 from mortm_hf.evaluation.plots import draw_all
 from mortm_hf.evaluation.report import markdown, number, percent, with_interval
-from mortm_hf.evaluation.sampling import Sampling
-from mortm_hf.evaluation.suite import PARTS, EvalData, Evaluation, Settings, first_of_each, music_of_files, passages_of
-from mortm_hf.evaluation.windows import fixed_windows
+from mortm_hf.evaluation.suite import PARTS, Evaluation, Settings, first_of_each, music_of_files, passages_of
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.evaluation.small_scores import melody, passage
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from mortm_hf.evaluation.fixed_windows import Encoded, Window
 from mortm_hf.evaluation.variety import human_variety, sample_variety, spread_windows, variety
-from mortm_hf.evaluation.windows import Encoded, Window
-from mortm_hf.models.token_vocabulary import DRUMS
+from mortm_hf.models.music_names import DRUMS
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.evaluation.small_scores import melody, passage
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoFeatureExtractor, AutoModel, AutoProcessor
+import transformers
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import mortm_hf
-from mortm_hf._registration import AUTO_CLASSES, CONFIGURATIONS, PIPELINE_CLASSES
+from mortm_hf.models.families import FAMILIES, TASKS
 from tests.test_hub_layout import FRESH_HIDING, MODELS, code_of, travelling
 
 
@@ -26,28 +27,30 @@ SIZES = dict(
     shared_expert_intermediate_size=8,
     num_local_experts=2,
 )
-CONFIGS = {name: getattr(mortm_hf, name) for name in CONFIGURATIONS.values()}
+CONFIGS = {family: getattr(mortm_hf, row.config.split(".")[1]) for family, row in FAMILIES.items()}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_configuration_names_what_is_registered(name):
-    """`auto_map` and `custom_pipelines` of a saved folder against the registration of the installed code."""
-    config = CONFIGS[name]()
-    registered = {(auto, f"{module}.{kind}") for entries in AUTO_CLASSES.values() for auto, module, kind in entries}
-    mapped = {(auto, where[0] if isinstance(where, list) else where) for auto, where in config.auto_map.items()}
-    assert mapped and mapped <= registered
-    for task, entry in config.custom_pipelines.items():
-        module, kind, auto, reads = PIPELINE_CLASSES[task]
-        assert entry == {"impl": f"{module}.{kind}", "pt": [auto], "type": reads}
-        assert task in PIPELINE_REGISTRY.supported_tasks and (auto in config.auto_map)
-    for where in (*(where for _, where in mapped), *(e["impl"] for e in config.custom_pipelines.values())):
-        module, kind = where.split(".")
-        assert hasattr(__import__(f"mortm_hf.models.{module}", fromlist=[kind]), kind)
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_configuration_names_what_is_registered(family):
+    """`auto_map` and `custom_pipelines` of a written configuration against what transformers knows."""
+    config, row = CONFIGS[family](), FAMILIES[family]
+    assert not hasattr(config, "auto_map") and not hasattr(config, "custom_pipelines")
+    written = config.to_dict()
+    assert type(AutoConfig.for_model(family)) is type(config)
+    for auto, name in row.models.items():
+        assert written["auto_map"][auto] == name
+        assert getattr(transformers, auto)._model_mapping[type(config)].__name__ == name.split(".")[1]
+    assert set(written["custom_pipelines"]) == set(row.tasks)
+    for task, entry in written["custom_pipelines"].items():
+        known = PIPELINE_REGISTRY.check_task(task)[1]
+        assert entry["impl"].split(".")[1] == known["impl"].__name__ and entry["type"] == known["type"]
+        assert entry["pt"] == [auto.__name__ for auto in known["pt"]] and entry["pt"][0] in written["auto_map"]
+        assert known["default"]["model"][0] == mortm_hf.bundled.default_model(task)
 
 
 def test_every_task_belongs_to_one_family():
-    tasks = [task for config in CONFIGS.values() for task in config().custom_pipelines]
-    assert sorted(tasks) == sorted(PIPELINE_CLASSES)
+    tasks = [task for row in FAMILIES.values() for task in row.tasks]
+    assert sorted(tasks) == sorted(TASKS)
 
 
 # argv: folder with one folder a family, song, wave
@@ -159,4 +162,4 @@ def test_folders_carry_their_code(told, root, name):
         assert set(code_of(again)) == set(saved)
         config = json.loads((again / "config.json").read_text())
         assert config["custom_pipelines"] == json.loads((root / name / "config.json").read_text())["custom_pipelines"]
-        assert {path.suffix for path in again.iterdir()} <= {".json", ".safetensors", ".py"}
+        assert {path.suffix for path in again.iterdir()} == {".json", ".safetensors", ".py", ".md"}

@@ -176,7 +176,7 @@ def test_what_may_go_up(runs):
     checkpoint = Path(runs["bertm"].args.output_dir) / "checkpoint-1"
     assert {"training_args.bin", "optimizer.pt"} <= {path.name for path in checkpoint.iterdir()}
     names = {path.name for path in shipped_files(checkpoint)}
-    assert {Path(name).suffix for name in names} == {".json", ".py", ".safetensors"}
+    assert {Path(name).suffix for name in names} == {".json", ".py", ".safetensors", ".md"}
     assert "trainer_state.json" not in names
     assert names > set(code_of(checkpoint)) | {"config.json", "model.safetensors", "vocab.json"}
 
@@ -201,6 +201,7 @@ def test_what_is_no_checkpoint_is_refused(runs, tmp_path):
 PUSH = r"""
 import json, sys
 from pathlib import Path
+import mortm_hf
 import torch
 torch.set_num_threads(1)
 from tests.hub.test_trainer_checkpoints import SafePushTrainer, TrainingError, push_folder, trained
@@ -213,12 +214,13 @@ found["branch"] = push_folder(folder + "/run/checkpoint-1", "me/trained", revisi
 card = Path(folder) / "run" / "checkpoint-2" / "README.md"
 card.write_text("---\nlicense: mit\ntags: [mine]\n---\n\n# By hand\n")
 found["hand"] = push_folder(card.parent, "me/hand", base_model="me/trained").oid
+found["kept"] = push_folder(folder + "/run/checkpoint-1", "me/hand").oid
+push_folder(mortm_hf.BERTM_QUALITY, "me/bundled")
 try:
     trained("mortm", folder + "/no", SafePushTrainer, **{**online, "hub_strategy": "checkpoint"})
 except TrainingError as error:
     found["refused"] = str(error)
 from transformers import AutoModelForCausalLM
-import mortm_hf
 for revision in (found["done"], found["branch"], "early"):
     model = AutoModelForCausalLM.from_pretrained("me/trained", revision=revision)
     step = 1 if revision != found["done"] else 2
@@ -254,7 +256,7 @@ def pushed(tmp_path_factory):
 
 def test_trainers_push_no_pickles(pushed):
     hub, found = pushed
-    assert {name for _, name in hub.repositories} == {"me/trained", "me/hand"}
+    assert {name for _, name in hub.repositories} == {"me/trained", "me/hand", "me/bundled"}
     for repository in hub.repositories.values():
         for commit in repository.commits.values():
             names = {name for name in commit.files if name != ".gitattributes"}
@@ -283,3 +285,20 @@ def test_pushed_folders_are_complete_and_have_a_card(pushed):
     hand = ModelCard(hub.repository("me/hand").find(found["hand"]).files["README.md"].decode())
     assert "# By hand" in hand.text and hand.data.license == "mit" and hand.data.base_model == "me/trained"
     assert {"mine", "mortm"} <= set(hand.data.tags)
+    # a card that only says what was saved gives way to one that stands in the repository
+    assert "# By hand" in hub.repository("me/hand").find(found["kept"]).files["README.md"].decode()
+
+
+def test_weights_and_json_go_up_with_code_and_card(pushed, tmp_path):
+    """A bundled folder on the Hub holds what the same model, saved, holds."""
+    bundled = mortm_hf.BERTM_QUALITY
+    for kind in (BertmForSequenceClassification, MortmTokenizer):
+        kind.from_pretrained(bundled).save_pretrained(tmp_path)
+    files = pushed[0].repository("me/bundled").find("main").files
+    assert {path.name for path in tmp_path.iterdir()} == set(files) - {".gitattributes"}
+    assert code_of(tmp_path) == {name: content for name, content in files.items() if name.endswith(".py")}
+    for name in ("config.json", "tokenizer_config.json"):
+        saved, there = json.loads((tmp_path / name).read_text()), json.loads(files[name])
+        for key in ("auto_map", "custom_pipelines", "architectures", "model_type"):
+            assert saved.get(key) == there.get(key), (name, key)
+    assert 'pipeline("midi-classification", model="me/bundled"' in files["README.md"].decode()

@@ -17,8 +17,11 @@ from mortm_hf.models.errors_mortm import PromptError
 from mortm_hf.models.generation_mortm import BarStreamer, MetricGrammarLogitsProcessor
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.music_grid import COMMON_TIME, BarTable
-from mortm_hf.models.token_grammar import GenerationPlan, Grammar, VocabularyTables, find_errors
-from mortm_hf.models.token_vocabulary import DRUMS, METERS, TokenKind
+from mortm_hf.models.music_names import DRUMS, METERS
+from mortm_hf.models.token_automaton import Grammar, VocabularyTables
+from mortm_hf.models.token_grammar import find_errors
+from mortm_hf.models.token_plan import GenerationPlan
+from mortm_hf.models.token_vocabulary import TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.grammar_validator import validate
 

@@ -2,8 +2,8 @@
 
 import symusic
 
-from mortm_hf.models.generation_windows import SongRequest, SongRow, _heard_bars, spread_chords
-from mortm_hf.models.token_codec import quantize
+from mortm_hf.models.generation_windows import SongRequest, SongRow, _bars_with_notes, spread_chords
+from mortm_hf.models.midi_files import quantize
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 
 
@@ -22,7 +22,7 @@ def test_a_long_last_chord_is_not_all_that_is_heard():
     score.tracks.append(part)
     song = quantize(score)
     assert song.n_bars == 16
-    assert _heard_bars(song, 16, 8) == 19 and _heard_bars(song, 12, 8) == 8 and _heard_bars(song, 0, 8) == 8
+    assert [_bars_with_notes(song, at, 8) for at in (16, 12, 0)] == [19, 8, 8]
     row = SongRow(SongRequest(None, song, 16, 2, 8), seed=0)
     tokenizer = MortmTokenizer()
     row.build(tokenizer, 2048)

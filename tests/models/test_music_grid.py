@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from mortm_hf.models.music_grid import BarTable, bars_of_meters, going_on, meters_of_lengths, round_to_grid
-from mortm_hf.models.token_vocabulary import METER_TICKS, METERS
+from mortm_hf.models.music_grid import BarTable, bars_of_meters, continued_bars, meters_of_lengths, round_to_grid
+from mortm_hf.models.music_names import METER_TICKS, METERS
 
 
 NO_LINES = np.empty(0, dtype=np.int64)
@@ -115,7 +115,7 @@ def test_changes_in_every_bar():
 def test_bars_go_on_in_their_meter(before, after):
     meters = meters_of_lengths(np.array(before, dtype=np.int64), np.full(len(before), 4))
     table = BarTable.from_lengths(np.array(before, dtype=np.int64), meters)
-    more = going_on([table], 3)
+    more = continued_bars([table], 3)
     assert more.length.tolist() == after and not more.irregular.any()
     whole = BarTable.concat(table, more)
     assert np.array_equal(whole.meter, meters_of_lengths(whole.length, np.full(whole.n_bars, 4)))
@@ -123,6 +123,6 @@ def test_bars_go_on_in_their_meter(before, after):
 
 def test_irregular_bars_are_not_gone_on_with():
     cut = BarTable.from_lengths([72, 40], [METERS.index((3, 4)), METERS.index((2, 4))])
-    assert going_on([cut], 2).length.tolist() == [72, 72]
+    assert continued_bars([cut], 2).length.tolist() == [72, 72]
     pickup = BarTable.from_lengths([40], [METERS.index((2, 4))])
-    assert going_on([pickup, cut], 2).length.tolist() == [72, 72]
+    assert continued_bars([pickup, cut], 2).length.tolist() == [72, 72]

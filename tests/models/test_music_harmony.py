@@ -28,8 +28,8 @@ from mortm_hf.models.music_harmony import (
     pitch_class_histogram,
     split_key,
 )
+from mortm_hf.models.music_names import DRUMS, KEY_NAMES, METERS
 from mortm_hf.models.music_score import MetricScore
-from mortm_hf.models.token_vocabulary import DRUMS, KEY_NAMES, METERS
 
 
 def music(pitch, onset=None, duration=24, programs=(0,), track=None):

@@ -12,7 +12,7 @@ from mortm_hf.models.music_instruments import (
     parse_instruments,
     programs_of,
 )
-from mortm_hf.models.token_vocabulary import CATEGORY_PIANO, CATEGORY_SAX, DRUMS
+from mortm_hf.models.music_names import CATEGORY_PIANO, CATEGORY_SAX, DRUMS
 
 
 def test_the_table_is_general_midi():

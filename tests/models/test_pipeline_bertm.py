@@ -12,8 +12,8 @@ from transformers import pipeline as plain_pipeline
 import mortm_hf
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.inputs_bertm import bare_segment, clip_durations, condense, merge_tracks, song_windows
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.modeling_bertm import BertmForMaskedLM, BertmForSequenceClassification
-from mortm_hf.models.token_codec import read_midi
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.sample_songs import midi
 
@@ -257,6 +257,6 @@ def test_pipelines_save_complete_folders(pipe, tmp_path):
 
 
 def test_a_task_without_a_bundled_checkpoint_says_so(monkeypatch, tmp_path):
-    monkeypatch.setitem(mortm_hf._BUNDLED, "midi-classification", str(tmp_path / "missing"))
+    monkeypatch.setitem(mortm_hf.bundled.CONSTANTS, "BERTM_GENRE", str(tmp_path / "missing"))
     with pytest.raises(ValueError, match="missing"):
         mortm_hf.pipeline("midi-classification")

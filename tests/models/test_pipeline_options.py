@@ -121,3 +121,34 @@ def test_progress(task, asked, model, tokenizer, songs, capsys):
         assert f"{task}: 100%" in shown and "2/2" in shown
     pipe(songs[1], progress=asked, **{**request, "window": 4})
     assert ("2/2" in capsys.readouterr().err) == (asked is True)  # one window needs no bar
+
+
+@every_task
+def test_a_file_is_parsed_once(task, model, tokenizer, songs, tmp_path, monkeypatch):
+    """However many windows and versions a call makes, and though the file itself is needed beside its notes."""
+    from mortm_hf.models import midi_files
+
+    path = tmp_path / "song.mid"
+    songs[1].dump_midi(path)
+    pipe, request = build(task, model, tokenizer)
+    read, parsed = [], midi_files.symusic.Score.from_midi
+    monkeypatch.setattr(midi_files, "symusic", Counting(midi_files.symusic, read, parsed))
+    results = pipe(str(path), progress=False, num_return_sequences=2, do_sample=True, **{**request, "seed": 0})
+    assert len(results) == 2 and results[0]["report"]["windows"] == 2 and len(read) == 1
+    if task == "midi-generation":  # one more file, for two windows of two versions
+        pipe(str(path), past=path, progress=False, num_return_sequences=2, **request)
+        assert len(read) == 3
+
+
+class Counting:
+    """symusic, with a list of what was parsed."""
+
+    def __init__(self, package, read, parse):
+        self._package, self.Score = package, self
+        self.from_midi = lambda *words, **more: (read.append(1), parse(*words, **more))[1]
+
+    def __call__(self, *words):
+        return self._package.Score(*words)
+
+    def __getattr__(self, name):
+        return getattr(self._package, name)

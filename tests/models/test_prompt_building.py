@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.music_grid import BarTable
 from mortm_hf.models.music_harmony import chord_symbol, chord_table
+from mortm_hf.models.music_names import DRUMS, METERS
 from mortm_hf.models.music_score import MetricScore
 from mortm_hf.models.prompt_building import MetricPrompt, build_prompt, parse_prompt, training_example
-from mortm_hf.models.token_codec import parse_segment, read_midi
+from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_grammar import find_errors
-from mortm_hf.models.token_vocabulary import DRUMS, METERS, MetricVocabulary, TokenKind
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 
 
 MIDI = Path(__file__).parent.parent / "fixtures" / "midi"
@@ -179,7 +181,7 @@ def test_the_header_says_what_was_asked_in_its_order():
         *("<GEN_MEASURE_COUNT_4>", "<GENRE_jazz>", "<GENRE_hiphop>", "<TS_3/4>", "<BPM_123>", "k_Bbm"),
         *("<TAG_END>", "<MGEN>"),
     ]
-    assert built.plan.instruments == (40, 32, DRUMS) and built.targets == (-1, -1, -1)
+    assert built.plan.instruments == (40, 32, DRUMS) and built.passage.targets == (-1, -1, -1)
     assert built.plan.bars.length.tolist() == [72] * 4
     bare = build_prompt(VOCABULARY, replace(prompt, omit=("density", "bars", "genre", "meter", "tempo", "key")))
     assert text(bare.ids) == "<EOS> <SYSTEM> <INST_40> <INST_32> <INST_DRUMS> <TAG_END> <MGEN>".split()
@@ -287,15 +289,15 @@ def test_a_window_restates_the_sounding_chord():
 
 def test_generated_bars_take_their_meter_from_what_is_given():
     waltz = make_song(meter=WALTZ)
-    going_on = build_prompt(VOCABULARY, MetricPrompt(song=waltz, past=4, bars=5))
-    assert going_on.start == 16 and going_on.plan.bars.length.tolist() == [72] * 5
-    assert going_on.targets == (0, 1, 2, 3) and going_on.appends
+    continued = build_prompt(VOCABULARY, MetricPrompt(song=waltz, past=4, bars=5))
+    assert continued.passage.start == 16 and continued.plan.bars.length.tolist() == [72] * 5
+    assert continued.passage.targets == (0, 1, 2, 3) and not continued.passage.inside
     cut = BarTable.from_lengths([96, 96, 40, 96, 72, 96], [COMMON, COMMON, COMMON, COMMON, WALTZ, COMMON])
     song = replace(make_song(6), bars=cut, tempo=np.full(6, 20))
     keep = song.onset < cut.end
     song = replace(song, **{n: getattr(song, n)[keep] for n in ("track", "onset", "pitch", "duration", "velocity")})
     inside = build_prompt(VOCABULARY, MetricPrompt(song=song, start=2, bars=3, past=2, future=1, targets=[0]))
-    assert inside.plan.bars.length.tolist() == [40, 96, 72] and not inside.appends
+    assert inside.plan.bars.length.tolist() == [40, 96, 72] and inside.passage.inside
     assert "<TS_4/4>" in text(inside.ids)[: text(inside.ids).index("<TAG_END>")]
     over_chords = over("C G", song=song, start=2, bars=3, tracks=[0], targets=[1], instruments=None)
     assert text(over_chords).count("d_40") >= 2  # CONST_M and CONST_C both state the cut bar
@@ -323,7 +325,7 @@ def test_tempo_goes_on_and_is_overruled():
         ([21, 20, 22, 21, 20, 22, 21, 20], 21),  # played by hand
     ],
 )
-def test_going_on_takes_the_tempo_of_the_bars_heard(ending, expected):
+def test_continued_takes_the_tempo_of_the_bars_heard(ending, expected):
     song = replace(SONG, tempo=np.array([3] * 8 + ending, dtype=np.int16))
     for request in (MetricPrompt(song=song, past=8, bars=2), MetricPrompt(song=song, start=16, bars=2, targets=[0])):
         assert build_prompt(VOCABULARY, request).plan.tempo.tolist() == [expected] * 2
@@ -337,9 +339,9 @@ def test_going_on_takes_the_tempo_of_the_bars_heard(ending, expected):
 def test_instruments_name_the_song_s_tracks_in_order():
     song = make_song(programs=(0, 40, 0, 40, DRUMS))
     built = build_prompt(VOCABULARY, MetricPrompt(song=song, past=2, bars=2, instruments=["drums", "violin", 56, 40]))
-    assert built.plan.instruments == (40, 40, 56, DRUMS) and built.targets == (1, 3, -1, 4)
+    assert built.plan.instruments == (40, 40, 56, DRUMS) and built.passage.targets == (1, 3, -1, 4)
     built = build_prompt(VOCABULARY, MetricPrompt(song=song, start=3, bars=2, instruments=["violin"], tracks=[1]))
-    assert built.targets == (3,)  # track 1 is given, so the second violin is meant
+    assert built.passage.targets == (3,)  # track 1 is given, so the second violin is meant
     built = build_prompt(VOCABULARY, MetricPrompt(song=song, start=3, bars=2, targets=[0], tracks=True))
     assert layout(built.ids)[1] == ("<CONST_M>", ["40", "0", "40", "DRUMS"])
     built = build_prompt(VOCABULARY, MetricPrompt(song=song, start=3, bars=2, targets=[4], tracks="strings"))
@@ -455,7 +457,7 @@ def test_answers_hold_the_generated_tracks_of_the_window():
         (dict(), "prompt.empty", "at least one instrument"),
         (dict(instruments=["piano"], tempo=0), "prompt.tempo", "quarters a minute"),
         (dict(instruments=["piano"], density=11), "prompt.material", "1 \\(sparse\\)"),
-        (dict(instruments=["piano"], density=[1, 2]), "prompt.material", "2 densities for 1"),
+        (dict(instruments=["piano"], density=[1, 2]), "prompt.material", "density: got 2 values for 1"),
         (dict(instruments=["piano"], task="dance"), "prompt.task", "melody, chords, meta"),
         (dict(instruments=["piano"], past=4), "prompt.material", "give `song`"),
         (dict(instruments=["piano"], bars=2, chords="C D E"), "prompt.bars", "3 chords for 2 bars"),

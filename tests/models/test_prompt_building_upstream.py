@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.music_harmony import chord_table, parse_chord, parse_key
 from mortm_hf.models.prompt_building import MetricPrompt, build_prompt, training_example
-from mortm_hf.models.token_codec import read_midi
 from mortm_hf.models.token_grammar import find_errors
 from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.models.upstream_vocabulary import upstream_vocabulary

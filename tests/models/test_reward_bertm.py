@@ -9,8 +9,8 @@ import torch
 from mortm_hf import BertmReward, convert_checkpoint, pipeline
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.inputs_bertm import bare_segment, song_windows
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
-from mortm_hf.models.token_codec import read_midi
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.sample_songs import midi
 
@@ -124,7 +124,7 @@ def test_length_as_such_changes_nothing():
     score = read_midi(midi(4, 30)).window(10, 18)
     reward = BertmReward(classifier(), TOKENIZER)
     from mortm_hf.models.music_grid import BarTable
-    from mortm_hf.models.token_codec import MetricScore
+    from mortm_hf.models.music_score import MetricScore
 
     def repeated(times):
         shift = np.repeat(np.arange(times), score.n_notes) * score.bars.end

@@ -8,22 +8,20 @@ import pytest
 import symusic
 
 from mortm_hf.models.errors_mortm import MidiError
+from mortm_hf.models.midi_files import Caps, quantize, read_midi, to_midi_score
+from mortm_hf.models.music_names import DRUMS, KEY_NAMES, METERS
+from mortm_hf.models.music_score import ChordTable
 from mortm_hf.models.token_codec import (
-    Caps,
-    ChordTable,
-    Header,
-    density_of,
     encode_chords,
     encode_header,
     encode_tracks,
     parse_segment,
-    quantize,
-    read_midi,
-    to_midi_score,
     uses_velocity,
     velocity_bin,
 )
-from mortm_hf.models.token_vocabulary import DRUMS, METERS, MetricVocabulary, TokenKind
+from mortm_hf.models.token_controls import density_of
+from mortm_hf.models.token_headers import Header
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 
 
 VOCABULARY = MetricVocabulary.default()
@@ -179,7 +177,15 @@ def test_density_bins():
 
 
 def test_header_order():
-    header = Header((0, DRUMS), (3, None), 4, (29,), METERS.index((3, 4)), 21, "CM")
+    header = Header(
+        instruments=(0, DRUMS),
+        density=(3, None),
+        bars=4,
+        genre=(29,),
+        meter=METERS.index((3, 4)),
+        tempo=21,
+        key=KEY_NAMES.index("CM"),
+    )
     found = words(encode_header(VOCABULARY, header))
     assert found[:5] == ["<SYSTEM>", "<INST_0>", "<NOTE_DENSE_3>", "<INST_DRUMS>", "<GEN_MEASURE_COUNT_4>"]
     assert found[6] == "<TS_3/4>" and found[-2:] == ["k_CM", "<TAG_END>"]

@@ -15,9 +15,10 @@ import symusic
 
 from mortm_hf.models.errors_mortm import MidiError
 from mortm_hf.models.midi_events import read_events
-from mortm_hf.models.midi_files import Caps
-from mortm_hf.models.token_codec import encode_chords, encode_tracks, parse_segment, quantize, read_midi, to_midi_score
-from mortm_hf.models.token_vocabulary import DRUMS, METERS, TEMPO_NAMES, MetricVocabulary, TokenKind
+from mortm_hf.models.midi_files import Caps, quantize, read_midi, to_midi_score
+from mortm_hf.models.music_names import DRUMS, METERS, TEMPO_NAMES
+from mortm_hf.models.token_codec import encode_chords, encode_tracks, parse_segment
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.models.upstream_codec import encode_upstream_tracks
 from mortm_hf.models.upstream_vocabulary import upstream_vocabulary
 
@@ -327,7 +328,8 @@ import random, sys
 from pathlib import Path
 from mortm_hf.models.errors_mortm import MidiError
 from mortm_hf.models.token_vocabulary import MetricVocabulary
-from mortm_hf.models.token_codec import encode_tracks, read_midi, to_midi_score
+from mortm_hf.models.token_codec import encode_tracks
+from mortm_hf.models.midi_files import read_midi, to_midi_score
 from mortm_hf.models.upstream_codec import encode_upstream_tracks
 from mortm_hf.models.upstream_vocabulary import upstream_vocabulary
 

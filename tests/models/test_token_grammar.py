@@ -7,19 +7,14 @@ import numpy as np
 import pytest
 
 from mortm_hf.models.errors_mortm import GrammarError, PromptError
+from mortm_hf.models.midi_files import read_midi
 from mortm_hf.models.music_grid import COMMON_TIME, BarTable
-from mortm_hf.models.token_automaton import END
-from mortm_hf.models.token_codec import encode_chords, encode_tracks, read_midi
-from mortm_hf.models.token_grammar import (
-    GenerationPlan,
-    Grammar,
-    VocabularyTables,
-    allowed,
-    check,
-    find_errors,
-    infer_plan,
-)
-from mortm_hf.models.token_vocabulary import DRUMS, METERS, MetricVocabulary, TokenKind
+from mortm_hf.models.music_names import DRUMS, METERS
+from mortm_hf.models.token_automaton import END, Grammar, VocabularyTables
+from mortm_hf.models.token_codec import encode_chords, encode_tracks
+from mortm_hf.models.token_grammar import allowed, check, find_errors, infer_plan
+from mortm_hf.models.token_plan import GenerationPlan
+from mortm_hf.models.token_vocabulary import MetricVocabulary, TokenKind
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.grammar_validator import Invalid, validate
 

@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 
 from mortm_hf.models.errors_mortm import VocabularyError
+from mortm_hf.models.music_names import DRUMS, METER_TICKS, METERS, TEMPO_CENTRES
 from mortm_hf.models.token_vocabulary import (
-    DRUMS,
-    METER_TICKS,
-    METERS,
-    TEMPO_CENTRES,
     VOCABULARY_VERSION,
     MetricVocabulary,
     TokenKind,

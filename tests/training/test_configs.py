@@ -10,7 +10,7 @@ import torch
 from transformers.distributed import DistributedConfig
 
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
-from mortm_hf.training.pretrain import newest_checkpoint
+from mortm_hf.training.run import newest_checkpoint
 from mortm_hf.training.runlog import read_log
 from mortm_hf.training.validation import METRIC
 from tests.training.tiny_run import TINY
@@ -138,7 +138,7 @@ def test_fsdp2_and_spread_experts_compute_what_one_process_computes_and_resume(s
 
 
 def test_sharding_needs_processes(tmp_path):
-    from mortm_hf.training.errors import TrainingError
+    from mortm_hf.models.errors_mortm import TrainingError
     from tests.training.tiny_run import run
 
     (tmp_path / "r.yaml").write_text(TINY)

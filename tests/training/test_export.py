@@ -1,5 +1,7 @@
 """A finished run -> the folder that is shipped."""
 
+import json
+
 import pytest
 import torch
 
@@ -22,7 +24,11 @@ def test_export_is_complete_and_runs_in_fp32(tmp_path):
     assert back.dtype == torch.float32 and back.config.use_cache and back.generation_config.do_sample
     for p, q in zip(model.parameters(), back.parameters()):
         assert torch.equal(p.bfloat16().float(), q)  # rounded once
-    assert (tmp_path / "out" / "modeling_mortm.py").is_file() and (tmp_path / "out" / "vocab.json").is_file()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json", "vocab.json")
+    }
+    for name in ("config.json", "tokenizer_config.json"):
+        assert not {"auto_map", "custom_pipelines"} & set(json.loads((tmp_path / "out" / name).read_text()))
     with pytest.raises(ValueError, match="more than 1000"):
         export(tmp_path / "run", tmp_path / "small", size_limit=1000)
     with torch.no_grad():

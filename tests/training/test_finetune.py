@@ -12,13 +12,13 @@ import torch
 
 from mortm_hf import build_dataset
 from mortm_hf.app.cli import main
-from mortm_hf.data.membership import read_members
+from mortm_hf.data.checkpoint_songs import read_members
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.configuration_mortm import MortmConfig
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training.adapters import add_lora, is_adapted, merged
-from mortm_hf.training.errors import TrainingError
 from mortm_hf.training.finetune import card, finetune, load_tokenizer
 from mortm_hf.training.own_songs import read_songs, split_songs
 from tests.sample_songs import midi, store
@@ -272,16 +272,15 @@ def test_before_and_after_are_of_the_same_windows(folder, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_with_adapters_is_resumed(tiny, tmp_path, monkeypatch):
-    from mortm_hf.training.pretrain import pretrain
     from mortm_hf.training.runlog import RunLog, read_log
+    from mortm_hf.training.tasks.pretrain_task import train
     from tests.training.tiny_run import TINY, read_recipe, stores
 
     (tmp_path / "r.yaml").write_text("data:" + TINY.partition("data:")[2])
     words = ["--init", str(tiny), "--lora_rank", "4", "--max_steps", "4", "--decay_steps", "0"]
 
     def run(name):
-        section, data, arguments = read_recipe(tmp_path / "r.yaml", [*words, "--output_dir", str(tmp_path / name)])
-        return pretrain(section, data, arguments, stores())
+        return train(read_recipe(tmp_path / "r.yaml", [*words, "--output_dir", str(tmp_path / name)]), stores())
 
     run("whole")
     end = RunLog.on_step_end

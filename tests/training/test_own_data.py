@@ -7,16 +7,16 @@ import pytest
 
 from mortm_hf import build_dataset, load_songs
 from mortm_hf.app.cli import main
-from mortm_hf.app.eval_data import open_data
+from mortm_hf.data.checkpoint_songs import read_members
 from mortm_hf.data.examples import ExampleRecipe, ExampleSource
-from mortm_hf.data.fixed import FixedPacks
-from mortm_hf.data.membership import read_members
+from mortm_hf.data.fixed_examples import FixedPacks
 from mortm_hf.data.packing import generator
+from mortm_hf.evaluation.eval_data import open_data
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.token_vocabulary import MetricVocabulary, default_tokens
-from mortm_hf.training.arguments import read_recipe
-from mortm_hf.training.errors import TrainingError
-from mortm_hf.training.pretrain import make_trainer, pretrain
 from mortm_hf.training.runlog import read_log
+from mortm_hf.training.tasks import read_recipe
+from mortm_hf.training.tasks.pretrain_task import make_trainer, train
 from tests.sample_songs import midi
 
 
@@ -50,7 +50,7 @@ def test_a_run_says_what_it_was_made_with(music, tmp_path):
     """So that nothing it heard is called test later."""
     run = tmp_path / "run"
     parts = read_recipe("own", [*TINY, "--data", str(music), "--output_dir", str(run)])
-    pretrain(*parts)
+    train(parts)
     members = read_members(run / "final")
     assert sorted(members.values()) == ["train"] * 8 + ["validation"] * 2
     for place in (run / "final", run / "best"):
@@ -61,7 +61,7 @@ def test_a_run_says_what_it_was_made_with(music, tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(music / "2.mid", tmp_path / "one")
     build_dataset(tmp_path / "one", tmp_path / "set", shares=(0, 0), progress=False)
-    pretrain(*read_recipe("finetune", [*words, "--data", str(tmp_path / "set"), "--early_stopping", "0"]))
+    train(read_recipe("finetune", [*words, "--data", str(tmp_path / "set"), "--early_stopping", "0"]))
     assert len(read_members(again / "final")) == 10
 
 
@@ -122,16 +122,16 @@ def test_fixed_examples_are_what_drawn_ones_would_be(music, tmp_path):
         # what a kept example is made of does not come from the recipe any more
         more = ["--row_length", "512"] if data.name == "examples" else []
         parts = read_recipe("own", [*words, *more, "--data", str(data), "--output_dir", str(run)])
-        trainer = pretrain(*parts)
+        trainer = train(parts)
         assert isinstance(trainer.train_dataset, FixedPacks) == bool(more)
         logs.append([(x["step"], x["loss"], x.get("eval_bits_per_note")) for x in read_log(run) if "loss" in x])
     assert logs[0] == logs[1] and len(logs[0]) == 2
     build_dataset(music, tmp_path / "other", materialize=True, recipe=drawn, packs=4, seed=6, progress=False)
     parts = read_recipe("own", [*words, "--data", str(tmp_path / "other/examples"), "--output_dir", str(run)])
     with pytest.raises(TrainingError, match=r"another recipe .*examples:"):
-        make_trainer(*parts)
+        make_trainer(parts)
     assert len(read_members(tmp_path / "run-examples")) == 10
     shutil.move(songs / "examples", tmp_path / "moved")
     parts = read_recipe("own", [*words, "--data", str(tmp_path / "moved"), "--output_dir", str(tmp_path / "run")])
     with pytest.raises(TrainingError, match="does not lie in the data set"):
-        make_trainer(*parts)
+        make_trainer(parts)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mortm_hf.training.errors import TrainingError
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.training.runlog import Progress, RunLog, read_log
 
 

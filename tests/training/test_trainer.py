@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from mortm_hf.models.configuration_mortm import MortmConfig
+from mortm_hf.models.errors_mortm import TrainingError
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.training import attention
-from mortm_hf.training.arguments import PretrainArguments
-from mortm_hf.training.errors import TrainingError
-from mortm_hf.training.pretrain import make_trainer, newest_checkpoint, pretrain
+from mortm_hf.training.arguments import RunArguments
+from mortm_hf.training.run import newest_checkpoint
 from mortm_hf.training.runlog import RunLog, read_log
+from mortm_hf.training.tasks.pretrain_task import make_trainer, train
 from mortm_hf.training.trainer import PackTrainer
 from mortm_hf.training.validation import METRIC
 from tests.training.tiny_run import TINY, read_recipe, stores, windows
@@ -29,8 +30,8 @@ def write_recipe(path, text):
 
 
 def start(recipe, folder, *words, windows=None):
-    section, data, arguments = read_recipe(recipe, ["--output_dir", str(folder), *words])
-    return pretrain(section, data, arguments, SONGS, windows)
+    found = read_recipe(recipe, ["--output_dir", str(folder), *words])
+    return train(found, SONGS, windows)
 
 
 def curve(folder):
@@ -60,7 +61,7 @@ def test_balancing_loss_weighs_the_same_however_the_batch_is_cut():
     model = MortmForCausalLM(MortmConfig(**config))
     torch.manual_seed(1)
     parts = [{"input_ids": ids, "labels": ids} for ids in torch.randint(2, 900, (2, 1, 40))]
-    arguments = PretrainArguments(output_dir="unused", use_cpu=True, gradient_accumulation_steps=2, report_to="none")
+    arguments = RunArguments(output_dir="unused", use_cpu=True, gradient_accumulation_steps=2, report_to="none")
     trainer = PackTrainer(model=model, args=arguments)
     trainer.current_gradient_accumulation_steps = 2
     model.train()
@@ -158,18 +159,17 @@ def test_other_weights_to_start_from(tmp_path):
     recipe = write_recipe(tmp_path / "r.yaml", TINY)
     start(recipe, tmp_path / "a", "--max_steps", "1", "--decay_steps", "0")
     plain = write_recipe(tmp_path / "p.yaml", "data:" + TINY.partition("data:")[2])
-    section, data, arguments = read_recipe(
+    found = read_recipe(
         plain, ["--output_dir", str(tmp_path / "b"), "--init", str(tmp_path / "a" / "final"), "--max_steps", "1"]
     )
-    trainer, _ = make_trainer(section, data, arguments, SONGS)
+    trainer = make_trainer(found, SONGS)
+    assert trainer.args.ddp_find_unused_parameters is False
     source = MortmForCausalLM.from_pretrained(tmp_path / "a" / "final")
     assert all(torch.equal(p, q) for p, q in zip(trainer.model.parameters(), source.parameters()))
     assert trainer.model.config._attn_implementation == attention.NAME
-    section, data, arguments = read_recipe(
-        recipe, ["--output_dir", str(tmp_path / "c"), "--init", str(tmp_path / "a" / "final")]
-    )
+    found = read_recipe(recipe, ["--output_dir", str(tmp_path / "c"), "--init", str(tmp_path / "a" / "final")])
     with pytest.raises(TrainingError, match="model section"):
-        make_trainer(section, data, arguments, SONGS)
-    section, data, arguments = read_recipe(plain, ["--output_dir", str(tmp_path / "d"), "--init", str(tmp_path)])
+        make_trainer(found, SONGS)
+    found = read_recipe(plain, ["--output_dir", str(tmp_path / "d"), "--init", str(tmp_path)])
     with pytest.raises((TrainingError, OSError), match=tmp_path.name):
-        make_trainer(section, data, arguments, SONGS)
+        make_trainer(found, SONGS)

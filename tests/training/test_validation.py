@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.evaluation.bits import model_bits, summarise
-from mortm_hf.evaluation.windows import Window, fixed_windows, write_windows
+from mortm_hf.evaluation.bits_per_note import model_bits, summarise
+from mortm_hf.evaluation.fixed_windows import Window, fixed_windows, write_windows
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_mortm import MortmForCausalLM
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from mortm_hf.training import attention, validation
 from mortm_hf.training.runlog import RunLog
-from mortm_hf.training.validation import METRIC, BitsPerNote, Selection, thin, validation_windows, whole_rows
+from mortm_hf.training.validation import METRIC, BitsPerNote, Selection, evenly_spaced, validation_windows, whole_rows
 from tests.sample_songs import store
 from tests.training.tiny_run import windows
 
@@ -32,11 +32,11 @@ def tiny():
 def test_a_limit_takes_every_corpus_and_spreads_over_its_songs():
     listed = [Window(f"a{i}", 0) for i in range(50)] + [Window(f"b{i}", 0) for i in range(4)]
     corpus = {w.path: w.path[0] for w in listed}
-    chosen = thin(listed, corpus, 20)
+    chosen = evenly_spaced(listed, corpus, 20)
     assert len(chosen) == 20 and sum(corpus[w.path] == "b" for w in chosen) == 4
     own = [int(w.path[1:]) for w in chosen if corpus[w.path] == "a"]
     assert own[0] == 0 and own[-1] == 49 and max(np.diff(own)) <= 5
-    assert thin(listed, corpus, 0) == listed
+    assert evenly_spaced(listed, corpus, 0) == listed
 
 
 def test_windows_come_from_the_csv(tmp_path):

@@ -7,11 +7,10 @@ import sys
 
 import torch
 
-from mortm_hf.data.store import ScoreStore
-from mortm_hf.evaluation.windows import encode_windows, fixed_windows
+from mortm_hf.data.score_store import ScoreStore
+from mortm_hf.evaluation.fixed_windows import encode_windows, fixed_windows
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.training.arguments import read_recipe
-from mortm_hf.training.pretrain import pretrain
+from mortm_hf.training.tasks import pretrain_task, read_recipe
 from tests.sample_songs import store
 
 
@@ -48,9 +47,8 @@ def windows(validation: ScoreStore):
 
 def run(recipe, words, validate: bool = True):
     """The trainer of a finished (or interrupted) tiny run."""
-    section, data, arguments = read_recipe(recipe, words)
     songs = stores()
-    return pretrain(section, data, arguments, songs, windows(songs["validation"]) if validate else None)
+    return pretrain_task.train(read_recipe(recipe, words), songs, windows(songs["validation"]) if validate else None)
 
 
 if __name__ == "__main__":

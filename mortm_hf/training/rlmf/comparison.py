@@ -26,10 +26,10 @@ import torch
 from ...evaluation import intervals
 from ...evaluation.copying import copied_from
 from ...evaluation.distances import distribution_distances, diversity
-from ...evaluation.sampling import AnswerCache, Ask, Sampling, answer_all
+from ...evaluation.model_answers import AnswerCache, Ask, Sampling, answer_all
+from ...models.errors_mortm import RlmfError
 from ...models.token_codec import parse_segment
-from .errors import RlmfError
-from .masking import GrammarMasks
+from .grammar_masks import GrammarMasks
 from .policy import MortmPolicy
 from .prompts import Prompt
 

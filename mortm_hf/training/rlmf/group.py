@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, ProgressCallback
 
-from .errors import RlmfError
+from ...models.errors_mortm import RlmfError
 from .policy import MortmPolicy, freeze
+from .ppo import SampleWriter, UpdateLog, check_before_training, end_at_signal
 from .prompts import Prompt, prompt_dataset
 from .rewards import RewardAdapter
-from .trainer import SampleWriter, UpdateLog, check_before_training
 
 
 class GroupReward:
@@ -162,8 +162,7 @@ def train_group(
     trainer = group_trainer(
         run.algorithm, args, tokenizer, policy, reference, adapter, prompts, run.group, extra, peft_config
     )
-    trainer.train()
-    if trainer.accelerator.is_main_process:
+    if end_at_signal(trainer) and trainer.accelerator.is_main_process:
         partial = folder / f"final.partial-{os.getpid()}"
         result = trainer.accelerator.unwrap_model(trainer.model)
         if hasattr(result, "merge_and_unload"):

@@ -25,9 +25,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ...models.errors_mortm import RlmfError
 from ...models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
-from .errors import RlmfError
-from .masking import GrammarMasks
+from .grammar_masks import GrammarMasks
 
 
 ILLEGAL = -1e4  # logit of a token that the grammar forbids

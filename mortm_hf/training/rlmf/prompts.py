@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...data.store import ScoreStore
+from ...data.score_store import ScoreStore
+from ...models.errors_mortm import RlmfError
+from ...models.music_names import GENRES
 from ...models.prompt_building import training_example
-from ...models.token_vocabulary import GENRES
-from .errors import RlmfError
-from .masking import GrammarMasks
+from ...models.token_headers import FROM_ANSWER
+from .grammar_masks import GrammarMasks
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def song_prompt(song, tokenizer, recipe: PromptRecipe, masks: GrammarMasks) -> P
             targets=tracks,
             genres=genres,
             chords=recipe.chords and score.chords is not None,
-            omit=("density",),
+            omit=FROM_ANSWER,
         )
         prompt = ids[:answer].astype(np.int64)
         if len(prompt) > recipe.prompt_length:

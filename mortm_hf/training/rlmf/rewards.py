@@ -28,12 +28,13 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from ...bundled import find_model
+from ...models.errors_mortm import RlmfError
 from ...models.inputs_bertm import bare_segment, clip_durations, in_window_form, pad_rows
 from ...models.reward_bertm import BertmReward
 from ...models.token_codec import parse_segment
 from ...models.token_vocabulary import MetricVocabulary, TokenKind
 from ...models.tokenization_mortm import MortmTokenizer
-from .errors import RlmfError
 from .rules import RULES, NoteReader
 
 
@@ -242,28 +243,16 @@ def load_judge(folders, tokenizer, **options) -> BertmReward:
         RlmfError: nothing to load, unknown words (`rlmf.model`); another token table (`rlmf.vocabulary`).
     """
     folders = folders if isinstance(folders, (list, tuple)) else [folders]
-    folders = [_bundled(str(folder)) for folder in folders]
     try:
+        folders = [find_model(folder) for folder in folders]
         reward = BertmReward.from_pretrained(folders, tokenizer=tokenizer, **options)
         tables = [MortmTokenizer.from_pretrained(folder).get_vocab() for folder in folders]
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RlmfError(f"cannot load a judge from {', '.join(folders)}: {reason}", "rlmf.model") from None
+        raise RlmfError(f"cannot load a judge from {', '.join(map(str, folders))}: {reason}", "rlmf.model") from None
     for folder, table, model in zip(folders, tables, reward.models):
         check_same_table(tokenizer, table, model.config.vocab_size, folder)
     return reward
-
-
-def _bundled(name: str) -> str:
-    """The folder of a bundled checkpoint by its name in the package; anything else stays as it is."""
-    import mortm_hf
-
-    if name.startswith("BERTM") and name.replace("_", "").isalnum() and name.isupper():
-        folder = getattr(mortm_hf, name, None)
-        if folder is None:
-            raise RlmfError(f"the package has no checkpoint {name}: give the folder of one", "rlmf.model")
-        return str(folder)
-    return name
 
 
 def check_same_table(tokenizer, table: dict[str, int], size: int, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What can be heard in token ids without a model: notes, bars, and rules about them.
+"""What can be read off token ids without a model: notes, bars, and rules about them.
 
 Design decisions
 - Rules read ids, not scores: a reward is asked for every sampled sequence of every update, so the notes of the whole
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from ...models.music_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, chord_tones, split_key
-from ...models.token_vocabulary import DRUMS, KEY_NAMES, MetricVocabulary, TokenKind
+from ...models.music_names import DRUMS, KEY_NAMES
+from ...models.token_vocabulary import MetricVocabulary, TokenKind
 
 
 K = TokenKind

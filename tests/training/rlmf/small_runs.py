@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from mortm_hf.training.rlmf.feedback_recipe import Recipe, read_recipe
 from mortm_hf.training.rlmf.policy import load_policy, make_critic
 from mortm_hf.training.rlmf.prompts import left_padded, prompt_dataset
-from mortm_hf.training.rlmf.recipe import Recipe, read_recipe
 from mortm_hf.training.rlmf.rewards import MusicReward, RewardAdapter
 from mortm_hf.training.rlmf.rules import RULES
 
@@ -47,7 +47,7 @@ def recipe_of(tmp_path, policy_folder, *words, reward=None) -> Recipe:
 
 def parts(policy_folder, tokenizer, prompts, tmp_path, **changes):
     """(arguments of MusicPPOTrainer) for a run of one update."""
-    from mortm_hf.training.rlmf.trainer import PPOConfig
+    from mortm_hf.training.rlmf.ppo import PPOConfig
 
     policy, reference = load_policy(policy_folder), load_policy(policy_folder)
     for model in (policy, reference):

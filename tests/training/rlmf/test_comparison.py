@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from mortm_hf.data.store import ScoreStore
+from mortm_hf.data.score_store import ScoreStore
+from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.training.rlmf import comparison
 from mortm_hf.training.rlmf.comparison import (
     Arm,
@@ -25,7 +26,6 @@ from mortm_hf.training.rlmf.comparison import (
     rate,
     self_bleu,
 )
-from mortm_hf.training.rlmf.errors import RlmfError
 from mortm_hf.training.rlmf.policy import load_policy
 from mortm_hf.training.rlmf.rewards import build_reward
 from tests.training.rlmf.small_runs import BUDGET
@@ -114,16 +114,16 @@ def test_the_benchmark_measures_runs_and_prints_from_their_reports(
 ):
     """Two runs of a tiny policy through `benchmarks/rlmf.py`, with songs in place of a pack."""
     pytest.importorskip("trl")
-    from mortm_hf.training.rlmf import run
+    from mortm_hf.training.rlmf import feedback_run
     from tests.training.rlmf.small_runs import recipe_of
     from tests.training.rlmf.test_prompts import song
 
     found = [song(tokenizer, f"song {i}", corpus="ab"[i % 2], notes_a_bar=1 + i % 4) for i in range(16)]
     songs = ScoreStore(found)
-    monkeypatch.setattr(run, "read_songs", lambda *a, **k: songs)
+    monkeypatch.setattr(feedback_run, "read_songs", lambda *a, **k: songs)
     for seed in (0, 1):
         words = ("--seed", str(seed), "--sample_every", "0", "--total_episodes", "8")
-        run.train(recipe_of(tmp_path, policy_folder, *words), tmp_path / f"run{seed}", songs=songs)
+        feedback_run.train(recipe_of(tmp_path, policy_folder, *words), tmp_path / f"run{seed}", songs=songs)
     spec = importlib.util.spec_from_file_location("bench_rlmf", Path(__file__).parents[3] / "benchmarks" / "rlmf.py")
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)

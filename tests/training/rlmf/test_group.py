@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from mortm_hf.training.rlmf.errors import RlmfError
+from mortm_hf.models.errors_mortm import RlmfError
+from mortm_hf.training.rlmf.feedback_run import train
 from mortm_hf.training.rlmf.rewards import RewardAdapter, Shaping
-from mortm_hf.training.rlmf.run import train
 from tests.training.rlmf.small_runs import BUDGET, parts, recipe_of
 
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 from mortm_hf.models.token_grammar import check
-from mortm_hf.training.rlmf.errors import RlmfError
+from mortm_hf.training.rlmf.answers import passage, sample
 from mortm_hf.training.rlmf.policy import (
     ILLEGAL,
     load_critic,
@@ -17,7 +18,6 @@ from mortm_hf.training.rlmf.policy import (
     make_critic,
     save_pair,
 )
-from mortm_hf.training.rlmf.sampling import passage, sample
 from tests.training.rlmf.small_runs import BUDGET, rollout
 
 

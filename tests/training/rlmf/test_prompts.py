@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.models.token_grammar import check, infer_plan
-from mortm_hf.training.rlmf.errors import RlmfError
-from mortm_hf.training.rlmf.masking import GrammarMasks
+from mortm_hf.training.rlmf.grammar_masks import GrammarMasks
 from mortm_hf.training.rlmf.prompts import (
     Prompt,
     PromptRecipe,

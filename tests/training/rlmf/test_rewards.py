@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.models.inputs_bertm import bare_segment, clip_durations, condense
 from mortm_hf.models.modeling_bertm import BertmForSequenceClassification
 from mortm_hf.models.reward_bertm import BertmReward
 from mortm_hf.models.token_codec import parse_segment
 from mortm_hf.models.token_vocabulary import MetricVocabulary
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
-from mortm_hf.training.rlmf.errors import RlmfError
 from mortm_hf.training.rlmf.rewards import (
     HumanBaseline,
     JudgeReward,
