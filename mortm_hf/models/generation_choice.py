@@ -24,20 +24,18 @@ except ImportError as error:  # said by `generation_compiled.missing`
     raise ImportError("numba is not installed") from error
 
 
-# As in `token_automaton` and `TokenKind`: phases, kinds, columns, strides (a test compares them)
+# Phases and columns of `token_automaton` (a test compares them); whatever else it may change comes in `numbers`
 BAR, METER, LENGTH, TEMPO = range(4)
 START, TRACK, BLANK, ONSET, PITCH, DURATION, VELOCITY, CLOSED, END, DEAD, ROOT, QUALITY, BASS = range(4, 17)
 H_INST = 19
-N_KINDS = 30
-KIND_ONSET, KIND_TEMPO, KIND_VELOCITY, DRUMS = 23, 21, 26, 128
-S_PHASE, S_SOUNDING, S_ENOUGH, S_VELOCITY = 864, 36, 18, 6
 B_START, B_TICKS, B_AFTER, B_METER, B_TEMPO, B_SITU, B_LEFT = 0, 1, 2, 3, 5, 7, 12
 T_NEXT, T_MORE, T_LATER_COST, T_LATER = 0, 2, 3, 4
 OPEN, FREE = 1 << 30, 1 << 20
 # Columns of a row's state, in the order of `GrammarState`
 P_PHASE, P_TRACK, P_ONSET, P_PITCH, P_TOTAL, P_ROOM, P_NEED, P_SOUNDING, P_VELOCITY, P_TEMPO, P_BAR = range(11)
 # Places in `numbers`: constants of vocabulary and grammar
-TOP, LONGEST, STRICT, LOOSE, ANY_FREE, ANY_CHORD, N_BARS, N_TRACKS, NO_ROOT, NO_QUALITY, NO_BASS, N_NUMBERS = range(12)
+TOP, LONGEST, STRICT, LOOSE, ANY_FREE, ANY_CHORD, N_BARS, N_TRACKS, NO_ROOT, NO_QUALITY, NO_BASS, DRUMS = range(12)
+KIND_ONSET, KIND_VELOCITY, S_PHASE, S_SOUNDING, S_ENOUGH, S_VELOCITY, N_NUMBERS = range(12, 19)
 # Columns of `owners`: constants of a row
 O_SIDE, O_NUMBER, O_BARS, O_TRACKS, N_OWNER = range(5)
 # Places in `options`; 0 or 1: no filter
@@ -54,7 +52,7 @@ def advance(vocabulary, grammar, owner, state, ends, bars, tracks, token):
     numbers, all_bars, all_tracks, all_ends = grammar[0], grammar[1], grammar[2], grammar[3]
     kind, value = kinds[token], values[token]
     before = state[P_PHASE]
-    phase = follow[before * N_KINDS + kind]
+    phase = follow[before * len(vocabulary[6]) + kind]
     state[P_PHASE] = phase
     is_track, is_pitch, is_duration = phase == TRACK, phase == PITCH, phase == DURATION
     if is_track:
@@ -110,7 +108,7 @@ def legal(vocabulary, grammar, owner, state, ends, bars, tracks, remaining, need
     """
     neighbour, past, bound, coefficients = vocabulary[4], vocabulary[5], vocabulary[6], vocabulary[7]
     mask_kind, mask_value, pitch_of, tempo_id = vocabulary[8], vocabulary[9], vocabulary[10], vocabulary[11]
-    numbers, prices = grammar[0], grammar[4]
+    numbers, prices, kinds = grammar[0], grammar[4], len(bound)
     top, longest_of_all, phase = numbers[TOP], numbers[LONGEST], state[P_PHASE]
     onset, pitch, velocity = state[P_ONSET], state[P_PITCH], state[P_VELOCITY]
     short = state[P_NEED] - state[P_TOTAL]
@@ -124,21 +122,22 @@ def legal(vocabulary, grammar, owner, state, ends, bars, tracks, remaining, need
         least, first_end = min(least, need[p]), min(first_end, ends[p])
     cheapest = min(max((least + (top - 1)) // top, 1), 4)
     prefix = min(phase, 4)
-    situation = bars[prefix + B_SITU] + tracks[T_MORE] + owner[O_NUMBER] + phase * S_PHASE
-    situation += state[P_SOUNDING] * S_SOUNDING + velocity * S_VELOCITY + (short <= 0) * S_ENOUGH
+    situation = bars[prefix + B_SITU] + tracks[T_MORE] + owner[O_NUMBER] + phase * numbers[S_PHASE]
+    situation += state[P_SOUNDING] * numbers[S_SOUNDING] + velocity * numbers[S_VELOCITY]
+    situation += (short <= 0) * numbers[S_ENOUGH]
     price = prices[situation]
     slack = np.int64(FREE)
     if remaining >= 0:
         c = coefficients[phase]
-        cost = price[N_KINDS] + bars[prefix + B_LEFT] * c[0] + cheapest * c[1]
+        cost = price[kinds] + bars[prefix + B_LEFT] * c[0] + cheapest * c[1]
         cost += max((short + (top - 1)) // top, 0) * c[2] + (bars[B_AFTER] + 1) * c[3]
         cost += (tracks[T_LATER_COST] + (velocity == 1) * tracks[T_LATER]) * c[4]
         slack = min(remaining - cost, slack)
-    longest = min((slack - price[KIND_ONSET] + 1) * top, longest_of_all)
+    longest = min((slack - price[numbers[KIND_ONSET]] + 1) * top, longest_of_all)
     onset_low = onset + 1
     if numbers[LOOSE]:
         onset_low = onset_low if owner[O_SIDE] == 1 else 0
-    elif least <= longest and price[N_KINDS + 1] == 1:
+    elif least <= longest and price[kinds + 1] == 1:
         onset_low = onset
     else:
         onset_low = max(onset_low, first_end - bars[B_START] + numbers[STRICT] - longest)
@@ -148,13 +147,13 @@ def legal(vocabulary, grammar, owner, state, ends, bars, tracks, remaining, need
     low[2], high[2] = bars[B_TEMPO], bars[B_TEMPO + 1]
     low[3] = ticks if is_meter else neighbour[min(max(short, 0), top) + (slack >= 1) * (top + 1)]
     high[3] = ticks if is_meter else state[P_ROOM]
-    low[4], high[4] = max(tracks[T_NEXT], (pitch == DRUMS) * DRUMS), tracks[T_NEXT + 1]
+    low[4], high[4] = max(tracks[T_NEXT], (pitch == numbers[DRUMS]) * numbers[DRUMS]), tracks[T_NEXT + 1]
     low[5], high[5] = onset_low, ticks - 1
     if numbers[ANY_CHORD] and pitch == numbers[NO_ROOT] and pitch >= 0:
         low[6] = high[6] = numbers[NO_BASS]
         low[7] = high[7] = numbers[NO_QUALITY]
-    for k in range(N_KINDS):
-        extra = (velocity < 0) * tracks[T_LATER] if k == KIND_VELOCITY else 0
+    for k in range(kinds):
+        extra = (velocity < 0) * tracks[T_LATER] if k == numbers[KIND_VELOCITY] else 0
         lower[k] = low[bound[k]]
         upper[k] = -1 if price[k] + extra > slack else high[bound[k]]
     reach = min((cheapest + slack) * top, longest_of_all)
@@ -253,7 +252,7 @@ def choose(
     found, order = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
     score = np.empty(size, dtype=np.float32)
     need = np.empty(128, dtype=np.int64)
-    lower, upper = np.empty(N_KINDS, dtype=np.int64), np.empty(N_KINDS, dtype=np.int64)
+    lower, upper = np.empty(len(bound), dtype=np.int64), np.empty(len(bound), dtype=np.int64)
     for r in rows:
         if options[GRAMMAR]:
             own = owners[r], state[r], ends[r], bars[r], tracks[r]

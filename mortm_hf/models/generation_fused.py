@@ -17,6 +17,9 @@ import torch
 
 from .generation_compiled import load_compiled
 from .generation_sampling import NOISE_BLOCK
+from .music_names import DRUMS
+from .token_automaton import _S_ENOUGH, _S_PHASE, _S_SOUNDING, _S_VELOCITY
+from .token_vocabulary import TokenKind
 
 
 # Processors in the order of `generate`: name -> (attribute, place in `options`)
@@ -112,6 +115,8 @@ def machine_tables(machine, compiled) -> tuple[tuple, tuple, np.ndarray]:
     numbers[[c.ANY_FREE, c.ANY_CHORD]] = machine._any_free, machine._any_chord
     numbers[[c.N_BARS, c.N_TRACKS]] = machine.n_bars, machine.n_tracks
     numbers[[c.NO_ROOT, c.NO_QUALITY, c.NO_BASS]] = t.no_chord
+    numbers[[c.DRUMS, c.KIND_ONSET, c.KIND_VELOCITY]] = DRUMS, TokenKind.ONSET, TokenKind.VELOCITY
+    numbers[[c.S_PHASE, c.S_SOUNDING, c.S_ENOUGH, c.S_VELOCITY]] = _S_PHASE, _S_SOUNDING, _S_ENOUGH, _S_VELOCITY
     columns = t.kind, t.value, t.follow, t.gap, t.neighbour, t.past, t.bound, t.coefficients
     columns += t.mask_kind, t.mask_value, t.pitch_of, t.tempo_id
     vocabulary = tuple(np.ascontiguousarray(column, dtype=np.int64) for column in columns)

@@ -330,9 +330,9 @@ class MidiGenerationPipeline(MidiPipeline):
         callback: called with a dict for every finished bar: `input`, `sequence`, `bar`, `track`, `instrument`, `notes`
             `[n, 4]` (onset in the bar in ticks of 24 a quarter, pitch, duration, velocity), `token_ids`.
         progress: show a progress bar; by default where there are several windows.
-        fast: whether `FastDecoder` decodes, on a CPU: None wherever it serves the call (sampling, greedy search, batches
-            and callbacks; not beams, assistant models and other arguments of `generate`), with the same music; True or
-            "fp32" to have those refused, "int8" with rounded weights, False never.
+        fast: whether `FastDecoder` decodes, on a CPU: None wherever it serves the call with the same music (sampling,
+            greedy search, batches and callbacks; not beams, assistant models and other arguments of `generate`); True
+            or "fp32" to have those refused, "int8" with rounded weights, False never.
         new_bars_only: `score` and `midi` hold only the new bars and the generated tracks, from time 0.
         kwargs: arguments of `generate` (temperature, top_p, top_k, do_sample, num_beams, streamer, ...).
 

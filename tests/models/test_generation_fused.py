@@ -11,7 +11,8 @@ from mortm_hf.models.generation_compiled import missing
 from mortm_hf.models.generation_fused import FusedChoice, machine_tables, read_chain, state_arrays
 from mortm_hf.models.generation_sampling import FiniteLogits, SeededChoice, sampling_filters
 from mortm_hf.models.token_automaton import END, Grammar, VocabularyTables
-from mortm_hf.models.token_vocabulary import DRUMS, TokenKind
+from mortm_hf.models.token_plan import GrammarState
+from mortm_hf.models.token_vocabulary import TokenKind
 from tests.models.test_token_grammar import VOCAB, plans_of
 
 
@@ -29,25 +30,21 @@ def test_constants_are_the_state_machines(compiled):
     a = token_automaton
     for name in (
         *("BAR", "METER", "LENGTH", "TEMPO", "START", "TRACK", "BLANK", "ONSET", "PITCH", "DURATION", "VELOCITY"),
-        *("CLOSED", "END", "DEAD", "ROOT", "QUALITY", "BASS", "H_INST", "N_KINDS"),
+        *("CLOSED", "END", "DEAD", "ROOT", "QUALITY", "BASS", "H_INST"),
     ):
         assert getattr(compiled, name) == getattr(a, name), name
-    for name in ("PHASE", "SOUNDING", "ENOUGH", "VELOCITY"):
-        assert getattr(compiled, f"S_{name}") == getattr(a, f"_S_{name}"), name
     for prefix, names in (
         ("B", ("START", "TICKS", "AFTER", "METER", "TEMPO", "SITU", "LEFT")),
         ("T", ("NEXT", "MORE", "LATER_COST", "LATER")),
     ):
         for name in names:
             assert getattr(compiled, f"{prefix}_{name}") == getattr(a, f"_{name}"), name
-    assert (compiled.OPEN, compiled.FREE, compiled.DRUMS) == (a._OPEN, a._FREE, DRUMS)
-    kinds = compiled.KIND_ONSET, compiled.KIND_TEMPO, compiled.KIND_VELOCITY
-    assert kinds == (TokenKind.ONSET, TokenKind.TEMPO, TokenKind.VELOCITY)
+    assert (compiled.OPEN, compiled.FREE) == (a._OPEN, a._FREE)
     bound = TokenKind.METER, TokenKind.TEMPO, TokenKind.DURATION, TokenKind.INSTRUMENT, TokenKind.ONSET
     assert a._BOUND == (*bound, TokenKind.CHORD_BASS, TokenKind.CHORD_QUALITY)
-    assert (a._FIXED, a._SAME) == (compiled.N_KINDS, compiled.N_KINDS + 1)
+    assert (a._FIXED, a._SAME) == (a.N_KINDS, a.N_KINDS + 1)
     fields = ("phase", "track", "onset", "pitch", "total", "room", "need", "sounding", "velocity", "tempo", "bar")
-    assert a.GrammarState._fields == (*fields, "ends", "bars", "tracks")
+    assert GrammarState._fields == (*fields, "ends", "bars", "tracks")
     assert [getattr(compiled, f"P_{name.upper()}") for name in fields] == [*range(len(fields))]
 
 
@@ -66,7 +63,7 @@ def test_states_and_masks_are_the_state_machines(compiled, dialect, loose, budge
     columns, ends, bars, tracks = state_arrays(state)
     remaining = None if budget is None else machine.closing_cost(state) + budget
     need, found = np.empty(128, dtype=np.int64), np.empty(tables.size, dtype=np.int64)
-    lower, upper = np.empty(compiled.N_KINDS, dtype=np.int64), np.empty(compiled.N_KINDS, dtype=np.int64)
+    lower, upper = np.empty(token_automaton.N_KINDS, dtype=np.int64), np.empty(token_automaton.N_KINDS, dtype=np.int64)
     seen = 0
     for _ in range(250):
         mask = machine.allowed(state, remaining)
