@@ -42,7 +42,7 @@ O_SIDE, O_NUMBER, O_BARS, O_TRACKS, N_OWNER = range(5)
 TEMPERATURE, TOP_K, TOP_P, MIN_P, FINITE, GRAMMAR, NOISE, N_OPTIONS = range(8)
 _F = np.float32
 
-plain = njit(cache=True, nogil=True, error_model="numpy")
+plain = njit(nogil=True, error_model="numpy")
 
 
 @plain
@@ -171,6 +171,22 @@ def legal(vocabulary, grammar, owner, state, ends, bars, tracks, remaining, need
 
 
 @plain
+def _sort(score, order, n):
+    """order[:n] = the places of score[:n], ascending: shell sort, as numpy's takes seconds to compile."""
+    for i in range(n):
+        order[i] = i
+    gap = n // 2
+    while gap > 0:
+        for i in range(gap, n):
+            one, j = order[i], i
+            while j >= gap and score[order[j - gap]] > score[one]:
+                order[j] = order[j - gap]
+                j -= gap
+            order[j] = one
+        gap = 1 if 1 < gap < 3 else gap * 5 // 11
+
+
+@plain
 def draw(options, logits, noise, found, n, score, order):
     """The token of one row: transformers' filters over the ids `found[:n]`, noise, arg max.
 
@@ -187,7 +203,7 @@ def draw(options, logits, noise, found, n, score, order):
         score[i] = value / _F(options[TEMPERATURE]) if options[TEMPERATURE] != 1.0 else value
     k, nothing = int(options[TOP_K]), _F(-np.inf)
     if (0 < k < n) or options[TOP_P] < 1.0 or options[MIN_P] > 0.0:
-        order[:n] = np.argsort(score[:n])
+        _sort(score, order, n)
         best, first = score[order[n - 1]], 0
         if 0 < k < n:
             while score[order[first]] < score[order[n - k]]:
@@ -218,7 +234,7 @@ def draw(options, logits, noise, found, n, score, order):
     return token
 
 
-@plain
+@njit(cache=True, nogil=True, error_model="numpy")
 def choose(
     options, kind, value, follow, gap, neighbour, past, bound, coefficients, mask_kind, mask_value, pitch_of, tempo_id,
     numbers, all_bars, all_tracks, all_ends, prices, owners, state, ends, bars, tracks, remaining, logits, noise,

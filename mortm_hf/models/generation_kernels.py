@@ -41,9 +41,9 @@ QKV, OUT, ROUTER, UP, DOWN, SHARED_UP, SHARED_DOWN, N_LAYER = range(4, 28, 3)
 _SILU, _GELU, _GELU_TANH, _QUICK_GELU, _RELU, _RELU2, _TANH, _SIGMOID, _MISH, _LINEAR = range(10)
 _F = np.float32
 
-fast = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+fast = njit(nogil=True, fastmath=True, error_model="numpy")
 # no reassociation: the two-part reduction of the exponential lives on the order of its operations
-exact = njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
+exact = njit(nogil=True, fastmath={"contract"}, error_model="numpy")
 
 
 def _wide(value):
@@ -111,7 +111,7 @@ def _linear(weights, where, e, outs, ins, vectors, x, x_rows, y, y_rows, count):
     """
     place, bias, scale = where[0] + e * outs * ins, where[1], where[2]
     matrix = weights[place : place + outs * ins].reshape((outs, ins))
-    _products(matrix, x, x_rows, y, y_rows, count, 0)
+    _products(matrix, x, x_rows, y, y_rows, count, count - count)
     if scale >= 0:
         factors = vectors[scale + e * outs : scale + (e + 1) * outs]
         for j in range(count):
@@ -236,17 +236,17 @@ def _attend(query, keys, values, own_keys, own_values, kept, made, slope, scores
     query, out: [batch, head_dim]; keys, values: [n, head_dim]; own_keys, own_values: [batch, key heads, room,
     head_dim], of which the head `kept` and `made` keys count; scores: [batch, room] for use.
     """
-    n = len(keys)
-    _products(keys, query, rows, scores, rows, len(rows), 0)
+    n, zero = len(keys), made - made
+    _products(keys, query, rows, scores, rows, len(rows), zero)
     for i in range(len(rows)):
         r = rows[i]
-        _products(own_keys[r, kept, :made], query, rows[i:], scores, rows[i:], 1, n)
+        _products(own_keys[r, kept, :made], query, rows[i:], scores, rows[i:], zero + 1, n)
         total = _F(1.0) / _softmax(scores[r, : n + made], slope)
         for j in range(n + made):
             scores[r, j] *= total
         out[r] = _F(0.0)
         _collect(scores, n, own_values[r, kept, :made], out, rows[i : i + 1])
-    _collect(scores, 0, values, out, rows)
+    _collect(scores, zero, values, out, rows)
 
 
 @fast
@@ -299,7 +299,7 @@ def _route(sizes, reals, vectors, correction, logits, chosen, shares):
         shares[i] *= reals[FACTOR]
 
 
-@fast
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def step(
     weights, tables, vectors, sizes, reals, layers, slopes, cos, sin, prompt, source, first, cache, made, rows, tokens,
     x, h, qkv, query, found, heard, scores, inner, out, chosen, shares, logits
@@ -331,7 +331,8 @@ def step(
     count, k, experts, width = len(rows), sizes[CHOSEN], sizes[EXPERTS], sizes[EXPERT_INNER]
     depth, prompts, length = len(layers), prompt.shape[1], prompt.shape[3]
     members = np.empty(count, dtype=np.int64)
-    bounds, n = np.zeros(prompts + 1, dtype=np.int64), 0  # rows of prompt e: members[bounds[e] : bounds[e + 1]]
+    zero = count - count  # a function is compiled again for every literal that it is given
+    bounds, n = np.zeros(prompts + 1, dtype=np.int64), zero  # rows of prompt e: members[bounds[e] : bounds[e + 1]]
     for e in range(prompts):
         for r in rows:
             if source[r] == e:
@@ -349,7 +350,7 @@ def step(
         for r in rows:
             _norm(kind, eps, vectors, p[NORM_1], x[r], h[r])
         outs = (heads + 2 * kv) * dim
-        _linear(weights, p[QKV:], 0, outs, hidden, vectors, h, rows, qkv, rows, count)
+        _linear(weights, p[QKV:], zero, outs, hidden, vectors, h, rows, qkv, rows, count)
         for r in rows:
             new, place = qkv[r], length - first[r] + made
             if sizes[ROPE]:
@@ -385,17 +386,17 @@ def step(
         for r in rows:
             for g in range(heads):
                 heard[r, g * dim : (g + 1) * dim] = found[g, r]
-        _linear(weights, p[OUT:], 0, hidden, heads * dim, vectors, heard, rows, h, rows, count)
+        _linear(weights, p[OUT:], zero, hidden, heads * dim, vectors, heard, rows, h, rows, count)
         for r in rows:
             _add(x[r], _F(1.0), h[r])
             _norm(kind, eps, vectors, p[NORM_2], x[r], h[r])
         size, gated, up, down = sizes[INNER], sizes[GATED], p[UP:], p[DOWN:]
         if p[SPARSE]:
-            _linear(tables, p[ROUTER:], 0, experts, hidden, vectors, h, rows, scores, rows, count)
+            _linear(tables, p[ROUTER:], zero, experts, hidden, vectors, h, rows, scores, rows, count)
             for r in rows:
                 _route(sizes, reals, vectors, p[CORRECTION], scores[r], chosen[r], shares[r])
             for e in range(experts):
-                n = 0
+                n = zero
                 for r in rows:
                     for i in range(k):
                         if chosen[r, i] == e:
@@ -405,19 +406,19 @@ def step(
                     continue
                 _linear(weights, up, e, 2 * width, hidden, vectors, h, used_rows, inner, used_slots, n)
                 for i in range(n):
-                    _activate(act, 1, width, inner[used_slots[i]])
+                    _activate(act, zero + 1, width, inner[used_slots[i]])
                 _linear(weights, down, e, hidden, width, vectors, inner, used_slots, out, used_slots, n)
             for r in rows:
                 for i in range(k):
                     _add(x[r], shares[r, i], out[r * k + i])
-            size, gated, up, down = sizes[SHARED_INNER], 1, p[SHARED_UP:], p[SHARED_DOWN:]
+            size, gated, up, down = sizes[SHARED_INNER], zero + 1, p[SHARED_UP:], p[SHARED_DOWN:]
         if size:
-            _linear(weights, up, 0, size * (1 + gated), hidden, vectors, h, rows, inner, one_each, count)
+            _linear(weights, up, zero, size * (1 + gated), hidden, vectors, h, rows, inner, one_each, count)
             for i in one_each:
                 _activate(act, gated, size, inner[i])
-            _linear(weights, down, 0, hidden, size, vectors, inner, one_each, out, one_each, count)
+            _linear(weights, down, zero, hidden, size, vectors, inner, one_each, out, one_each, count)
             for r in rows:
                 _add(x[r], _F(1.0), out[r * k])
     for r in rows:
         _norm(kind, eps, vectors, sizes[LAST_NORM], x[r], h[r])
-    _linear(tables, sizes[HEAD:], 0, sizes[VOCAB], hidden, vectors, h, rows, logits, rows, count)
+    _linear(tables, sizes[HEAD:], zero, sizes[VOCAB], hidden, vectors, h, rows, logits, rows, count)
