@@ -53,6 +53,9 @@ Generation
 - `generation_sampling`: seeded sampling.
 - `generation_windows`: a song window by window.
 - `generation_cpu`: fast decoding on a CPU.
+- `generation_kernels`: its compiled step.
+- `generation_choice`: compiled grammar and sampling, wired by `generation_fused`.
+- `generation_compiled`: where compiled code is kept.
 
 Pipelines and rewards
 - `pipeline_midi`: what the pipelines share.

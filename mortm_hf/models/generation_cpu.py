@@ -1,18 +1,19 @@
-"""Fast decoding on a CPU: one token a row and step, in fp32 or with int8 weights.
+"""Fast decoding on a CPU: one compiled call a token, for all rows of a batch.
 
 Design decisions
-- At one token a step two things cost: reading the weights, and calling operators. So weights are copied into the
-  layout that streams fastest (`[in, out]` for `mm`: twice the speed of `linear` at one row), query, key and value and
-  gate and up are one matrix each, and a layer is some twenty operators that write into buffers made once a call.
-- int8 is weight only: `torch._weight_int8pack_mm` with one scale an output channel, for linear layers and experts
-  alike. Activations are rounded to bfloat16 and multiplied in fp32; dynamic int8 (activations too) is faster from 8
-  rows on, but its one scale for the whole batch makes a row depend on its neighbours. Router, norms, attention and
-  the output layer stay in fp32.
+- At one token a row, the operators of a tensor library cost more than the arithmetic: the whole step is one compiled
+  function (`generation_kernels`), some ten times as fast as the model's own and at the pace at which a core reads.
+- Weights are copied once into two arrays (matrices of the layers; embedding, output layer and routers) and one of
+  norms, biases and scales. They are kept in bfloat16 where every one of them is exact in it, as in checkpoints saved
+  in bfloat16: the same numbers, half the bytes.
+- "int8" rounds the layers' matrices, with one scale an output, for models too large for the caches. Activations,
+  routers, norms, attention and the output layer stay in fp32.
 - The prompt goes through the model itself (fp32 weights, also before int8 decoding): many tokens at once are what it
-  is fast at.
-- Rotary pairs are stored side by side, so that rotating is one complex product; a dot product does not see the order.
-- RMS norm is the layer norm of [x, -x], whose mean is 0: one fused operator where torch's own on a CPU are six.
-- Only the chosen experts are read: one product for each of them over the rows that chose it.
+  is fast at. Rows with one prompt (versions of a song) share its keys and values: in a batch these are what is read
+  most.
+- Rows that have ended are not computed. Several threads share the rows of a batch, never one row's arithmetic.
+- Grammar and sampling run compiled, too, where `generation_fused` knows every processor; others are called as
+  `generate` calls them.
 - What this path does not do is refused by name, never done another way: see `refusal` and `FastDecoder.generate`.
 
 Knows: tensors, the layers of `modeling_mortm`, processors and streamers of `generate()`. Must not know: MIDI, the
@@ -21,22 +22,29 @@ grammar.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache
-from transformers.activations import ACT2FN
+from transformers.utils import logging
 
-from .errors_mortm import GenerationError, PromptError
+from .errors_mortm import GenerationError
+from .generation_compiled import announce, load_compiled, missing
+from .generation_fused import FusedChoice, read_chain
 
 
+logger = logging.get_logger(__name__)
 PRECISIONS = ("fp32", "int8")
 # rotary tables that do not change with the length of the sequence
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _OWN = {"experts": "MortmExperts", "gate": "MortmTopKRouter"}
+# `hidden_act` -> the number that `generation_kernels` knows it by; several are names of one function
+ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "gelu_fast": 2}
+ACTIVATIONS |= {"quick_gelu": 3, "relu": 4, "relu2": 5, "tanh": 6, "sigmoid": 7, "mish": 8, "linear": 9}
+NORMS = ("rmsnorm", "layernorm", "dynamic_tanh")  # in the order of `generation_kernels`
 # arguments of `generate` that greedy decoding obeys, or that the caller's processors carry out
 _OBEYED = {
     *("max_new_tokens", "max_length", "pad_token_id", "eos_token_id", "bos_token_id", "use_cache", "do_sample"),
@@ -62,6 +70,9 @@ def parse_precision(fast) -> str | None:
 
 def refusal(model) -> str | None:
     """Why `model` cannot be decoded by `FastDecoder`, or None if it can."""
+    reason = missing()
+    if reason is not None:
+        return reason
     config = getattr(model, "config", None)
     if getattr(config, "model_type", None) != "mortm" or not isinstance(getattr(model, "lm_head", None), nn.Module):
         return f"fast decoding is for MortmForCausalLM, got {type(model).__name__}"
@@ -74,6 +85,8 @@ def refusal(model) -> str | None:
             f"fast decoding has rotary positions of type {', '.join(_ROPE_TYPES)}, not "
             f"{config.rope_parameters['rope_type']}"
         )
+    if config.hidden_act not in ACTIVATIONS:
+        return f"fast decoding has the activations {', '.join(ACTIVATIONS)}, not {config.hidden_act}"
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
             return f"fast decoding is for a CPU, but the model is on {parameter.device}"
@@ -104,275 +117,150 @@ def unsupported_arguments(generation_config, arguments: dict) -> list[str]:
     )
 
 
-class _Matrix:
-    """`x @ weight.T + bias` in fp32, the weight stored [in, out]."""
+def _travels_along():
+    """Never called: a file that a checkpoint must carry is found by such a line."""
+    from .generation_kernels import step
 
-    dtype = torch.float32  # of its inputs
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        self.weight = weight.float().t().contiguous()
-        self.bias = None if bias is None else bias.float().clone()
-        self.out_features = weight.shape[0]
-
-    def __call__(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        torch.mm(x, self.weight, out=out)
-        if self.bias is not None:
-            out.add_(self.bias)
-
-    def add(self, total: torch.Tensor, x: torch.Tensor, factor: float = 1.0) -> None:
-        """total += factor * self(x)."""
-        total.addmm_(x, self.weight, alpha=factor)
-        if self.bias is not None:
-            total.add_(self.bias, alpha=factor)
+    return step
 
 
-class _Int8Matrix:
-    """`_Matrix` with int8 weights [out, in] and one scale a row."""
+class _Arrays:
+    """The weights of a model as `generation_kernels.step` reads them.
 
-    dtype = torch.bfloat16
+    Attributes:
+        weights: [n] matrices of the layers. tables: [n] embedding, output layer, routers. vectors: [n] the rest.
+        sizes, reals, layers: numbers and places.
+    """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
-        if weight.shape[1] % 16:  # the kernel reads past the end of other rows
-            raise GenerationError(
-                f"int8 needs widths that are multiples of 16, the model has one of {weight.shape[1]}: use fp32",
-                "prompt.argument",
-            )
-        weight = weight.float()
-        # rounded before it divides, so that its rounding costs nothing
-        self.scale = (weight.abs().amax(1) / 127).clamp_min(1e-12).to(torch.bfloat16)
-        self.weight = (weight / self.scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
-        self.bias = None if bias is None else bias.float().clone()
-        self.out_features = weight.shape[0]
+    def __init__(self, model, precision: str):
+        self.places = p = load_compiled("generation_kernels")
+        config, base = model.config, model.model
+        self.int8 = precision == "int8"
+        self.parts: dict[str, list[torch.Tensor]] = {"weights": [], "tables": [], "vectors": []}
+        self.used = dict.fromkeys(self.parts, 0)
+        sizes, reals = np.zeros(p.N_SIZES, dtype=np.int64), np.zeros(p.N_REALS, dtype=np.float32)
+        for place, value in (
+            (p.HIDDEN, config.hidden_size),
+            (p.HEADS, config.num_attention_heads),
+            (p.KV_HEADS, config.num_key_value_heads),
+            (p.HEAD_DIM, config.head_dim),
+            (p.VOCAB, model.lm_head.out_features),
+            (p.NORM, NORMS.index(config.norm_type)),
+            (p.ACT, ACTIVATIONS[config.hidden_act]),
+            (p.GATED, config.gated_mlp),
+            (p.INNER, config.intermediate_size),
+            (p.EXPERTS, config.num_local_experts),
+            (p.CHOSEN, config.num_experts_per_tok),
+            (p.EXPERT_INNER, config.moe_intermediate_size),
+            (p.SHARED_INNER, config.shared_expert_intermediate_size),
+            (p.SIGMOID, config.scoring_func == "sigmoid"),
+            (p.GROUPS, config.n_group),
+            (p.KEPT_GROUPS, config.topk_group),
+            (p.NORMALISED, config.norm_topk_prob),
+            (p.ROPE, config.position_embedding_type == "rope"),
+        ):
+            sizes[place] = value
+        for place, value in (
+            (p.NORM_EPS, config.norm_eps),
+            (p.WEIGHT_EPS, config.norm_topk_eps),
+            (p.FACTOR, config.routed_scaling_factor),
+            (p.SCALE, config.head_dim**-0.5),
+        ):
+            reals[place] = value
+        layers = [self._layer(layer, config) for layer in base.layers[: config.num_hidden_layers]]
+        sizes[p.LAST_NORM] = self._norm(base.norm)
+        head = self._linear("tables", [model.lm_head])
+        sizes[p.HEAD : p.HEAD + 3] = head
+        tied = model.lm_head.weight is base.embed_tokens.weight
+        sizes[p.EMBED] = head[0] if tied else self._place("tables", base.embed_tokens.weight)
+        self.sizes, self.reals, self.layers = sizes, reals, np.array(layers, dtype=np.int64)
+        exact = all((t.view(torch.int32) & 0xFFFF == 0).all() for n in ("weights", "tables") for t in self.parts[n])
+        half = exact and not self.int8
+        self.weights, self.tables = (self._joined(name, half) for name in ("weights", "tables"))
+        self.vectors = self._joined("vectors", False)
+        del self.parts
 
-    def __call__(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        out.copy_(torch._weight_int8pack_mm(x, self.weight, self.scale))
-        if self.bias is not None:
-            out.add_(self.bias)
+    def _joined(self, name: str, half: bool) -> np.ndarray:
+        if name == "weights" and self.int8:
+            return torch.cat(self.parts[name]).to(torch.int8).numpy()
+        joined = torch.cat([torch.zeros(0), *self.parts[name]]).numpy()
+        return (joined.view(np.uint32) >> np.uint32(16)).astype(np.uint16) if half else joined
 
-    def add(self, total: torch.Tensor, x: torch.Tensor, factor: float = 1.0) -> None:
-        total.add_(torch._weight_int8pack_mm(x, self.weight, self.scale), alpha=factor)
-        if self.bias is not None:
-            total.add_(self.bias, alpha=factor)
+    def _place(self, name: str, tensor: torch.Tensor) -> int:
+        place = self.used[name]
+        self.parts[name].append(tensor.detach().float().reshape(-1))
+        self.used[name] += tensor.numel()
+        return place
 
+    def _matrix(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[int, int, int]:
+        """Weights [..., out, in] and biases [..., out] -> (place, place of biases, place of scales)."""
+        weight, scale = weight.detach().float(), -1
+        if name == "weights" and self.int8:
+            # rounded before it divides, so that its rounding costs nothing
+            factors = (weight.abs().amax(-1) / 127).clamp_min(1e-12).bfloat16().float()
+            weight = (weight / factors[..., None]).round_().clamp_(-127, 127)
+            scale = self._place("vectors", factors)
+        return self._place(name, weight), -1 if bias is None else self._place("vectors", bias), scale
 
-def _cat_linear(kind, linears: list[nn.Linear], order: torch.Tensor | None = None):
-    """Several linear layers of one input as one matrix; `order` [out] rearranges its outputs."""
-    weight = torch.cat([linear.weight for linear in linears])
-    bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
-    if order is not None:
-        weight, bias = weight[order], None if bias is None else bias[order]
-    return kind(weight, bias)
+    def _linear(self, name: str, linears: list[nn.Linear]) -> tuple[int, int, int]:
+        """Linear layers of one input as one matrix."""
+        bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+        weights = [linear.weight for linear in linears]
+        return self._matrix(name, weights[0] if len(weights) == 1 else torch.cat(weights), bias)
 
+    def _norm(self, module: nn.Module) -> int:
+        own = [getattr(module, name, None) for name in ("weight", "bias", "alpha")]
+        return self._place("vectors", torch.cat([t.detach().float() for t in own if t is not None]))
 
-class _Norm:
-    """A norm of the model as one function of the doubled state [rows, 2 H] that `_State` keeps: x and room for -x."""
+    def _layer(self, layer: nn.Module, config) -> np.ndarray:
+        p, attention, mlp = self.places, layer.self_attn, layer.mlp
+        row = np.full(p.N_LAYER, -1, dtype=np.int64)
 
-    def __init__(self, module: nn.Module, config):
-        self.kind, self.size, self.eps = config.norm_type, config.hidden_size, config.norm_eps
-        self.weight = module.weight.float().clone()
-        self.bias = module.bias.float().clone() if self.kind != "rmsnorm" else None
-        self.alpha = float(module.alpha) if self.kind == "dynamic_tanh" else None
-        self.shape = (self.size,)
-        if self.kind == "rmsnorm":
-            self.weight, self.shape = torch.cat([self.weight, self.weight]), (2 * self.size,)
+        def put(column, *linears):
+            row[column : column + 3] = self._linear("weights", [linear for linear in linears if linear is not None])
 
-    def __call__(self, doubled: torch.Tensor, x: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-        if self.kind == "rmsnorm":
-            torch.neg(x, out=negative)
-            return F.layer_norm(doubled, self.shape, self.weight, None, self.eps).narrow(1, 0, self.size)
-        if self.kind == "layernorm":
-            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
-        return torch.tanh(x * self.alpha).mul_(self.weight).add_(self.bias)
+        def put_mlp(module, up, down):
+            put(up, getattr(module, "gate_proj", None), module.up_proj)
+            put(down, module.down_proj)
 
-
-class _MLP:
-    """A feed-forward layer, added to the state."""
-
-    def __init__(self, kind, module, config):
-        self.gated, self.act = module.gated, _activation(config)
-        self.up = _cat_linear(kind, [module.gate_proj, module.up_proj] if module.gated else [module.up_proj])
-        self.down = _cat_linear(kind, [module.down_proj])
-        self.width = module.up_proj.out_features
-
-    def buffers(self, rows: int):
-        inner = torch.empty(rows, self.up.out_features)
-        return (
-            inner,
-            inner[:, : self.width],
-            inner[:, self.width :],
-            torch.empty(rows, self.width, dtype=self.up.dtype),
-        )
-
-    def __call__(self, x: torch.Tensor, h: torch.Tensor, buffers) -> None:
-        inner, gate, up, acted = buffers
-        self.up(h, inner)
-        if self.gated:
-            torch.mul(self.act(gate), up, out=acted)
-        else:
-            acted.copy_(self.act(gate))
-        self.down.add(x, acted)
-
-
-class _SparseBuffers(NamedTuple):
-    """Of `rows` states with k experts each; the last `rows` rows of the joint ones are the shared expert's."""
-
-    logits: torch.Tensor  # [rows, E]
-    inner: torch.Tensor  # [rows * k (+ rows), 2 I], its halves `gate` and `up`
-    gate: torch.Tensor
-    up: torch.Tensor
-    acted: torch.Tensor  # [rows * k (+ rows), I]
-    each: list[tuple[torch.Tensor, torch.Tensor]]  # the routed rows of `inner` and `acted` one by one
-    shared: tuple[torch.Tensor, torch.Tensor]
-    own: tuple | None
-    out: torch.Tensor  # [rows * k, H]
-
-
-class _SparseMLP:
-    """Router, chosen experts and shared expert, added to the state."""
-
-    def __init__(self, kind, module, config, choose):
-        gate, experts = module.gate, module.experts
-        self.config, self.act, self.choose = config, _activation(config), choose
-        self.k, self.width, self.hidden = config.num_experts_per_tok, config.moe_intermediate_size, config.hidden_size
-        self.router = gate.weight.float().t().contiguous()
-        used = gate.has_bias and config.router_bias_in_eval
-        self.correction = gate.e_score_correction_bias.float().clone() if used else None
-        # read once: attributes of a configuration are slow
-        self.softmax, self.normalised = config.scoring_func == "softmax", config.norm_topk_prob
-        self.epsilon, self.factor = config.norm_topk_eps, config.routed_scaling_factor
-        # without groups and bias the best scores are the best logits, and normalised they are those logits' softmax
-        self.plain = self.softmax and self.normalised and config.n_group == 1 and self.correction is None
-        biased = module.expert_biases
-        self.up = [
-            kind(experts.gate_up_proj[e], experts.gate_up_proj_bias[e] if biased else None)
-            for e in range(experts.num_experts)
-        ]
-        self.down = [
-            kind(experts.down_proj[e], experts.down_proj_bias[e] if biased else None)
-            for e in range(experts.num_experts)
-        ]
-        shared = module.shared_experts
-        self.shared = None if shared is None else _MLP(kind, shared, config)
-        # one activation for routed and shared rows where they are as wide
-        self.joint = self.shared is not None and self.shared.width == self.width
-
-    def buffers(self, rows: int) -> _SparseBuffers:
-        routed = rows * self.k
-        joint = routed + (rows if self.joint else 0)
-        inner = torch.empty(joint, 2 * self.width)
-        acted = torch.empty(joint, self.width, dtype=self.up[0].dtype)
-        return _SparseBuffers(
-            logits=torch.empty(rows, self.router.shape[1]),
-            inner=inner,
-            gate=inner[:, : self.width],
-            up=inner[:, self.width :],
-            acted=acted,
-            each=[*zip(inner[:routed].split(1), acted[:routed].split(1))],
-            shared=(inner[routed:], acted[routed:]),
-            own=None if self.shared is None or self.joint else self.shared.buffers(rows),
-            out=torch.empty(routed, self.hidden),
-        )
-
-    def route(self, h: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """States [rows, H] -> (weights, indices) [rows, k], as `MortmTopKRouter`."""
-        torch.mm(h, self.router, out=logits)
-        if self.plain:
-            best, indices = logits.topk(self.k, dim=-1, sorted=False)
-            weights = best.softmax(-1)
-        else:
-            scores = logits.softmax(-1) if self.softmax else logits.sigmoid()
-            indices = self.choose(scores if self.correction is None else scores + self.correction, self.config)
-            weights = scores.gather(-1, indices)
-            if self.normalised:
-                weights = weights / (weights.sum(-1, keepdim=True) + self.epsilon)
-        if self.factor != 1.0:
-            weights = weights * self.factor
-        return weights, indices
-
-    def __call__(self, x: torch.Tensor, h: torch.Tensor, hp: torch.Tensor, b: _SparseBuffers) -> None:
-        """x += the layer's output for the states h, which are given as fp32 and in the matrices' type."""
-        weights, indices = self.route(h, b.logits)
-        if len(x) == 1:
-            self._one(x, hp, weights, indices, b)
-        else:
-            self._many(x, hp, weights, indices, b)
-        if self.joint:
-            self.shared.down.add(x, b.shared[1])
-        elif self.shared is not None:
-            self.shared(x, hp, b.own)
-
-    def _one(self, x, hp, weights, indices, b: _SparseBuffers) -> None:
-        """The chosen experts of one row, one after the other: nothing is gathered."""
-        chosen = indices.tolist()[0]
-        for e, (inner, _) in zip(chosen, b.each):
-            self.up[e](hp, inner)
-        if self.joint:
-            self.shared.up(hp, b.shared[0])
-        torch.mul(self.act(b.gate), b.up, out=b.acted)
-        for e, weight, (_, acted) in zip(chosen, weights.tolist()[0], b.each):
-            self.down[e].add(x, acted, weight)
-
-    def _many(self, x, hp, weights, indices, b: _SparseBuffers) -> None:
-        """Rows sorted by expert, one product for each expert that was chosen."""
-        flat = indices.view(-1).numpy()
-        order = flat.argsort(kind="stable")
-        counts = np.bincount(flat, minlength=len(self.up)).tolist()
-        chosen, sizes = [e for e, n in enumerate(counts) if n], [n for n in counts if n]
-        tokens, order = torch.from_numpy(order // self.k), torch.from_numpy(order)
-        routed = len(order)
-        for e, part, inner in zip(chosen, hp.index_select(0, tokens).split(sizes), b.inner[:routed].split(sizes)):
-            self.up[e](part, inner)
-        if self.joint:
-            self.shared.up(hp, b.shared[0])
-        torch.mul(self.act(b.gate), b.up, out=b.acted)
-        for e, part, out in zip(chosen, b.acted[:routed].split(sizes), b.out.split(sizes)):
-            self.down[e](part, out)
-        x.index_add_(0, tokens, b.out.mul_(weights.view(-1)[order].unsqueeze(1)))
-
-
-def _activation(config):
-    return F.silu if config.hidden_act == "silu" else ACT2FN[config.hidden_act]
-
-
-class _Layer:
-    """One decoder layer's weights."""
-
-    def __init__(self, kind, module, config, order, choose):
-        attention = module.self_attn
-        self.norm_1, self.norm_2 = (
-            _Norm(m, config) for m in (module.input_layernorm, module.post_attention_layernorm)
-        )
-        self.qkv = _cat_linear(kind, [attention.q_proj, attention.k_proj, attention.v_proj], order)
-        self.out = _cat_linear(kind, [attention.o_proj])
-        self.sparse = hasattr(module.mlp, "experts")
-        self.mlp = _SparseMLP(kind, module.mlp, config, choose) if self.sparse else _MLP(kind, module.mlp, config)
-
-
-def _pair_order(heads: int, head_dim: int) -> torch.Tensor:
-    """[heads * head_dim]: half-split rotary dimensions (i, i + d/2) -> side by side."""
-    pairs = torch.arange(head_dim).view(2, -1).t().reshape(-1)
-    return (torch.arange(heads)[:, None] * head_dim + pairs).reshape(-1)
+        row[p.NORM_1], row[p.NORM_2] = self._norm(layer.input_layernorm), self._norm(layer.post_attention_layernorm)
+        put(p.QKV, attention.q_proj, attention.k_proj, attention.v_proj)
+        put(p.OUT, attention.o_proj)
+        row[p.SPARSE] = sparse = hasattr(mlp, "experts")
+        if not sparse:
+            put_mlp(mlp, p.UP, p.DOWN)
+            return row
+        experts, biased = mlp.experts, mlp.expert_biases
+        row[p.ROUTER : p.ROUTER + 3] = self._matrix("tables", mlp.gate.weight, None)
+        if mlp.gate.has_bias and config.router_bias_in_eval:
+            row[p.CORRECTION] = self._place("vectors", mlp.gate.e_score_correction_bias)
+        for column, name in ((p.UP, "gate_up_proj"), (p.DOWN, "down_proj")):
+            bias = getattr(experts, f"{name}_bias") if biased else None
+            row[column : column + 3] = self._matrix("weights", getattr(experts, name), bias)
+        if mlp.shared_experts is not None:
+            put_mlp(mlp.shared_experts, p.SHARED_UP, p.SHARED_DOWN)
+        return row
 
 
 class FastDecoder:
     """A copy of a model's weights, laid out for decoding on a CPU.
 
     ```python
-    decoder = FastDecoder(model, "int8")
+    decoder = FastDecoder(model)
     ids = decoder.generate(input_ids, attention_mask, max_new_tokens=512, logits_processor=[grammar])
     ```
 
     Args:
         model: `MortmForCausalLM` in evaluation mode on a CPU; kept for reading prompts.
         precision: "fp32" (logits within 2e-5 of the model's) or "int8" (weights only; a quarter of the memory).
+        threads: how many share the rows of a batch; None: as many as torch may use.
 
     Raises:
-        GenerationError: a model that `refusal` names, an unknown precision, int8 with widths that are no multiple of
-            16.
+        GenerationError: a model that `refusal` names, an unknown precision.
     """
 
     @torch.no_grad()
-    def __init__(self, model, precision: str = "fp32"):
+    def __init__(self, model, precision: str = "fp32", threads: int | None = None):
         if precision not in PRECISIONS:
             raise GenerationError(
                 f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}", "prompt.argument"
@@ -380,34 +268,23 @@ class FastDecoder:
         reason = refusal(model)
         if reason is not None:
             raise GenerationError(reason, "prompt.argument")
+        self.model, self.precision, self.config, self.fingerprint = model, precision, model.config, weights_of(model)
+        self.threads = torch.get_num_threads() if threads is None else max(int(threads), 1)
+        self.arrays = _Arrays(model, precision)
+        self.kernel = self.arrays.places.step
         config = model.config
-        self.model, self.precision, self.config, self.fingerprint = model, precision, config, weights_of(model)
-        self.matrix = _Int8Matrix if precision == "int8" else _Matrix
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
         self.rope = config.position_embedding_type == "rope"
-        self.order = None
-        if self.rope:
-            turned = (self.heads + self.kv_heads) * self.head_dim
-            straight = torch.arange(turned, turned + self.kv_heads * self.head_dim)
-            self.order = torch.cat([_pair_order(self.heads + self.kv_heads, self.head_dim), straight])
-        from .modeling_mortm import choose_experts
+        self.slopes = np.zeros(config.num_attention_heads, dtype=np.float32)
+        if not self.rope:
+            self.slopes = model.model.alibi.slopes.float().numpy().copy()
 
-        base = model.model
-        layers = base.layers[: config.num_hidden_layers]
-        self.layers = [_Layer(self.matrix, layer, config, self.order, choose_experts) for layer in layers]
-        self.norm = _Norm(base.norm, config)
-        self.embedding = base.embed_tokens.weight.float().clone()
-        self.head = _cat_linear(_Matrix, [model.lm_head])
-
-    def rotations(self, length: int) -> torch.Tensor:
-        """[length, head_dim / 2] complex: cos + i sin of every position, from the model's own tables."""
-        cos, sin = self.model.model.rotary_emb(torch.empty(1), position_ids=torch.arange(length)[None])
-        half = self.head_dim // 2
-        return torch.complex(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+    def rotations(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin [length, head_dim / 2] of every position, from the model's own tables."""
+        if not self.rope:
+            return np.zeros((1, 0), dtype=np.float32), np.zeros((1, 0), dtype=np.float32)
+        tables = self.model.model.rotary_emb(torch.empty(1), position_ids=torch.arange(length)[None])
+        cos, sin = (table[0, :, : self.config.head_dim // 2].contiguous().numpy() for table in tables)
+        return cos, sin
 
     def start(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, max_new_tokens: int = 512
@@ -430,8 +307,8 @@ class FastDecoder:
     ) -> torch.Tensor:
         """Prompts [batch, length] -> prompts and answers [batch, length + new], as greedy `model.generate`.
 
-        The processors are called as `generate` calls them, so one that adds noise samples (`SeededChoice`). Rows that
-        have ended are filled with `pad_token_id`; all ends when all have.
+        The processors do what they do in `generate`, so one that adds noise samples (`SeededChoice`). Rows that have
+        ended are filled with `pad_token_id`; all ends when all have.
         """
         config = self.config
         ends = config.eos_token_id if eos_token_id is None else eos_token_id
@@ -445,23 +322,30 @@ class FastDecoder:
             state = self.start(input_ids, attention_mask, max_new_tokens)
             ids = torch.full((batch, length + max_new_tokens), pad, dtype=torch.long)
             ids[:, :length] = input_ids
-            done = torch.zeros(batch, dtype=torch.bool)
-            ends = torch.tensor(ends, dtype=torch.long)
-            scores = state.logits
+            token, rows = np.full(batch, pad), np.arange(batch)
+            columns, logits = ids.numpy(), state.logits.numpy()
+            chain = read_chain(logits_processor)
+            choose = None if chain is None else FusedChoice(chain, input_ids, logits.shape[1])
             for at in range(length, length + max_new_tokens):
-                so_far = ids[:, :at]
-                for processor in logits_processor:
-                    scores = processor(so_far, scores)
-                token = scores.argmax(-1).masked_fill_(done, pad)
-                ids[:, at] = token
+                scores = state.logits
+                if choose is not None:
+                    choose(logits, at, rows, token)
+                else:
+                    for processor in logits_processor:
+                        scores = processor(ids[:, :at], scores)
+                    token[rows] = scores.argmax(-1).numpy()[rows]
+                columns[:, at] = token
                 if streamer is not None:
-                    streamer.put(token)
-                done |= torch.isin(token, ends)
-                for criterion in stopping_criteria:
-                    done |= criterion(ids[:, : at + 1], scores)
-                if done.all() or at + 1 == ids.shape[1]:
+                    streamer.put(torch.from_numpy(token.copy()))
+                ended = [token == end for end in ends]
+                ended += [criterion(ids[:, : at + 1], scores).numpy() for criterion in stopping_criteria]
+                stop = np.logical_or.reduce(ended)[rows] if ended else np.zeros(len(rows), dtype=bool)
+                if stop.any():
+                    token[rows[stop]] = pad
+                    rows = rows[~stop]
+                if not len(rows) or at + 1 == ids.shape[1]:
                     break
-                scores = state.step(token)
+                state.advance(token, rows)
         if streamer is not None:
             streamer.end()
         return ids[:, : at + 1].clone()
@@ -472,27 +356,37 @@ class DecodingState:
 
     @torch.inference_mode()
     def __init__(self, decoder: FastDecoder, input_ids, attention_mask, max_new_tokens: int):
-        self.decoder, d = decoder, decoder
-        rows, length = input_ids.shape
-        room = length + max_new_tokens
-        hidden, heads, kv, dim = d.config.hidden_size, d.heads, d.kv_heads, d.head_dim
-        self.length, self.room = length, room
-        self.shape, self.heard_as = (rows, d.head.out_features), (rows, heads * dim)
+        self.decoder, config = decoder, decoder.config
+        batch, length = input_ids.shape
+        self.room, self.made = max_new_tokens, 0
+        heads, kv, dim, k = (
+            *(config.num_attention_heads, config.num_key_value_heads, config.head_dim),
+            config.num_experts_per_tok,
+        )
         # untouched pages of a buffer take no memory, so room is cheap
-        self.cache = torch.empty(len(d.layers), rows, 2, kv, room, dim)
-        self.keys, self.values = self.cache.unbind(2)
-        self.doubled = torch.zeros(rows, 2 * hidden)
-        self.x, self.negative = self.doubled[:, :hidden], self.doubled[:, hidden:]
-        qkv = self.qkv = torch.empty(rows, (heads + 2 * kv) * dim)
-        self.turned = torch.view_as_complex(qkv.view(rows, heads + 2 * kv, -1, 2)[:, : heads + kv]) if d.rope else None
-        self.query = qkv[:, : heads * dim].view(rows, kv, heads // kv, dim)
-        self.fresh = qkv[:, heads * dim :].view(rows, 2, kv, dim)  # the new key and value
-        self.inner = [layer.mlp.buffers(rows) for layer in d.layers]
+        shape = (2 * config.num_hidden_layers, batch, kv, max_new_tokens, dim)
+        self.cache = np.empty(shape, dtype=np.float32)
+        widest = max(
+            *(config.intermediate_size, config.moe_intermediate_size, config.shared_expert_intermediate_size),
+        )
+        self.buffers = (
+            *(np.zeros((batch, config.hidden_size), dtype=np.float32) for _ in range(2)),
+            np.zeros((batch, (heads + 2 * kv) * dim), dtype=np.float32),
+            *(np.zeros((heads, batch, dim), dtype=np.float32) for _ in range(2)),
+            np.zeros((batch, heads * dim), dtype=np.float32),
+            np.zeros((batch, max(length + self.room, config.num_local_experts)), dtype=np.float32),
+            np.zeros((batch * k, 2 * widest), dtype=np.float32),
+            np.zeros((batch * k, config.hidden_size), dtype=np.float32),
+            np.zeros((batch, k), dtype=np.int64),
+            np.zeros((batch, k), dtype=np.float32),
+        )
+        self.cos, self.sin = decoder.rotations(length + self.room)
         self.logits = self._read(input_ids, attention_mask)
+        announce(decoder.kernel)
 
     def _read(self, input_ids, attention_mask) -> torch.Tensor:
         """The prompts through the model; its cache is copied into ours."""
-        d, model, length = self.decoder, self.decoder.model, self.length
+        model = self.decoder.model
         attention_mask = None if attention_mask is None else attention_mask.long()
         padded = attention_mask is not None and not bool(attention_mask.all())
         if padded and not bool((attention_mask[:, -1] == 1).all() and (attention_mask.diff(dim=1) >= 0).all()):
@@ -503,7 +397,7 @@ class DecodingState:
         mask = attention_mask if padded else torch.ones_like(input_ids)
         rows, place = torch.cat([input_ids, mask], dim=1).unique(dim=0, return_inverse=True)
         ids, mask = rows.chunk(2, dim=1)
-        cache = DynamicCache(config=d.config)
+        cache = DynamicCache(config=self.decoder.config)
         logits = model(
             ids,
             attention_mask=mask if padded else None,
@@ -512,71 +406,44 @@ class DecodingState:
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        pairs = None if d.order is None else torch.arange(d.head_dim).view(2, -1).t().reshape(-1)
-        for i in range(len(d.layers)):
-            key, value = cache.layers[i].keys, cache.layers[i].values
-            self.keys[i, :, :, :length] = (key if pairs is None else key[..., pairs])[place]
-            self.values[i, :, :, :length] = value[place]
-        # what depends on the place only, for all steps
-        self.turns = self.bias = None
-        first = torch.zeros(1, dtype=torch.long)
-        if padded:
-            first = (attention_mask == 0).sum(1)
-            self.bias = torch.zeros(len(input_ids), 1, 1, self.room)
-            self.bias[:, 0, 0, :length].masked_fill_(attention_mask == 0, -torch.inf)
-        if d.rope:
-            table = d.rotations(self.room)
-            self.turns = table[(torch.arange(self.room)[:, None] - first).clamp_min(0)].unsqueeze(2)
-        else:
-            # -slope * (distance to the last key), read from the end: exact at any length
-            slopes = model.model.alibi.slopes.float().view(d.kv_heads, -1, 1)
-            self.penalty = slopes * torch.arange(1 - self.room, 1)
-        return logits[place].float()
+        both = [getattr(layer, name) for name in ("keys", "values") for layer in cache.layers]
+        self.prompt = torch.stack(both).float().numpy()
+        self.source = place.numpy()
+        self.first = (mask == 0).sum(1)[place].numpy()
+        return logits[place].float().contiguous()
 
-    def _bias(self, n: int) -> torch.Tensor | None:
-        """What is added to the scores of `n` keys."""
-        bias = None if self.bias is None else self.bias[..., :n]
-        if self.decoder.rope:
-            return bias
-        penalty = self.penalty[None, ..., self.room - n :]
-        return penalty if bias is None else penalty + bias
-
-    @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """One more token a row [batch] -> `logits` [batch, vocab].
 
         Raises:
-            PromptError: there is no room left.
+            GenerationError: there is no room left.
         """
-        d, at = self.decoder, self.length
-        if at >= self.room:
-            raise PromptError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
-        n = self.length = at + 1
-        doubled, x, negative, qkv, fresh = self.doubled, self.x, self.negative, self.qkv, self.fresh
-        query, turned, heard_as = self.query, self.turned, self.heard_as
-        half, bias = d.matrix.dtype != torch.float32, self._bias(n)
-        turn = None if turned is None else self.turns[at]
-        x.copy_(F.embedding(tokens, d.embedding))
-        keys, values = self.keys.narrow(3, 0, n).unbind(0), self.values.narrow(3, 0, n).unbind(0)
-        places = self.cache.select(4, at).unbind(0)
-        for layer, key, value, place, inner in zip(d.layers, keys, values, places, self.inner):
-            h = layer.norm_1(doubled, x, negative)
-            layer.qkv(h.bfloat16() if half else h, qkv)
-            if turn is not None:
-                turned.mul_(turn)
-            place.copy_(fresh)
-            # the heads that share a key are the queries of one product
-            heard = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).reshape(heard_as)
-            layer.out.add(x, heard.bfloat16() if half else heard)
-            h = layer.norm_2(doubled, x, negative)
-            hp = h.bfloat16() if half else h
-            if layer.sparse:
-                layer.mlp(x, h, hp, inner)
-            else:
-                layer.mlp(x, hp, inner)
-        self.logits = torch.empty(self.shape)
-        d.head(d.norm(doubled, x, negative), self.logits)
+        self.advance(np.ascontiguousarray(tokens.numpy()), np.arange(len(tokens)))
         return self.logits
+
+    def advance(self, tokens: np.ndarray, rows: np.ndarray) -> None:
+        """`step` for some rows; the others' logits stay as they are.
+
+        Args:
+            tokens: [batch] ids.
+            rows: [n] the rows that go on.
+        """
+        d, a = self.decoder, self.decoder.arrays
+        if self.made >= self.room:
+            raise GenerationError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
+        given = a.weights, a.tables, a.vectors, a.sizes, a.reals, a.layers, d.slopes, self.cos, self.sin
+        given += self.prompt, self.source, self.first, self.cache, self.made
+        rest = tokens, *self.buffers, self.logits.numpy()
+        if d.threads == 1 or len(rows) == 1:
+            d.kernel(*given, rows, *rest)
+        else:
+            list(_pool(d.threads).map(lambda part: d.kernel(*given, part, *rest), np.array_split(rows, d.threads)))
+        self.made += 1
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
 
 
 def weights_of(model) -> tuple:
@@ -586,4 +453,46 @@ def weights_of(model) -> tuple:
     return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
 
 
-__all__ = ["DecodingState", "FastDecoder", "parse_precision", "refusal", "unsupported_arguments", "weights_of"]
+def decoder_for(model, fast, unsupported: list[str], known: dict[str, FastDecoder]) -> FastDecoder | None:
+    """The decoder of a call of a pipeline, or None where `generate` decodes.
+
+    Args:
+        model: the pipeline's.
+        fast: its argument: None (wherever the music is the same), False (never), True, "fp32" or "int8".
+        unsupported: names of the call's arguments that a decoder would not obey (`unsupported_arguments`).
+        known: decoders made so far by precision; a new one takes the place of one whose weights have changed.
+
+    Raises:
+        GenerationError: `fast` with a model or with arguments that it does not serve, or another value of it.
+    """
+    precision = parse_precision(fast)
+    if fast is None:  # models of half precision compute in it, a decoder would not
+        if unsupported or refusal(model) is not None or any(p.dtype != torch.float32 for p in model.parameters()):
+            return None
+        precision = "fp32"
+    if precision is None:
+        return None
+    if unsupported:
+        raise GenerationError(
+            f"fast decoding does not serve {', '.join(dict.fromkeys(unsupported))}: leave that out, or leave out fast",
+            "prompt.argument",
+        )
+    if missing() is not None:
+        logger.warning_once(f"{missing()}; generate() decodes")
+        return None
+    decoder = known.get(precision)
+    if decoder is None or decoder.model is not model or decoder.fingerprint != weights_of(model):
+        known.pop(precision, None)  # before the new one takes its memory
+        decoder = known[precision] = FastDecoder(model, precision)
+    return decoder
+
+
+__all__ = [
+    "DecodingState",
+    "FastDecoder",
+    "decoder_for",
+    "parse_precision",
+    "refusal",
+    "unsupported_arguments",
+    "weights_of",
+]

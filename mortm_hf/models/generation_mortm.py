@@ -184,6 +184,26 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
                 code="prompt.too_long",
             )
 
+    def begin(self, input_ids: torch.LongTensor, size: int) -> tuple[Grammar, GrammarState, np.ndarray | None]:
+        """For callers that step the grammar themselves, what stands after the prompts `[B, T]`.
+
+        Args:
+            input_ids: `[B, T]` prompts.
+            size: the model's `vocab_size`.
+
+        Returns:
+            The machine, the rows' states, and `[B]` the column at which each row's budget ends (None: no budget).
+
+        Raises:
+            PromptError: see the class.
+        """
+        tables = self._tables
+        if tables is None or tables.size != size:
+            self._tables = VocabularyTables(self.vocabulary, self.dialect, size)
+            self._forget()
+        state, left = self._state(input_ids.cpu().numpy()), self._remaining(input_ids.shape[1])
+        return self._grammar, state, None if left is None else left + input_ids.shape[1]
+
     def allowed(self, input_ids: torch.LongTensor, size: int) -> np.ndarray:
         """The tokens that may come next.
 
@@ -197,12 +217,8 @@ class MetricGrammarLogitsProcessor(LogitsProcessor):
         Raises:
             PromptError: see the class.
         """
-        tables = self._tables
-        if tables is None or tables.size != size:
-            self._tables = VocabularyTables(self.vocabulary, self.dialect, size)
-            self._forget()
-        state = self._state(input_ids.cpu().numpy())
-        mask = self._grammar.allowed(state, self._remaining(input_ids.shape[1]))
+        grammar, state, ends = self.begin(input_ids, size)
+        mask = grammar.allowed(state, None if ends is None else ends - input_ids.shape[1])
         lost = ~mask.any(1)  # a beam of probability zero: keep its scores finite
         mask[lost, 0] = True
         return mask

@@ -50,14 +50,20 @@ class SeededChoice(LogitsProcessor):
         self.seeds, self.stream, self.start = list(seeds), stream, start
         self._block, self._noise = -1, None
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        block, place = divmod(input_ids.shape[1] - self.start, NOISE_BLOCK)
-        if block != self._block:
-            noise = torch.empty(len(self.seeds), NOISE_BLOCK, scores.shape[1])
+    def block(self, index: int, size: int) -> torch.Tensor:
+        """The noise of `NOISE_BLOCK` positions, [rows, positions, size]."""
+        if index != self._block:
+            noise = torch.empty(len(self.seeds), NOISE_BLOCK, size)
             for row, seed in enumerate(self.seeds):
-                mixed = np.random.SeedSequence([seed, self.stream, block]).generate_state(1, np.uint64)
+                mixed = np.random.SeedSequence([seed, self.stream, index]).generate_state(1, np.uint64)
                 noise[row].exponential_(generator=torch.Generator().manual_seed(int(mixed[0] >> np.uint64(1))))
-            self._block, self._noise = block, noise.clamp_min_(1e-30).log_().neg_().to(scores.device)
+            self._block, self._noise = index, noise.clamp_min_(1e-30).log_().neg_()
+        return self._noise
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        index, place = divmod(input_ids.shape[1] - self.start, NOISE_BLOCK)
+        if self.block(index, scores.shape[1]).device != scores.device:
+            self._noise = self._noise.to(scores.device)
         return scores + self._noise[:, place]
 
 

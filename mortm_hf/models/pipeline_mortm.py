@@ -23,7 +23,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.utils import logging
 
 from .errors_mortm import GenerationError, PromptError
-from .generation_cpu import FastDecoder, parse_precision, unsupported_arguments, weights_of
+from .generation_cpu import FastDecoder, decoder_for, unsupported_arguments
 from .generation_mortm import MetricGrammarLogitsProcessor
 from .generation_sampling import SAMPLING_NAMES, BarListener, FiniteLogits, SeededChoice, sampling_filters
 from .generation_windows import PAST_BARS, SongRequest, SongRow
@@ -120,26 +120,14 @@ class MidiPipeline(MusicPipeline):
         return chosen, {**given, "generation_config": plain}
 
     def _decoder(self, fast, beams: int, others: dict) -> FastDecoder | None:
-        """The fast decoder that a call asks for, made once and again when the model's weights have changed.
+        """The fast decoder of a call, made once and again when the model's weights have changed; None: `generate`.
 
         Raises:
             GenerationError: `fast` with a model or with arguments that it does not serve.
         """
-        precision = parse_precision(fast)
-        if precision is None:
-            return None
-        others = dict(others)
-        config = others.pop("generation_config")
-        names = ["num_beams"] * (beams > 1) + unsupported_arguments(config, others | {"num_beams": None})
-        if names:
-            raise GenerationError(
-                f"fast decoding does not serve {', '.join(dict.fromkeys(names))}: leave that out, or leave out fast"
-            )
-        decoder = self._decoders.get(precision)
-        if decoder is None or decoder.model is not self.model or decoder.fingerprint != weights_of(self.model):
-            self._decoders.pop(precision, None)  # before the new one takes its memory
-            decoder = self._decoders[precision] = FastDecoder(self.model, precision)
-        return decoder
+        others = {**others, "num_beams": None}
+        names = unsupported_arguments(others.pop("generation_config"), others)
+        return decoder_for(self.model, fast, ["num_beams"] * (beams > 1) + names, self._decoders)
 
     def _answers(self, pieces, seed=None, num_return_sequences=1, progress=None, callback=None, fast=None, **generate):
         copies = int(num_return_sequences)
@@ -329,9 +317,9 @@ class MidiGenerationPipeline(MidiPipeline):
         callback: called with a dict for every finished bar: `input`, `sequence`, `bar`, `track`, `instrument`, `notes`
             `[n, 4]` (onset in the bar in ticks of 24 a quarter, pitch, duration, velocity), `token_ids`.
         progress: show a progress bar; by default where there are several windows.
-        fast: decode with `FastDecoder` on a CPU: True or "fp32" for the same music in less time, "int8" for less still
-            with rounded weights. Sampling, greedy search, batches and callbacks as ever; beams, assistant models and
-            other arguments of `generate` are refused.
+        fast: whether `FastDecoder` decodes, on a CPU: None wherever it serves the call with the same music (sampling,
+            greedy search, batches and callbacks; not beams, assistant models and other arguments of `generate`); True
+            or "fp32" to have those refused, "int8" with rounded weights, False never.
         new_bars_only: `score` and `midi` hold only the new bars and the generated tracks, from time 0.
         kwargs: arguments of `generate` (temperature, top_p, top_k, do_sample, num_beams, streamer, ...).
 
