@@ -38,7 +38,7 @@ from mortm_hf.data.manifest import CorpusFilter, Selection
 from mortm_hf.data.open import build_store
 from mortm_hf.evaluation.chord_baselines import Majority, Templates
 from mortm_hf.evaluation.chord_estimation import METRICS, compare, notes_only, summary
-from mortm_hf.models.music_harmony import QUALITY_NAMES
+from mortm_hf.models.music_names import QUALITY_NAMES
 from mortm_hf.models.music_score import MetricScore
 
 

@@ -19,7 +19,8 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from ..models.errors_mortm import VocabularyError
-from ..models.music_harmony import MAJOR_KEYS, MINOR_KEYS, ROOT_NAMES, split_key
+from ..models.music_harmony import MAJOR_KEYS, MINOR_KEYS, split_key
+from ..models.music_names import ROOT_NAMES
 
 
 # openewld counts chord times in seconds at 100 quarters a minute whatever the tempo of the MIDI file is: with it the

@@ -24,16 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from ..models.music_grid import TICKS_PER_QUARTER
-from ..models.music_harmony import (
-    BASS_NAMES,
-    NO_CHORD,
-    QUALITY_NAMES,
-    QUALITY_TONES,
-    estimate_keys,
-    merge_repeats,
-    pitch_class_histogram,
-)
-from ..models.music_names import DRUMS, METERS
+from ..models.music_harmony import NO_CHORD, QUALITY_TONES, estimate_keys, merge_repeats, pitch_class_histogram
+from ..models.music_names import BASS_NAMES, DRUMS, METERS, QUALITY_NAMES
 from ..models.music_score import ChordTable, MetricScore
 from .annotations import PITCH_ROOT, PITCHES
 
@@ -152,7 +144,14 @@ def default_profiles() -> Profiles:
 
 @dataclass(frozen=True)
 class SongSound:
-    """What the search needs of one song."""
+    """What the search needs of one song.
+
+    Attributes:
+        beats: its beats.
+        profile: `[n_beats, 12]` ticks sounded by each pitch class.
+        lowest: `[n_beats]` lowest pitch, -1 in silence.
+        key: index into `ESTIMATED_KEYS`, -1 where nothing pitched sounds.
+    """
 
     beats: Beats
     profile: np.ndarray
@@ -161,6 +160,7 @@ class SongSound:
 
     @classmethod
     def of(cls, score: MetricScore) -> SongSound:
+        """The sound of a song."""
         beats = beats_of(score)
         profile, lowest = sounding(score, beats)
         return cls(beats, profile, lowest, int(estimate_keys(pitch_class_histogram(score))[0]))

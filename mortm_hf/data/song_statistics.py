@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..models.music_harmony import ESTIMATED_KEYS, QUALITY_NAMES, ROOT_NAMES, estimate_keys, key_twins
+from ..models.music_harmony import ESTIMATED_KEYS, estimate_keys, key_twins
 from ..models.music_instruments import instrument_name
-from ..models.music_names import DRUMS, METERS, TEMPO_CENTRES
+from ..models.music_names import DRUMS, METERS, QUALITY_NAMES, ROOT_NAMES, TEMPO_CENTRES
 from ..models.prompt_building import training_example
 from ..models.token_vocabulary import MetricVocabulary
 from .schema import SongRows, table_of

@@ -26,13 +26,12 @@ from ..data.annotations import PITCH_ROOT, ROOT_PITCH
 from ..models.music_harmony import (
     ESTIMATED_KEYS,
     NO_CHORD,
-    QUALITY_NAMES,
     QUALITY_TONES,
     estimate_keys,
     merge_repeats,
     pitch_class_histogram,
 )
-from ..models.music_names import DRUMS
+from ..models.music_names import DRUMS, QUALITY_NAMES
 from ..models.music_score import ChordTable, MetricScore
 from .chord_estimation import METRICS, compare
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from ..data.annotations import PITCH_ROOT, ROOT_PITCH
 from ..data.examples import transpose, transposition_range
-from ..models.music_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, estimate_key, merge_repeats
+from ..models.music_harmony import NO_CHORD, estimate_key, merge_repeats
+from ..models.music_names import QUALITY_NAMES, ROOT_NAMES
 from ..models.music_score import ChordTable, MetricScore
 from ..models.prompt_building import MetricPrompt, build_prompt
 from .intervals import ratio

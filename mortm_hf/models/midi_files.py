@@ -21,8 +21,18 @@ import numpy as np
 from .errors_mortm import MidiError
 from .midi_events import midi_bytes, plain_escapes
 from .music_grid import TICKS_PER_QUARTER, BarTable, bars_of_meters, round_to_grid
-from .music_harmony import BASS_NAMES, QUALITY_NAMES, ROOT_NAMES
-from .music_names import DRUMS, GENRES, KEY_NAMES, MAX_DURATION, METERS, TEMPO_CENTRES, tempo_bin
+from .music_names import (
+    BASS_NAMES,
+    DRUMS,
+    GENRES,
+    KEY_NAMES,
+    MAX_DURATION,
+    METERS,
+    QUALITY_NAMES,
+    ROOT_NAMES,
+    TEMPO_CENTRES,
+    tempo_bin,
+)
 from .music_score import ChordTable, CodecReport, MetricScore
 
 

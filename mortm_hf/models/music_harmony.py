@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -468,3 +469,25 @@ def chord_tones(root: int, quality: int) -> tuple[int, ...]:
     name = ROOT_NAMES[root]
     base = _LETTER[name[0]] + _accidental(name[1:])
     return tuple(sorted((base + t) % 12 for t in QUALITY_TONES[QUALITY_NAMES[quality]]))
+
+
+def with_chords(window: MetricScore) -> MetricScore | None:
+    """A window with chords from its first tick on (no chord is stated where none sounds yet).
+
+    Args:
+        window: music with chords.
+
+    Returns:
+        None where it has no chord at all.
+    """
+    table = window.chords
+    if table is None or not len(table):
+        return None
+    if table.onset[0] > 0:
+        columns = zip(NO_CHORD, (table.root, table.quality, table.bass))
+        silence = (np.append(value, column).astype(np.int16) for value, column in columns)
+        table = ChordTable(np.append(0, table.onset), *silence)
+    table = merge_repeats(table)
+    if len(table) == 1 and int(table.root[0]) == NO_CHORD[0]:
+        return None
+    return replace(window, chords=table)

@@ -21,7 +21,8 @@ import numpy as np
 
 from .errors_mortm import PromptError
 from .music_grid import BarTable
-from .music_harmony import NO_CHORD, QUALITY_NAMES, QUALITY_TONES, nearest_quality
+from .music_harmony import NO_CHORD, QUALITY_TONES, nearest_quality
+from .music_names import QUALITY_NAMES
 from .music_score import ChordTable, MetricScore, append_bars, match_tracks, merge_infill
 from .prompt_passage import DEFAULT_BARS, Passage, asked_passage, song_passage
 from .prompt_words import TASKS, read_task, words_of_header

@@ -17,14 +17,14 @@ Knows: `MetricScore`, words of a request, controls. Must not know: token ids, mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from .errors_mortm import PromptError
 from .music_grid import BarTable, continued_bars, is_pair
-from .music_harmony import NO_CHORD, chord_table, merge_repeats
+from .music_harmony import chord_table, with_chords
 from .music_instruments import parse_instrument
 from .music_names import DRUMS, METERS
 from .music_score import ChordTable, MetricScore, is_chord_table, is_score, match_tracks
@@ -485,28 +485,6 @@ def _silence(bars: BarTable, chords: ChordTable) -> MetricScore:
     columns = dict.fromkeys(("track", "onset", "pitch", "duration", "velocity"), none)
     programs, tempo = np.zeros(1, dtype=np.int16), np.full(bars.n_bars, -1, dtype=np.int16)
     return MetricScore(bars=bars, programs=programs, tempo=tempo, chords=chords, **columns)
-
-
-def with_chords(window: MetricScore) -> MetricScore | None:
-    """A window with chords from its first tick on (no chord is stated where none sounds yet).
-
-    Args:
-        window: music with chords.
-
-    Returns:
-        None where it has no chord at all.
-    """
-    table = window.chords
-    if table is None or not len(table):
-        return None
-    if table.onset[0] > 0:
-        columns = zip(NO_CHORD, (table.root, table.quality, table.bass))
-        silence = (np.append(value, column).astype(np.int16) for value, column in columns)
-        table = ChordTable(np.append(0, table.onset), *silence)
-    table = merge_repeats(table)
-    if len(table) == 1 and int(table.root[0]) == NO_CHORD[0]:
-        return None
-    return replace(window, chords=table)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

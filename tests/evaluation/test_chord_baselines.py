@@ -7,8 +7,8 @@ import pytest
 
 from mortm_hf.evaluation.chord_baselines import Majority, Templates, _viterbi, profiles
 from mortm_hf.evaluation.chord_estimation import compare
-from mortm_hf.models.music_harmony import QUALITY_NAMES, ROOT_NAMES, chord_table
-from mortm_hf.models.music_names import DRUMS
+from mortm_hf.models.music_harmony import chord_table
+from mortm_hf.models.music_names import DRUMS, QUALITY_NAMES, ROOT_NAMES
 from tests.evaluation.small_scores import melody, passage
 
 

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from mortm_hf.data.annotations import PITCH_ROOT, ROOT_PITCH
 from mortm_hf.data.examples import transpose
 from mortm_hf.evaluation.chord_estimation import (
     HARTE,
-    PITCH_ROOT,
-    ROOT_PITCH,
     ChordReading,
     compare,
     elect,
@@ -19,7 +18,8 @@ from mortm_hf.evaluation.chord_estimation import (
     paired,
     summary,
 )
-from mortm_hf.models.music_harmony import NO_CHORD, QUALITY_NAMES, QUALITY_TONES, ROOT_NAMES, chord_table
+from mortm_hf.models.music_harmony import NO_CHORD, QUALITY_TONES, chord_table
+from mortm_hf.models.music_names import QUALITY_NAMES, ROOT_NAMES
 from mortm_hf.models.prompt_building import training_example
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 from tests.evaluation.small_scores import melody, passage

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from test_attention_mortm import eager_flex, flash, switch  # noqa: F401 (fixtures)
 from upstream_loader import upstream_config, upstream_weights
 
+from mortm_hf.models.attention_mortm import alibi_slopes
 from mortm_hf.models.configuration_bertm import BertmConfig
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_bertm import (
@@ -21,7 +22,7 @@ from mortm_hf.models.modeling_bertm import (
     BertmForTokenClassification,
     BertmModel,
 )
-from mortm_hf.models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification, alibi_slopes
+from mortm_hf.models.modeling_mortm import MortmForCausalLM, MortmForSequenceClassification
 
 
 UPSTREAM = Path(__file__).parents[1] / "fixtures" / "upstream_heads"

@@ -13,6 +13,7 @@ from transformers import AutoConfig, StaticCache
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from upstream_loader import upstream_config, upstream_weights
 
+from mortm_hf.models.attention_mortm import alibi_slopes
 from mortm_hf.models.configuration_mortm import MortmConfig
 from mortm_hf.models.modeling_mortm import (
     MortmExperts,
@@ -20,7 +21,6 @@ from mortm_hf.models.modeling_mortm import (
     MortmForSequenceClassification,
     MortmModel,
     MortmTopKRouter,
-    alibi_slopes,
     choose_experts,
     load_balancing_loss,
 )

@@ -6,13 +6,10 @@ import pytest
 from mortm_hf.models.midi_chords import is_chord_file, parse_chord_text, read_chord_file
 from mortm_hf.models.music_grid import BarTable
 from mortm_hf.models.music_harmony import (
-    BASS_NAMES,
     ESTIMATED_KEYS,
     KEY_PROFILES,
     NO_CHORD,
-    QUALITY_NAMES,
     QUALITY_TONES,
-    ROOT_NAMES,
     chord_symbol,
     chord_table,
     chord_tones,
@@ -28,7 +25,7 @@ from mortm_hf.models.music_harmony import (
     pitch_class_histogram,
     split_key,
 )
-from mortm_hf.models.music_names import DRUMS, KEY_NAMES, METERS
+from mortm_hf.models.music_names import BASS_NAMES, DRUMS, KEY_NAMES, METERS, QUALITY_NAMES, ROOT_NAMES
 from mortm_hf.models.music_score import MetricScore
 
 

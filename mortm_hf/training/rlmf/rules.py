@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...models.music_harmony import NO_CHORD, QUALITY_NAMES, ROOT_NAMES, chord_tones, split_key
-from ...models.music_names import DRUMS, KEY_NAMES
+from ...models.music_harmony import NO_CHORD, chord_tones, split_key
+from ...models.music_names import DRUMS, KEY_NAMES, QUALITY_NAMES, ROOT_NAMES
 from ...models.token_vocabulary import MetricVocabulary, TokenKind
 
 
