@@ -58,9 +58,14 @@ def add_command(commands) -> None:
     add("--quick", action="store_true", help="few samples and windows: minutes on one core")
     add("--parts", help="some of bits,grammar,control,music,chords (default: all)")
     add("--samples", type=at_least(2), metavar="N", help="samples a set (default: 200; quick: 12)")
-    many = {"type": at_least(0), "metavar": "N"}
-    add("--windows", dest="bits_windows", **many, help="windows of each corpus for bits (0: all)")
-    add("--chord-songs", **many, help="songs of each corpus for chords (0: all)")
+    add(
+        "--windows",
+        dest="bits_windows",
+        type=at_least(0),
+        metavar="N",
+        help="windows of each corpus for bits (0: all)",
+    )
+    add("--chord-songs", type=at_least(0), metavar="N", help="songs of each corpus for chords (0: all)")
     add("--batch", type=at_least(1), metavar="N", help="samples drawn together (default: 32)")
 
     add = parser.add_argument_group("sampling").add_argument

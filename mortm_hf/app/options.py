@@ -1,7 +1,7 @@
-"""Values of command-line options: parsing them, with messages for people.
+"""Values of command-line options: parsing them, handing them on; and packages that a command needs.
 
-Knows: strings. Must not know: music theory (keys, chords and instruments are
-checked by the package).
+Knows: strings, which packages there are. Must not know: music theory (keys, chords and instruments are checked by the
+package).
 """
 
 from __future__ import annotations

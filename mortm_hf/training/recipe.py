@@ -368,7 +368,7 @@ def _check_structured(path: Path, structured: dict) -> None:
                 f"{path}: {name} is two whole numbers from {least} on, least and most, as [4, 8]; not {pair!r}"
             )
         structured[name] = tuple(pair)
-    for name in {"tasks", "corpora"} & structured.keys():
+    for name in [name for name in ("tasks", "corpora") if name in structured]:
         structured[name] = structured[name] or {}
         if not isinstance(structured[name], dict):
             raise TrainingError(f"{path}: {name} has a line for each, `name: ...`, not {structured[name]!r}")
