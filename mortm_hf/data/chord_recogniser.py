@@ -152,7 +152,14 @@ def default_profiles() -> Profiles:
 
 @dataclass(frozen=True)
 class SongSound:
-    """What the search needs of one song."""
+    """What the search needs of one song.
+
+    Attributes:
+        beats: its beats.
+        profile: `[n_beats, 12]` ticks sounded by each pitch class.
+        lowest: `[n_beats]` the lowest pitch, -1 in silence.
+        key: index into `ESTIMATED_KEYS`, -1 where there is none.
+    """
 
     beats: Beats
     profile: np.ndarray
@@ -161,6 +168,7 @@ class SongSound:
 
     @classmethod
     def of(cls, score: MetricScore) -> SongSound:
+        """What sounds in a song."""
         beats = beats_of(score)
         profile, lowest = sounding(score, beats)
         return cls(beats, profile, lowest, int(estimate_keys(pitch_class_histogram(score))[0]))
