@@ -36,8 +36,8 @@ from .music_instruments import instrument_name
 from .music_names import MAX_COUNTED_BARS, METERS
 from .music_score import ChordTable
 from .pipeline_midi import MusicPipeline
-from .prompt_passage import DEFAULT_BARS, spread_chords
-from .prompt_words import bar_range, is_file, whole_number
+from .prompt_passage import DEFAULT_BARS
+from .prompt_words import bar_range, is_file, spread_chords, whole_number
 from .token_codec import parse_segment
 from .token_headers import CONTROLS
 

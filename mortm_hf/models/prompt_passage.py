@@ -28,7 +28,7 @@ from .music_harmony import chord_table, with_chords
 from .music_instruments import parse_instrument
 from .music_names import DRUMS, METERS
 from .music_score import ChordTable, MetricScore, is_chord_table, is_score, match_tracks
-from .prompt_words import Words, bar_range, bars_of_meter, read_chords, read_words
+from .prompt_words import Words, bar_range, bars_of_meter, read_words, spread_chords
 from .token_codec import uses_velocity
 from .token_controls import Described
 from .token_headers import Header, describe, without
@@ -416,39 +416,6 @@ def _asked_header(words: Words, players: _Players, blocks: _Blocks, bars: BarTab
         sources=tuple(s for s in (words.song, *own) if s is not None),
     )
     return without(describe(described, stated), words.omit)
-
-
-def spread_chords(chords, start: int, bars: int):
-    """Chords of a request as (symbol, bar, beat) entries in bars of the song, all of them generated ones.
-
-    Args:
-        chords: what `read_chords` takes (fewer symbols than bars cycle), or True.
-        start: first generated bar.
-        bars: how many bars are generated.
-
-    Returns:
-        The entries; a `ChordTable`, True and None as they are.
-
-    Raises:
-        PromptError: more symbols than bars, a place outside the bars (`prompt.bars`), unreadable entries.
-    """
-    chords = chords if chords is True else read_chords(chords)
-    if chords is None or chords is True or is_chord_table(chords):
-        return chords
-    if isinstance(chords[0], str):
-        if len(chords) > bars:
-            raise PromptError(
-                f"got {len(chords)} chords for {bars} bars: give one a bar, or place them as (symbol, bar, beat)",
-                "prompt.bars",
-            )
-        return [(chords[i % len(chords)], start + i, 0) for i in range(bars)]
-    for symbol, bar, _ in chords:
-        if not start <= bar < start + bars:
-            raise PromptError(
-                f"the chord {symbol!r} in bar {bar} is outside the generated bars {start} to {start + bars}",
-                "prompt.bars",
-            )
-    return chords
 
 
 def place_chords(chords, bars: BarTable, start: int) -> ChordTable | None:

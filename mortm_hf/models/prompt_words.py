@@ -465,6 +465,38 @@ def _chord_entry(entry) -> tuple[str, int, Fraction]:
     return symbol, bar, beat
 
 
+def spread_chords(chords, start: int, bars: int):
+    """Chords of a request as (symbol, bar, beat) entries in bars of the song, all of them generated ones.
+
+    Args:
+        chords: what `read_chords` takes (fewer symbols than bars cycle), or True.
+        start: first generated bar.
+        bars: how many bars are generated.
+
+    Returns:
+        The entries; a `ChordTable`, True and None as they are.
+
+    Raises:
+        PromptError: more symbols than bars, a place outside the bars (`prompt.bars`), unreadable entries.
+    """
+    chords = chords if chords is True else read_chords(chords)
+    if chords is None or chords is True or is_chord_table(chords):
+        return chords
+    if isinstance(chords[0], str):
+        if len(chords) > bars:
+            raise PromptError(
+                f"got {len(chords)} chords for {bars} bars: give one a bar or (symbol, bar, beat)", "prompt.bars"
+            )
+        return [(chords[i % len(chords)], start + i, 0) for i in range(bars)]
+    for symbol, bar, _ in chords:
+        if not start <= bar < start + bars:
+            raise PromptError(
+                f"the chord {symbol!r} in bar {bar} is outside the generated bars {start} to {start + bars}",
+                "prompt.bars",
+            )
+    return chords
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Values -> words
 

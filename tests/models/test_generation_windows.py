@@ -4,7 +4,7 @@ import symusic
 
 from mortm_hf.models.generation_windows import SongRequest, SongRow, _bars_with_notes
 from mortm_hf.models.midi_files import quantize
-from mortm_hf.models.prompt_passage import spread_chords
+from mortm_hf.models.prompt_words import spread_chords
 from mortm_hf.models.tokenization_mortm import MortmTokenizer
 
 
