@@ -26,11 +26,11 @@ import torch
 from ...evaluation import intervals
 from ...evaluation.copying import copied_from
 from ...evaluation.distances import distribution_distances, diversity
+from ...evaluation.features import scores_of
 from ...evaluation.model_answers import AnswerCache, Ask, Sampling, answer_all
 from ...models.errors_mortm import RlmfError
 from ...models.inputs_bertm import pad_rows
 from ...models.music_score import MetricScore
-from ...models.token_codec import parse_segment
 from .grammar_masks import GrammarMasks
 from .policy import MortmPolicy
 from .prompts import Prompt
@@ -169,16 +169,6 @@ def best_of(answers: Sequence[Sequence[np.ndarray]], rewards: np.ndarray) -> lis
 # Figures
 
 
-def passages_of(tokenizer, answers: Sequence[np.ndarray]):
-    """The generated bars of answers as quantised music (None where there is none).
-
-    Args:
-        tokenizer: of the policy.
-        answers: ids, each behind its marker where that is not the answer's own.
-    """
-    return [parse_segment(tokenizer.vocabulary, np.asarray(a)).generated for a in answers]
-
-
 def self_bleu(passages, order: int = 4, seed: int = 0, references: int = 31) -> float:
     """Mean BLEU (geometric mean of the clipped precisions of 1- to 4-grams, no brevity penalty) of each passage
     against others, on notes: a note is its interval and onset step from the one before it in its track, and its
@@ -236,8 +226,8 @@ def describe(arm: Arm, tokenizer, prompts: Sequence[Prompt], train=None) -> dict
     if arm.kl is not None:
         found["kl"] = intervals.mean(arm.kl.mean(0), clusters)
     corpora = [p.corpus for p in prompts]
-    sets = [_sounding(passages_of(tokenizer, answers)) for answers in arm.answers]
-    human = _sounding(passages_of(tokenizer, [np.concatenate([p.ids[-1:], p.answer]) for p in prompts]))
+    sets = [_sounding(scores_of(tokenizer.vocabulary, answers)) for answers in arm.answers]
+    human = _sounding(scores_of(tokenizer.vocabulary, [np.concatenate([p.ids[-1:], p.answer]) for p in prompts]))
     measured: dict[str, list[float]] = {}
     for passages in sets:
         music = list(passages.values())

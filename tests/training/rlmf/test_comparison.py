@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from mortm_hf.data.score_store import ScoreStore
+from mortm_hf.evaluation.features import scores_of
 from mortm_hf.models.errors_mortm import RlmfError
 from mortm_hf.training.rlmf import comparison
 from mortm_hf.training.rlmf.comparison import (
@@ -22,7 +23,6 @@ from mortm_hf.training.rlmf.comparison import (
     divergence,
     non_inferior,
     paired,
-    passages_of,
     rate,
     self_bleu,
 )
@@ -89,13 +89,13 @@ def test_diversity_falls_where_answers_are_alike(tokenizer, prompts, answers):
     for name in ("pairwise_distance", "distance_within_prompt"):
         assert flat["figures"][name]["value"] == pytest.approx(0.0, abs=1e-9)
         assert full["figures"][name]["value"] > 0.01
-    assert self_bleu(passages_of(tokenizer, alike.answers[0])) == pytest.approx(1.0, abs=1e-6)
-    assert self_bleu(passages_of(tokenizer, answers[0])) < 1.0
+    assert self_bleu(scores_of(tokenizer.vocabulary, alike.answers[0])) == pytest.approx(1.0, abs=1e-6)
+    assert self_bleu(scores_of(tokenizer.vocabulary, answers[0])) < 1.0
     verdict = non_inferior(full, flat, "pairwise_distance")
     assert verdict["ratio"] == pytest.approx(0.0, abs=1e-9) and not verdict["met"]
     assert non_inferior(full, full, "distance_within_prompt")["met"]
     assert full["kl"]["value"] == 0.0 and "kl" not in flat
-    copied = describe(varied, tokenizer, same, train=passages_of(tokenizer, answers[0]))["copied"]
+    copied = describe(varied, tokenizer, same, train=scores_of(tokenizer.vocabulary, answers[0]))["copied"]
     assert copied["longest_run_max"] > 0
 
 
