@@ -3,7 +3,9 @@
 Design decisions
 - The structure, flags and parameter names are those of the newest mixture-of-experts models of transformers, so that
   its attention and expert implementations, caches, parallel plans, PEFT and `generate()` apply unchanged.
-- Experts are fused 3-D parameters; `grouped_mm` is the default, `eager` the faster choice for training on a CPU.
+- Experts are fused 3-D parameters; `grouped_mm` is the default, `padded_mm` (`experts_mortm`) the faster choice for
+  training on a CPU in half precision.
+- Under autocast a CPU without matrix units attends in fp32: its kernels are slower in half precision.
 - The router works in fp32 whatever the model's type: half precision flips the choice of experts.
 - ALiBi needs no length x length bias where attention is causal: a softmax ignores what is constant in a row, so
   -slope * (i - j) may be replaced by slope * j, which is a dot product with one further key dimension (sdpa). Flash
@@ -27,7 +29,6 @@ from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation
 from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.flex_attention import compile_friendly_flex_attention, flex_attention_forward
-from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import (
     create_bidirectional_mask,
@@ -46,6 +47,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_mortm import MortmConfig
+from .experts_mortm import EXPERTS_FUNCTIONS
 
 
 def rotate_half(x: torch.Tensor) -> torch.Tensor:
@@ -200,6 +202,19 @@ def alibi_as_dimensions(
     return query, key, F.pad(value, (0, width))
 
 
+# Asked once: compiled code cannot ask.
+_MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
+
+
+def attends_in_fp32(device_type: str) -> bool:
+    """Whether sdpa leaves autocast: on CPUs without matrix units it is slower in half precision than in fp32.
+
+    Args:
+        device_type: where the queries are.
+    """
+    return device_type == "cpu" and not _MATRIX_UNITS and torch.is_autocast_enabled("cpu")
+
+
 def sdpa_alibi_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -212,6 +227,12 @@ def sdpa_alibi_forward(
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
     """`sdpa`, with causal ALiBi where `slopes` [heads] are given."""
+    if attends_in_fp32(query.device.type):
+        query, key, value = query.float(), key.float(), value.float()
+        with torch.autocast("cpu", enabled=False):
+            return sdpa_alibi_forward(
+                module, query, key, value, attention_mask, scaling, slopes=slopes, query_offset=query_offset, **kwargs
+            )
     if slopes is None:
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.to(query.dtype)
@@ -517,35 +538,6 @@ class MortmMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x) if self.gated else self.act_fn(self.up_proj(x))
         return self.down_proj(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)
-
-
-class _ExpertsInHalf:
-    """Experts seen through autocast: weights in its type, everything else as in the module."""
-
-    def __init__(self, experts: nn.Module, dtype: torch.dtype):
-        self.experts = experts
-        self.gate_up_proj = experts.gate_up_proj.to(dtype)
-        self.down_proj = experts.down_proj.to(dtype)
-
-    def __getattr__(self, name: str):
-        return getattr(self.experts, name)
-
-
-def grouped_mm_autocast(
-    experts: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-) -> torch.Tensor:
-    """`grouped_mm` that follows autocast, as linear layers do; torch's own operator stays in the weights' type."""
-    device_type = hidden_states.device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        experts = _ExpertsInHalf(experts, dtype)
-        output = grouped_mm_experts_forward(experts, hidden_states.to(dtype), top_k_index, top_k_weights.to(dtype))
-        return output.to(hidden_states.dtype)
-    return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
-
-
-EXPERTS_FUNCTIONS = ExpertsInterface()
-EXPERTS_FUNCTIONS["grouped_mm"] = grouped_mm_autocast
 
 
 def choose_experts(scores: torch.Tensor, config: MortmConfig) -> torch.Tensor:

@@ -84,7 +84,13 @@ class RunArguments(TrainingArguments):
     max_minutes: float = field(default=0.0, metadata={"help": "save a checkpoint and stop after this many minutes"})
     save_minutes: float = field(default=5.0, metadata={"help": "minutes between checkpoints"})
     threads: int = field(default=0, metadata={"help": "torch threads; 0 leaves torch's choice"})
-    experts_implementation: str = field(default="", metadata={"help": "transformers' experts interface: eager, ..."})
+    experts_implementation: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: padded_mm on a CPU in half precision, else transformers' choice; or a name of its experts "
+            "interface (eager, grouped_mm, batched_mm) or padded_mm"
+        },
+    )
     attention: str = field(default="", metadata={"help": "attention implementation; empty: transformers' choice"})
     fresh: bool = field(default=False, metadata={"help": "start anew even if the run folder holds checkpoints"})
     router_every: int = field(default=100, metadata={"help": "steps between router statistics; 0: none"})
