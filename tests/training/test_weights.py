@@ -4,7 +4,7 @@ import pytest
 
 from mortm_hf import MortmConfig, MortmForCausalLM
 from mortm_hf.models.errors_mortm import TrainingError
-from mortm_hf.training.recipe import read_recipe
+from mortm_hf.training.tasks import read_recipe
 from mortm_hf.training.weights import set_experts
 
 
