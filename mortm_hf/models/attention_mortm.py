@@ -193,6 +193,19 @@ def _sdpa(module, query, key, value, attention_mask, **kwargs):
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
+# Asked once: compiled code cannot ask.
+_MATRIX_UNITS = torch.cpu._is_amx_tile_supported()
+
+
+def attends_in_fp32(device_type: str) -> bool:
+    """Whether sdpa leaves autocast: on CPUs without matrix units it is slower in half precision than in fp32.
+
+    Args:
+        device_type: where the queries are.
+    """
+    return device_type == "cpu" and not _MATRIX_UNITS and torch.is_autocast_enabled("cpu")
+
+
 def with_alibi(plain: Callable, alibi: Callable) -> Callable:
     """An attention function in the form of transformers': `plain`, or `alibi` where slopes are given.
 
@@ -200,6 +213,8 @@ def with_alibi(plain: Callable, alibi: Callable) -> Callable:
     mask in the implementation's own form, `scaling` (factor on the scores) and transformers' further arguments; they
     return the output [batch, queries, heads, head_dim], and weights or None. ALiBi's two arguments are `slopes`
     [heads] and `query_offset`, the place of the first query among the keys.
+
+    Under autocast a CPU without matrix units attends in fp32 by sdpa, which is faster there.
 
     Args:
         plain: transformers' function.
@@ -210,6 +225,9 @@ def with_alibi(plain: Callable, alibi: Callable) -> Callable:
     """
 
     def forward(module, query, key, value, attention_mask, slopes=None, **kwargs):
+        if plain is _sdpa and attends_in_fp32(query.device.type):
+            with torch.autocast("cpu", enabled=False):
+                return forward(module, query.float(), key.float(), value.float(), attention_mask, slopes, **kwargs)
         if slopes is None:
             return plain(module, query, key, value, attention_mask, **kwargs)
         return alibi(module, query, key, value, attention_mask, slopes, **kwargs)

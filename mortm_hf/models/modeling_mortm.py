@@ -3,7 +3,9 @@
 Design decisions
 - The structure, flags and parameter names are those of the newest mixture-of-experts models of transformers, so that
   its attention and expert implementations, caches, parallel plans, PEFT and `generate()` apply unchanged.
-- Experts are fused 3-D parameters; `grouped_mm` is the default, `eager` the faster choice for training on a CPU.
+- Experts are fused 3-D parameters; `grouped_mm` is the default, `padded_mm` (`experts_mortm`) the faster choice for
+  training on a CPU in half precision.
+- Under autocast a CPU without matrix units attends in fp32: its kernels are slower in half precision.
 - The router works in fp32 whatever the model's type: half precision flips the choice of experts.
 - An attention implementation that would ignore ALiBi is refused by name.
 
@@ -20,7 +22,6 @@ from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.integrations import use_experts_implementation
-from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_causal_mask,
@@ -44,6 +45,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_mortm import ALIBI_IMPLEMENTATIONS, ALL_ATTENTION_FUNCTIONS, alibi_slopes
 from .configuration_mortm import MortmConfig
+from .experts_mortm import EXPERTS_FUNCTIONS
 
 
 class MortmAlibi(nn.Module):
@@ -213,45 +215,6 @@ class MortmMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inner = self.act_fn(self.gate_proj(x)) * self.up_proj(x) if self.gated else self.act_fn(self.up_proj(x))
         return self.down_proj(F.dropout(inner, self.dropout, self.training) if self.dropout else inner)
-
-
-class _ExpertsInHalf:
-    """Experts seen through autocast: weights in its type, everything else as in the module."""
-
-    def __init__(self, experts: nn.Module, dtype: torch.dtype):
-        self.experts = experts
-        self.gate_up_proj = experts.gate_up_proj.to(dtype)
-        self.down_proj = experts.down_proj.to(dtype)
-
-    def __getattr__(self, name: str):
-        return getattr(self.experts, name)
-
-
-def grouped_mm_autocast(
-    experts: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-) -> torch.Tensor:
-    """`grouped_mm` that follows autocast, as linear layers do; torch's own operator stays in the weights' type.
-
-    Args:
-        experts: `MortmExperts`.
-        hidden_states: [tokens, H].
-        top_k_index: [tokens, k] chosen experts.
-        top_k_weights: [tokens, k] their weights.
-
-    Returns:
-        [tokens, H] in the type of `hidden_states`.
-    """
-    device_type = hidden_states.device.type
-    if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        experts = _ExpertsInHalf(experts, dtype)
-        output = grouped_mm_experts_forward(experts, hidden_states.to(dtype), top_k_index, top_k_weights.to(dtype))
-        return output.to(hidden_states.dtype)
-    return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
-
-
-EXPERTS_FUNCTIONS = ExpertsInterface()
-EXPERTS_FUNCTIONS["grouped_mm"] = grouped_mm_autocast
 
 
 def choose_experts(scores: torch.Tensor, config: MortmConfig) -> torch.Tensor:

@@ -87,7 +87,11 @@ class RunArguments(TrainingArguments):
     max_minutes: float = HfArg(default=0.0, help="save a checkpoint and stop after this many minutes")
     save_minutes: float = HfArg(default=5.0, help="minutes between checkpoints")
     threads: int = HfArg(default=0, help="torch threads; 0 leaves torch's choice")
-    experts_implementation: str = HfArg(default="", help="transformers' experts interface: eager, ...")
+    experts_implementation: str = HfArg(
+        default="",
+        help="how experts are computed: padded_mm, or a name of transformers' interface (eager, grouped_mm, "
+        "batched_mm); empty: padded_mm on a CPU in half precision, else transformers' choice",
+    )
     attention: str = HfArg(default="", help="attention implementation; empty: transformers' choice")
     fresh: bool = HfArg(default=False, help="start anew even if the run folder holds checkpoints")
     router_every: int = HfArg(default=100, help="steps between router statistics; 0: none")

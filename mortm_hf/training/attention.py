@@ -6,6 +6,7 @@ Design decisions
   over tokens, and nothing is masked.
 - On CUDA in half precision (under autocast too) all documents go through one call of torch's own variable-length
   FlashAttention-2, which needs no package besides torch and never asks the GPU where documents end.
+- Under autocast a CPU without matrix units attends in fp32, which is faster there.
 - Registered in transformers' attention interface, so the model stays as it is: `attn_implementation="sdpa_documents"`
   and the keyword `cu_seq_lens_q` (as flash attention's packed form has it) with every batch.
 - The mask function returns nothing; without `cu_seq_lens_q` the call is refused, because it would attend across
@@ -16,11 +17,15 @@ Knows: transformers' attention interface. Must not know: the model, music.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+
+from ..models.attention_mortm import attends_in_fp32
 
 
 NAME = "sdpa_documents"
@@ -71,10 +76,15 @@ def sdpa_documents(module, query, key, value, attention_mask=None, scaling=None,
         flat = x.transpose(0, 1).reshape(1, x.shape[1], rows * length, width)
         return flat.split(sizes, dim=2)
 
-    parts = [
-        scaled_dot_product_attention(q, k, v, is_causal=module.is_causal, scale=scaling, dropout_p=dropout, **grouped)
-        for q, k, v in zip(documents(query), documents(key), documents(value))
-    ]
+    in_fp32 = attends_in_fp32(query.device.type)
+    if in_fp32:
+        query, key, value = query.float(), key.float(), value.float()
+    options = dict(is_causal=module.is_causal, scale=scaling, dropout_p=dropout, **grouped)
+    with torch.autocast("cpu", enabled=False) if in_fp32 else nullcontext():
+        parts = [
+            scaled_dot_product_attention(q, k, v, **options)
+            for q, k, v in zip(documents(query), documents(key), documents(value))
+        ]
     out = torch.cat(parts, dim=2).reshape(heads, rows, length, width)
     return out.permute(1, 2, 0, 3).contiguous(), None
 

@@ -125,7 +125,7 @@ def naive_moe(block, x, config):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm"])
+@pytest.mark.parametrize("experts", ["eager", "grouped_mm", "batched_mm", "padded_mm"])
 @pytest.mark.parametrize(
     "options",
     [
