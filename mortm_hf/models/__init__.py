@@ -53,9 +53,10 @@ Generation
 - `generation_sampling`: seeded sampling.
 - `generation_windows`: a song window by window.
 - `generation_cpu`: fast decoding on a CPU.
-- `generation_kernels`: its compiled step.
-- `generation_choice`: compiled grammar and sampling, wired by `generation_fused`.
-- `generation_compiled`: where compiled code is kept.
+- `generation_kernels`: its compiled step of the model.
+- `generation_choice`: its compiled grammar and sampling.
+- `generation_fused`: processors of `generate` carried out by `generation_choice`.
+- `generation_compiled`: numba, and the folder where compiled code is kept.
 
 Pipelines and rewards
 - `pipeline_midi`: what the pipelines share.

@@ -13,9 +13,11 @@ Knows: names of modules and classes. Must not know: what is in them.
 from typing import NamedTuple
 
 
-# Each line is followed further by transformers, from file to file.
+# Each line is followed further by transformers, from file to file. Compiled files are loaded by name, not imported.
 TRAVELLERS = """
 from .feature_extraction_vmortm import VMortmFeatureExtractor
+from .generation_choice import choose
+from .generation_kernels import step
 from .modeling_bertm import BertmModel
 from .modeling_mortm import MortmModel
 from .modeling_mortm_live import MortmLiveModel

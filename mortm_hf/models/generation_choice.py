@@ -20,7 +20,7 @@ import numpy as np
 
 try:
     from numba import njit
-except ImportError as error:  # said by `generation_compiled.missing`
+except ImportError as error:  # reported by `generation_compiled.missing`
     raise ImportError("numba is not installed") from error
 
 
@@ -47,7 +47,18 @@ plain = njit(nogil=True, error_model="numpy")
 
 @plain
 def advance(vocabulary, grammar, owner, state, ends, bars, tracks, token):
-    """One more token of one row, in place: `Grammar.step`."""
+    """One more token of one row, as `Grammar.step`.
+
+    Args:
+        vocabulary: the twelve tables `kind` to `tempo_id` of `choose`.
+        grammar: the five tables `numbers` to `prices` of `choose`.
+        owner: [N_OWNER] the row's constants.
+        state: [11] its columns, in the order of `GrammarState`, changed in place.
+        ends: [128] last offset of every pitch, in ticks from the start of the track, changed in place.
+        bars: constants of its current bar, see `token_automaton`, changed in place.
+        tracks: constants of its current track, see `token_automaton`, changed in place.
+        token: its next id.
+    """
     kinds, values, follow, gap = vocabulary[0], vocabulary[1], vocabulary[2], vocabulary[3]
     numbers, all_bars, all_tracks, all_ends = grammar[0], grammar[1], grammar[2], grammar[3]
     kind, value = kinds[token], values[token]
@@ -102,9 +113,24 @@ def advance(vocabulary, grammar, owner, state, ends, bars, tracks, token):
 
 @plain
 def legal(vocabulary, grammar, owner, state, ends, bars, tracks, remaining, need, lower, upper, found):
-    """Ids that may come next in one row, ascending, into `found`; returns how many: `Grammar.allowed`.
+    """Ids that may come next in one row, as `Grammar.allowed`.
 
-    `remaining`: tokens that may still be written, negative: no limit. need: [128], lower, upper: [kinds] for use.
+    Args:
+        vocabulary: the twelve tables `kind` to `tempo_id` of `choose`.
+        grammar: the five tables `numbers` to `prices` of `choose`.
+        owner: [N_OWNER] the row's constants.
+        state: [11] its columns, in the order of `GrammarState`.
+        ends: [128] last offset of every pitch, in ticks from the start of the track.
+        bars: constants of its current bar, see `token_automaton`.
+        tracks: constants of its current track, see `token_automaton`.
+        remaining: how many tokens may still be written; negative means no limit.
+        need: [128] buffer: the shortest note of every pitch, in ticks.
+        lower: [kinds] buffer: the smallest value of every kind.
+        upper: [kinds] buffer: the largest one.
+        found: [vocab] receives the ids, ascending.
+
+    Returns:
+        How many ids were found.
     """
     neighbour, past, bound, coefficients = vocabulary[4], vocabulary[5], vocabulary[6], vocabulary[7]
     mask_kind, mask_value, pitch_of, tempo_id = vocabulary[8], vocabulary[9], vocabulary[10], vocabulary[11]
@@ -187,11 +213,10 @@ def _sort(score, order, n):
 
 
 @plain
-def draw(options, logits, noise, found, n, score, order):
+def _draw(options, logits, noise, found, n, score, order):
     """The token of one row: transformers' filters over the ids `found[:n]`, noise, arg max.
 
-    Args:
-        logits, noise: [vocab]. found, score, order: [vocab], for use.
+    All arrays but `options` are [vocab]; `score` and `order` are buffers.
     """
     for i in range(n):
         value = logits[found[i]]
@@ -243,12 +268,36 @@ def choose(
     """The next tokens of some rows.
 
     Args:
-        options: [N_OPTIONS] float64.
-        kind to prices: tables of vocabulary and grammar, see `machine_tables` in `generation_fused`.
-        owners: [batch, N_OWNER]. state, ends, bars, tracks: [batch, ...], the rows' states, moved on where `given`.
-        remaining: [batch] tokens that may still be written, negative: no limit.
-        logits: [batch, vocab]. noise: [batch, block, vocab]; place: in the block.
-        rows: [n]. given: whether `tokens` [batch] are the last ones, not yet in the states; the new ones replace them.
+        options: [N_OPTIONS] float64, see the places above.
+        kind: [vocab] kind of every id; the tables from here to `tempo_id` are those of `VocabularyTables`.
+        value: [vocab] value of every id.
+        follow: [phases * kinds] the phase after a phase and a kind.
+        gap: [longest duration + 2] the largest duration token that may follow each, in ticks.
+        neighbour: [2 * (top + 1)] the next duration token above every duration, then the next below, in ticks.
+        past: [129, 128] ticks that a pitch needs beyond its last offset, by the last pitch of its onset.
+        bound: [kinds] the interval that limits the values of each.
+        coefficients: [phases, 5] of the cost of what is still due.
+        mask_kind: [vocab] as `kind`, without ids that are never written.
+        mask_value: [vocab] as `value`.
+        pitch_of: [vocab] pitch of every id, 128 for others.
+        tempo_id: [tempo bins] ids of the tempo tokens.
+        numbers: [N_NUMBERS] constants of vocabulary and grammar, see the places above.
+        all_bars: [n, columns] constants of all bars of all plans.
+        all_tracks: [n, columns] constants of all tracks.
+        all_ends: [n, 128] `ends` at the start of every track.
+        prices: [situations, kinds + 2] tokens that each kind adds to the shortest way to finish, and the rest of it.
+        owners: [batch, N_OWNER] constants of the rows.
+        state: [batch, 11] columns of `GrammarState`; it and the next three are changed in place.
+        ends: [batch, 128] last offset of every pitch, in ticks.
+        bars: [batch, columns] constants of the current bars.
+        tracks: [batch, columns] constants of the current tracks.
+        remaining: [batch] how many tokens may still be written; negative means no limit.
+        logits: [batch, vocab] fp32.
+        noise: [batch, positions, vocab] fp32.
+        place: position in `noise`.
+        rows: [n] the rows to work on.
+        given: whether `tokens` are the last ones, which the states do not hold yet.
+        tokens: [batch] ids, replaced by the new ones.
     """
     vocabulary = (
         kind,
@@ -283,4 +332,4 @@ def choose(
             n = size
             for i in range(size):
                 found[i] = i
-        tokens[r] = draw(options, logits[r], noise[r, place], found, n, score, order)
+        tokens[r] = _draw(options, logits[r], noise[r, place], found, n, score, order)

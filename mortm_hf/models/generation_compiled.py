@@ -78,7 +78,7 @@ def load_compiled(name: str):
 
 
 def announce(function) -> None:
-    """Says that compiling begins, where nothing of `function` (numba's) is kept yet."""
+    """Logs that compiling begins, where nothing of `function` (numba's) is kept yet."""
     folder = function.stats.cache_path
     module = function.py_func.__module__
     if not function.signatures and not any(Path(folder).glob(f"{module}.{function.py_func.__name__}-*.nbi")):

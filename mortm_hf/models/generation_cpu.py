@@ -95,7 +95,7 @@ def refusal(model) -> str | None:
     for name, module in model.named_modules():
         last, kind = name.rpartition(".")[2], type(module)
         linear = last == "lm_head" or last.endswith("_proj")
-        # adapters of PEFT are called Linear too; ours are told by name, for folders are module trees of their own
+        # adapters of PEFT are called Linear too; ours are known by name, for folders are module trees of their own
         known = kind is nn.Linear if linear else kind.__name__ == _OWN.get(last, kind.__name__)
         if not known:
             return f"fast decoding knows no {kind.__module__}.{kind.__name__} ({name}): merge it (merge_and_unload)"
@@ -103,8 +103,15 @@ def refusal(model) -> str | None:
 
 
 def unsupported_arguments(generation_config, arguments: dict) -> list[str]:
-    """Names of arguments of `generate` that fast decoding would not obey, among those given and those of a
-    `GenerationConfig`."""
+    """Names of arguments of `generate` that fast decoding would not obey.
+
+    Args:
+        generation_config: a `GenerationConfig`, of which the values that differ from the default count.
+        arguments: those given in a call, by name.
+
+    Returns:
+        Sorted names.
+    """
     given = {**generation_config.to_diff_dict(), **arguments}
     neutral = {"num_beams": 1, "num_beam_groups": 1}
 
@@ -117,19 +124,16 @@ def unsupported_arguments(generation_config, arguments: dict) -> list[str]:
     )
 
 
-def _travels_along():
-    """Never called: a file that a checkpoint must carry is found by such a line."""
-    from .generation_kernels import step
-
-    return step
-
-
 class _Arrays:
     """The weights of a model as `generation_kernels.step` reads them.
 
     Attributes:
-        weights: [n] matrices of the layers. tables: [n] embedding, output layer, routers. vectors: [n] the rest.
-        sizes, reals, layers: numbers and places.
+        weights: [n] matrices of the layers.
+        tables: [n] embedding, output layer, routers.
+        vectors: [n] norms, biases, scales.
+        sizes: whole numbers and places.
+        reals: other numbers.
+        layers: [layers, N_LAYER] places of each layer's parts.
     """
 
     def __init__(self, model, precision: str):
@@ -279,7 +283,14 @@ class FastDecoder:
             self.slopes = model.model.alibi.slopes.float().numpy().copy()
 
     def rotations(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """cos and sin [length, head_dim / 2] of every position, from the model's own tables."""
+        """Rotary tables of the model.
+
+        Args:
+            length: how many positions.
+
+        Returns:
+            cos and sin, each [length, head_dim / 2]; empty ones with ALiBi.
+        """
         if not self.rope:
             return np.zeros((1, 0), dtype=np.float32), np.zeros((1, 0), dtype=np.float32)
         tables = self.model.model.rotary_emb(torch.empty(1), position_ids=torch.arange(length)[None])
@@ -289,8 +300,19 @@ class FastDecoder:
     def start(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, max_new_tokens: int = 512
     ) -> DecodingState:
-        """Read the prompts [batch, length] (left-padded) -> a state with `logits` [batch, vocab] and room for
-        `max_new_tokens` steps."""
+        """Read the prompts.
+
+        Args:
+            input_ids: [batch, length] the prompts, padded on the left.
+            attention_mask: [batch, length], 0 on padding; None: there is none.
+            max_new_tokens: how many tokens a row the state has room for.
+
+        Returns:
+            A state with the `logits` [batch, vocab] of the first new tokens.
+
+        Raises:
+            GenerationError: padding that is not on the left.
+        """
         return DecodingState(self, input_ids, attention_mask, max_new_tokens)
 
     def generate(
@@ -305,10 +327,23 @@ class FastDecoder:
         streamer=None,
         stopping_criteria=(),
     ) -> torch.Tensor:
-        """Prompts [batch, length] -> prompts and answers [batch, length + new], as greedy `model.generate`.
+        """Continue prompts until every row has ended, as greedy `model.generate`.
 
-        The processors do what they do in `generate`, so one that adds noise samples (`SeededChoice`). Rows that have
-        ended are filled with `pad_token_id`; all ends when all have.
+        Args:
+            input_ids: [batch, length] the prompts, padded on the left.
+            attention_mask: [batch, length], 0 on padding; None: there is none.
+            max_new_tokens: most tokens of an answer.
+            logits_processor: as of `generate`; one that adds noise makes it sampling (`SeededChoice`).
+            eos_token_id: ids that end a row; the configuration's by default, [] for none.
+            pad_token_id: fills rows that have ended; the configuration's by default.
+            streamer: as of `generate`.
+            stopping_criteria: as of `generate`.
+
+        Returns:
+            [batch, length + new] prompts and answers.
+
+        Raises:
+            GenerationError: padding that is not on the left.
         """
         config = self.config
         ends = config.eos_token_id if eos_token_id is None else eos_token_id
@@ -352,7 +387,17 @@ class FastDecoder:
 
 
 class DecodingState:
-    """The cache and the buffers of one batch of sequences. `logits` [batch, vocab] are those of the last tokens."""
+    """The cache and the buffers of one batch of sequences. `logits` [batch, vocab] are those of the last tokens.
+
+    Args:
+        decoder: whose weights are used.
+        input_ids: [batch, length] the prompts, padded on the left.
+        attention_mask: [batch, length], 0 on padding; None: there is none.
+        max_new_tokens: how many steps there is room for.
+
+    Raises:
+        GenerationError: padding that is not on the left.
+    """
 
     @torch.inference_mode()
     def __init__(self, decoder: FastDecoder, input_ids, attention_mask, max_new_tokens: int):
@@ -413,7 +458,13 @@ class DecodingState:
         return logits[place].float().contiguous()
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """One more token a row [batch] -> `logits` [batch, vocab].
+        """One more token a row.
+
+        Args:
+            tokens: [batch] ids.
+
+        Returns:
+            `logits` [batch, vocab].
 
         Raises:
             GenerationError: there is no room left.

@@ -5,7 +5,7 @@ Design decisions
   order, is carried out compiled with the same result; any other chain is left to its caller.
 - The grammar processor reads the prompt, checks the budget and raises its errors as ever. Only what it does once a
   token is compiled, on its own tables.
-- Our own processors are told by name: a checkpoint's files are module trees of their own.
+- Our own processors are known by name: a checkpoint's files are module trees of their own.
 
 Knows: processors of `generate()`, the tables of `token_automaton`. Must not know: models, MIDI.
 """
@@ -32,13 +32,6 @@ _CHAIN = {
     "MinPLogitsWarper": ("min_p", "MIN_P"),
     "SeededChoice": None,
 }
-
-
-def _travels_along():
-    """Never called: a file that a checkpoint must carry is found by such a line."""
-    from .generation_choice import choose
-
-    return choose
 
 
 def read_chain(processors) -> dict | None:
@@ -76,7 +69,7 @@ class FusedChoice:
         grammar = chain.get("MetricGrammarLogitsProcessor")
         options[c.FINITE], options[c.NOISE] = "FiniteLogits" in chain, self.noise is not None
         options[c.GRAMMAR] = grammar is not None
-        self.silence = np.zeros((batch, 1, size), dtype=np.float32)
+        self.no_noise = np.zeros((batch, 1, size), dtype=np.float32)
         if grammar is None:
             self.ends = None
             ints = lambda *shape: np.zeros(shape, dtype=np.int64)
@@ -99,7 +92,7 @@ class FusedChoice:
             rows: [n] the rows that go on.
             tokens: [batch] the last tokens, replaced by the new ones (after the prompt anything).
         """
-        noise, place = self.silence, 0
+        noise, place = self.no_noise, 0
         if self.noise is not None:
             block, place = divmod(length - self.noise.start, NOISE_BLOCK)
             noise = self.noise.block(block, logits.shape[1]).numpy()
@@ -108,7 +101,15 @@ class FusedChoice:
 
 
 def machine_tables(machine, compiled) -> tuple[tuple, tuple, np.ndarray]:
-    """A `Grammar` as `generation_choice` reads it: tables of its vocabulary, of its plans, constants of its rows."""
+    """A `Grammar` as `generation_choice` reads it.
+
+    Args:
+        machine: the `Grammar`.
+        compiled: the module `generation_choice`, from `load_compiled`.
+
+    Returns:
+        Tables of its vocabulary, tables of its plans, constants of its rows [batch, N_OWNER].
+    """
     c, t = compiled, machine.tables
     numbers = np.zeros(c.N_NUMBERS, dtype=np.int64)
     numbers[[c.TOP, c.LONGEST, c.STRICT, c.LOOSE]] = t.top, t.longest, machine._strict, machine.loose

@@ -24,7 +24,7 @@ import numpy as np
 try:
     from numba import njit, types
     from numba.extending import overload
-except ImportError as error:  # said by `generation_compiled.missing`
+except ImportError as error:  # reported by `generation_compiled.missing`
     raise ImportError("numba is not installed") from error
 
 
@@ -42,7 +42,7 @@ _SILU, _GELU, _GELU_TANH, _QUICK_GELU, _RELU, _RELU2, _TANH, _SIGMOID, _MISH, _L
 _F = np.float32
 
 fast = njit(nogil=True, fastmath=True, error_model="numpy")
-# no reassociation: the two-part reduction of the exponential lives on the order of its operations
+# no reassociation: the two-part reduction of the exponential depends on the order of its operations
 exact = njit(nogil=True, fastmath={"contract"}, error_model="numpy")
 
 
@@ -251,7 +251,7 @@ def _attend(query, keys, values, own_keys, own_values, kept, made, slope, scores
 
 @fast
 def _rotate(vector, cos, sin):
-    """In place: the dimension pairs (c, c + half) turned by the angles of one position."""
+    """In place: the dimension pairs (c, c + half) rotated by the angles of one position."""
     half = len(cos)
     first, second = vector[:half], vector[half : 2 * half]
     for c in range(half):
@@ -302,7 +302,7 @@ def _route(sizes, reals, vectors, correction, logits, chosen, shares):
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def step(
     weights, tables, vectors, sizes, reals, layers, slopes, cos, sin, prompt, source, first, cache, made, rows, tokens,
-    x, h, qkv, query, found, heard, scores, inner, out, chosen, shares, logits
+    x, h, qkv, query, attended, joined, scores, inner, out, chosen, shares, logits
 ):  # fmt: skip
     """One more token for the given rows of a batch.
 
@@ -315,7 +315,7 @@ def step(
         layers: [layers, N_LAYER] int64.
         slopes: [heads] of ALiBi, zeros with rotary positions.
         cos: [room, head_dim / 2] of every position.
-        sin: the same.
+        sin: [room, head_dim / 2] the same.
         prompt: keys of the different prompts, then values, [2 layers, prompts, key heads, length, head_dim].
         source: [batch] the prompt of each row.
         first: [batch] the column of its first token.
@@ -323,7 +323,17 @@ def step(
         made: how many tokens of the answers are in `cache`.
         rows: [n] the rows to work on.
         tokens: [batch] their new tokens.
-        x to shares: buffers, see `DecodingState`.
+        x: [batch, hidden] buffer: the residual stream.
+        h: [batch, hidden] buffer: what a part reads or adds.
+        qkv: [batch, (heads + 2 key heads) * head_dim] buffer.
+        query: [heads, batch, head_dim] buffer, scaled.
+        attended: [heads, batch, head_dim] buffer: the values that each head collects.
+        joined: [batch, heads * head_dim] buffer: the same, side by side.
+        scores: [batch, room] buffer, of attention and of the router.
+        inner: [batch * chosen experts, width] buffer of the feed-forward part.
+        out: [batch * chosen experts, hidden] buffer: its outputs.
+        chosen: [batch, chosen experts] buffer: their numbers.
+        shares: [batch, chosen experts] buffer: their weights.
         logits: [batch, vocab] of the next token; other rows stay as they are.
     """
     hidden, heads, kv, dim = sizes[HIDDEN], sizes[HEADS], sizes[KV_HEADS], sizes[HEAD_DIM]
@@ -380,13 +390,13 @@ def step(
                         made + 1,
                         slopes[g],
                         scores,
-                        found[g],
+                        attended[g],
                         some,
                     )
         for r in rows:
             for g in range(heads):
-                heard[r, g * dim : (g + 1) * dim] = found[g, r]
-        _linear(weights, p[OUT:], zero, hidden, heads * dim, vectors, heard, rows, h, rows, count)
+                joined[r, g * dim : (g + 1) * dim] = attended[g, r]
+        _linear(weights, p[OUT:], zero, hidden, heads * dim, vectors, joined, rows, h, rows, count)
         for r in rows:
             _add(x[r], _F(1.0), h[r])
             _norm(kind, eps, vectors, p[NORM_2], x[r], h[r])

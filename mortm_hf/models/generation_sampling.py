@@ -43,7 +43,9 @@ class SeededChoice(LogitsProcessor):
     """Adds Gumbel noise, so that the arg max of the scores is a sample of their softmax (Gumbel-max trick).
 
     Args:
-        seeds: one a row. stream: a further number that tells the calls of one seed apart. start: length of the prompt.
+        seeds: one a row.
+        stream: a further number, another one for each call with one seed.
+        start: length of the prompts in tokens.
     """
 
     def __init__(self, seeds: Sequence[int], stream: int, start: int):
@@ -51,7 +53,15 @@ class SeededChoice(LogitsProcessor):
         self._block, self._noise = -1, None
 
     def block(self, index: int, size: int) -> torch.Tensor:
-        """The noise of `NOISE_BLOCK` positions, [rows, positions, size]."""
+        """The noise of one block of positions.
+
+        Args:
+            index: of the block, counted from the first new token.
+            size: width of the scores.
+
+        Returns:
+            [rows, `NOISE_BLOCK`, size] fp32.
+        """
         if index != self._block:
             noise = torch.empty(len(self.seeds), NOISE_BLOCK, size)
             for row, seed in enumerate(self.seeds):
@@ -84,10 +94,16 @@ def sampling_filters(parameters: dict) -> list[LogitsProcessor]:
 
 
 class BarListener(BaseStreamer):
-    """Hands every finished bar to `tell` at once, and everything to a streamer of the caller."""
+    """Calls a function with every finished bar at once, and hands all tokens on to a streamer of the caller.
 
-    def __init__(self, tokenizer, tell: Callable | None, streamer):
-        self.bars, self.tell, self.streamer = BarStreamer(tokenizer, timeout=0), tell, streamer
+    Args:
+        tokenizer: `MortmTokenizer`.
+        on_bar: called with each bar that `BarStreamer` yields, or None.
+        streamer: of the caller, or None.
+    """
+
+    def __init__(self, tokenizer, on_bar: Callable | None, streamer):
+        self.bars, self.on_bar, self.streamer = BarStreamer(tokenizer, timeout=0), on_bar, streamer
 
     def _drain(self) -> None:
         while True:
@@ -95,18 +111,18 @@ class BarListener(BaseStreamer):
                 bar = next(self.bars)
             except (queue.Empty, StopIteration):
                 return
-            self.tell(bar)
+            self.on_bar(bar)
 
     def put(self, value) -> None:
         if self.streamer is not None:
             self.streamer.put(value)
-        if self.tell is not None:
+        if self.on_bar is not None:
             self.bars.put(value)
             self._drain()
 
     def end(self) -> None:
         if self.streamer is not None:
             self.streamer.end()
-        if self.tell is not None:
+        if self.on_bar is not None:
             self.bars.end()
             self._drain()

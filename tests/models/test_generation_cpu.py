@@ -199,12 +199,12 @@ def test_no_room_is_an_error():
 # ------------------------------------------------------------------------------------------------------------ generate
 
 
-class Heard(BaseStreamer):
+class Recorder(BaseStreamer):
     def __init__(self):
-        self.said, self.ended = [], 0
+        self.values, self.ended = [], 0
 
     def put(self, value):
-        self.said.append(value.clone())
+        self.values.append(value.clone())
 
     def end(self):
         self.ended += 1
@@ -217,12 +217,12 @@ def test_greedy_is_generates(padding):
     options = dict(attention_mask=mask, max_new_tokens=40, pad_token_id=0)
     free = model.generate(ids, do_sample=False, eos_token_id=None, **options)
     ends = [int(row[20 + 5 * i]) for i, row in enumerate(free)]  # so that all rows end, at different places
-    theirs, ours = Heard(), Heard()
+    theirs, ours = Recorder(), Recorder()
     expected = model.generate(ids, do_sample=False, eos_token_id=ends, streamer=theirs, **options)
     found = FastDecoder(model).generate(ids, mask, max_new_tokens=40, eos_token_id=ends, pad_token_id=0, streamer=ours)
     assert torch.equal(found, expected) and found.shape[1] < 52
     assert ours.ended == theirs.ended == 1
-    assert all(torch.equal(a, b) for a, b in zip(ours.said, theirs.said, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours.values, theirs.values, strict=True))
     assert not found.is_inference()
 
 
@@ -297,13 +297,13 @@ def test_same_music(pipe, tokenizer, song, request_):
 
 
 def test_lists_and_callbacks(pipe, song):
-    heard = {False: [], "fp32": []}
+    bars = {False: [], "fp32": []}
     results = {}
-    for fast, events in heard.items():
+    for fast, events in bars.items():
         out = pipe([song, None], bars=2, seed=5, batch_size=2, callback=events.append, fast=fast)
         results[fast] = [r["midi"] for answers in out for r in answers]
-    assert results[False] == results["fp32"] and len(heard[False]) == len(heard["fp32"]) > 0
-    assert [e["token_ids"] for e in heard[False]] == [e["token_ids"] for e in heard["fp32"]]
+    assert results[False] == results["fp32"] and len(bars[False]) == len(bars["fp32"]) > 0
+    assert [e["token_ids"] for e in bars[False]] == [e["token_ids"] for e in bars["fp32"]]
 
 
 def test_int8_is_grammatical_and_repeatable(tokenizer, song):
