@@ -85,10 +85,10 @@ class RunArguments(TrainingArguments):
     save_minutes: float = field(default=5.0, metadata={"help": "minutes between checkpoints"})
     threads: int = field(default=0, metadata={"help": "torch threads; 0 leaves torch's choice"})
     experts_implementation: str = field(
-        default="auto",
+        default="",
         metadata={
-            "help": "auto: padded_mm on a CPU in half precision, else transformers' choice; or a name of its experts "
-            "interface (eager, grouped_mm, batched_mm) or padded_mm"
+            "help": "empty or auto: padded_mm on a CPU in half precision, else transformers' choice; or a name of its "
+            "experts interface (eager, grouped_mm, batched_mm) or padded_mm"
         },
     )
     attention: str = field(default="", metadata={"help": "attention implementation; empty: transformers' choice"})

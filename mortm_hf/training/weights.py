@@ -63,8 +63,8 @@ def fresh_weights(kind, config, arguments: RunArguments):
 def set_experts(model, arguments: RunArguments) -> None:
     """How the experts are computed.
 
-    `auto` is `padded_mm` where a CPU computes in half precision, the one place where it is the fastest, else what
-    transformers takes (`grouped_mm`); so it changes no run in fp32 and none on a GPU.
+    `auto`, or nothing, is `padded_mm` where a CPU computes in half precision, the one place where it is the fastest,
+    else what transformers takes (`grouped_mm`); so it changes no run in fp32 and none on a GPU.
 
     Args:
         model: changed in place.
@@ -74,7 +74,7 @@ def set_experts(model, arguments: RunArguments) -> None:
         TrainingError: they cannot be computed so.
     """
     name = arguments.experts_implementation
-    if name == "auto":
+    if name in ("", "auto"):
         half_on_cpu = arguments.device.type == "cpu" and (arguments.bf16 or arguments.fp16)
         name = PADDED_MM if half_on_cpu and not arguments.sharding else ""
     if name:
