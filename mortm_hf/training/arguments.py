@@ -90,7 +90,7 @@ class RunArguments(TrainingArguments):
     experts_implementation: str = HfArg(
         default="",
         help="how experts are computed: padded_mm, or a name of transformers' interface (eager, grouped_mm, "
-        "batched_mm); empty: padded_mm on a CPU in half precision, else transformers' choice",
+        "batched_mm); empty or auto: padded_mm on a CPU in half precision, else transformers' choice",
     )
     attention: str = HfArg(default="", help="attention implementation; empty: transformers' choice")
     fresh: bool = HfArg(default=False, help="start anew even if the run folder holds checkpoints")

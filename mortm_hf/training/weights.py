@@ -125,7 +125,7 @@ def spread(model, arguments: RunArguments, checkpoint: str | None):
 def set_experts(model, arguments: RunArguments) -> None:
     """How the experts are computed.
 
-    Where nothing is named: `padded_mm` where a CPU computes in half precision, the one place where it is the fastest,
+    `auto`, or nothing named: `padded_mm` where a CPU computes in half precision, the one place where it is the fastest,
     else what transformers takes (`grouped_mm`). So runs in fp32 and runs on a GPU are what they were.
 
     Args:
@@ -136,7 +136,7 @@ def set_experts(model, arguments: RunArguments) -> None:
         TrainingError: they cannot be computed so.
     """
     name = arguments.experts_implementation
-    if not name:
+    if name in ("", "auto"):
         half_on_cpu = arguments.device.type == "cpu" and (arguments.bf16 or arguments.fp16)
         name = PADDED_MM if half_on_cpu and not arguments.sharding else ""
     if name:

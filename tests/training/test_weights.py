@@ -11,9 +11,11 @@ from mortm_hf.training.weights import set_experts
 @pytest.mark.parametrize(
     "words, chosen",
     [
-        ([], "grouped_mm"),
-        (["--bf16", "True"], "padded_mm"),
-        (["--bf16", "True", "--sharding", "weights"], "grouped_mm"),
+        (["--bf16", "True"], "grouped_mm"),  # which the recipe states
+        (["--experts_implementation", "auto"], "grouped_mm"),
+        (["--experts_implementation", "auto", "--bf16", "True"], "padded_mm"),
+        (["--experts_implementation", "", "--bf16", "True"], "padded_mm"),
+        (["--experts_implementation", "auto", "--bf16", "True", "--sharding", "weights"], "grouped_mm"),
         (["--bf16", "True", "--experts_implementation", "eager"], "eager"),
         (["--experts_implementation", "padded_mm"], "padded_mm"),
     ],
