@@ -21,7 +21,7 @@ from ..models.errors_mortm import CommandError
 from ..models.token_headers import CONTROLS
 from ..training.library_calls import refused_as, without_bars
 from .files import Outputs
-from .options import at_least, chords, given, names, number, span, suffixed
+from .options import at_least, chords, given, names, number, one_or_each, span, suffixed
 
 
 EXAMPLES = """examples:
@@ -57,7 +57,9 @@ def add_command(commands) -> None:
     kinds = {"text": str, "names": names, "count": at_least(1), "number": number(0)}
     for control in CONTROLS:
         option = "--" + control.name.replace("_", "-")
-        add(option, type=kinds[control.option], metavar=control.metavar, help=control.help)
+        kind = kinds[control.option]
+        kind = one_or_each(kind) if control.level == "track" else kind
+        add(option, type=kind, metavar=control.metavar, help=control.help)
     place = music.add_mutually_exclusive_group().add_argument
     place("--start", type=at_least(0), metavar="BAR", help="first new bar (default: after the last)")
     place("--infill", type=span, metavar="A:B", help="rewrite bars A to B - 1 and keep the rest")

@@ -7,7 +7,7 @@ package).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -102,6 +102,23 @@ def number(low: float, high: float = float("inf")):
             limit = f"above {low:g}" + (f" and at most {high:g}" if high != float("inf") else "")
             raise argparse.ArgumentTypeError(f"must be {limit}, got {text}")
         return value
+
+    return parse
+
+
+def one_or_each(kind: Callable):
+    """An option with one value, or with one for each instrument: `"3"` -> `3`, `"3,5"` -> `[3, 5]`.
+
+    Args:
+        kind: parser of one value.
+
+    Returns:
+        A parser of the option's text.
+    """
+
+    def parse(text: str):
+        values = [kind(part.strip()) for part in text.split(",")]
+        return values[0] if len(values) == 1 else values
 
     return parse
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from .errors_mortm import VocabularyError
 from .music_grid import COMMON_TIME, BarTable
 from .music_names import MAX_BAR_TICKS, MAX_DURATION, METER_TICKS
 from .music_score import ChordTable, MetricScore
@@ -49,6 +50,13 @@ def encode_header(vocabulary: MetricVocabulary, header: Header) -> np.ndarray:
     Raises:
         VocabularyError: the table has no token for a stated value (`vocabulary.token`).
     """
+    for control in CONTROLS:
+        for value in control.each(header.get(control.name)):
+            if not vocabulary.has(CONTROL_KINDS[control.name], value):
+                raise VocabularyError(
+                    f"{control.name} {control.word(value)!r}: the checkpoint's table has no token for it, it is older "
+                    "than that or of another kind; leave it out or take another checkpoint"
+                )
     tracks = [c for c in CONTROLS if c.level == "track" and c.name in header]
     ids = [vocabulary.id(TokenKind.SYSTEM)]
     for track, instrument in enumerate(header.instruments):
@@ -57,7 +65,7 @@ def encode_header(vocabulary: MetricVocabulary, header: Header) -> np.ndarray:
         ids += [vocabulary.id(kind, value) for kind, value in stated if value is not None]
     for control in CONTROLS:
         if control.level != "track" and control.name != "instruments":
-            values = control.values(header.get(control.name))
+            values = control.each(header.get(control.name))
             ids += [vocabulary.id(CONTROL_KINDS[control.name], value) for value in values]
     ids.append(vocabulary.id(TokenKind.TAG_END))
     return np.array(ids, dtype=np.int32)

@@ -78,9 +78,9 @@ class Control:
         names: what stands between them, by value; None where a value has no token.
         level: "piece" (once in a header), "track" (behind each instrument), "bar" (as the first generated bar states
             it; later bars state changes themselves).
-        parse: word of a request -> value.
+        parse: word of a request -> value; None: the word is one of `names`.
         measure: `Described` -> value (level track: a value or None for each instrument), or None where not known.
-        word: value -> a word that `parse` reads as that value.
+        word: value -> a word that is read as that value; None: its name.
         help: the command line's line about it.
         option: kind of its command line option: "text", "names" (comma-separated), "count" (at least 1), "number".
         metavar: placeholder of the option, or None.
@@ -99,9 +99,9 @@ class Control:
     form: tuple[str, str]
     names: Sequence[str | None]
     level: str = "piece"
-    parse: Callable[[Any], int] = int
+    parse: Callable[[Any], int] | None = None
     measure: Callable[[Described], Any] = lambda described: None
-    word: Callable[[int], Any] = int
+    word: Callable[[int], Any] | None = None
     help: str = ""
     option: str = "text"
     metavar: str | None = None
@@ -113,16 +113,31 @@ class Control:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     score: Callable[[Any, tuple[int, ...], MetricScore | None], dict] = lambda asked, instruments, answer: {}
 
+    def __post_init__(self):
+        for name, default in (("parse", self._value_of_name), ("word", self.names.__getitem__)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+
+    def _value_of_name(self, word) -> int:
+        if word is None or word not in self.names:
+            known = ", ".join(name for name in self.names if name is not None)
+            raise VocabularyError(f"{self.name} must be one of {known}, got {word!r}")
+        return self.names.index(word)
+
     def tokens(self) -> list[str]:
         """Names of the tokens, in the order of their values."""
         prefix, suffix = self.form
         return [f"{prefix}{name}{suffix}" for name in self.names if name is not None]
 
-    def values(self, value) -> tuple[int, ...]:
-        """A header's entry as a tuple of values."""
+    def each(self, value) -> tuple[int, ...]:
+        """The values of a header's entry.
+
+        Args:
+            value: a value, a tuple of them (None: not stated), or None.
+        """
         if value is None:
             return ()
-        return tuple(value) if self.repeats else (value,)
+        return tuple(v for v in value if v is not None) if isinstance(value, tuple) else (value,)
 
     def read(self, word):
         """A word of a request -> what a header holds of it.
@@ -336,6 +351,7 @@ _CONTROLS: list[Control] = [
         names=[*map(str, range(128)), "DRUMS", "PIANO", "SAX"],
         repeats=True,
         parse=parse_instrument,
+        word=int,
         measure=lambda d: d.instruments or None,
         help='e.g. "piano,drums" (default: those of the file)',
         option="names",
@@ -350,6 +366,7 @@ _CONTROLS: list[Control] = [
         names=[None, *map(str, range(1, 11))],
         level="track",
         parse=_parse_density,
+        word=int,
         measure=lambda d: None if d.music is None else tuple(density_of(d.music).tolist()),
         help="how busy each instrument is",
         option="count",
@@ -367,6 +384,8 @@ _CONTROLS: list[Control] = [
         kind="BAR_COUNT",
         form=("<GEN_MEASURE_COUNT_", ">"),
         names=[None, *map(str, range(1, MAX_COUNTED_BARS + 1))],
+        parse=int,
+        word=int,
         measure=lambda d: d.bars.n_bars if d.bars.n_bars <= MAX_COUNTED_BARS else None,
         help="how many bars to generate (default: 8)",
         option="count",
@@ -381,7 +400,6 @@ _CONTROLS: list[Control] = [
         repeats=True,
         parse=_parse_genre,
         measure=_measure_genre,
-        word=lambda value: GENRES[value],
         help='e.g. "classical" or "jazz,swing"',
         option="names",
     ),
@@ -419,7 +437,6 @@ _CONTROLS: list[Control] = [
         names=KEY_NAMES,
         parse=lambda word: KEY_NAMES.index(parse_key(word)),
         measure=_measure_key,
-        word=lambda value: KEY_NAMES[value],
         help='e.g. "C major", "F# minor"',
         figures={
             "key": Figure("key (tonic and mode)"),

@@ -125,8 +125,8 @@ def spread(model, arguments: RunArguments, checkpoint: str | None):
 def set_experts(model, arguments: RunArguments) -> None:
     """How the experts are computed.
 
-    `auto`, or nothing named: `padded_mm` where a CPU computes in half precision, the one place where it is the fastest,
-    else what transformers takes (`grouped_mm`). So runs in fp32 and runs on a GPU are what they were.
+    `auto`, or nothing named: `padded_mm` where a CPU computes in half precision, the one place where it is the
+    fastest, else what transformers takes (`grouped_mm`). So runs in fp32 and runs on a GPU are what they were.
 
     Args:
         model: changed in place.

@@ -28,5 +28,5 @@ def test_what_is_measured_is_left_out():
 
 def test_what_is_asked_for_is_refused():
     build_prompt(OLDER, MetricPrompt(instruments=["piano"], bars=1))
-    with pytest.raises(VocabularyError, match="DENSITY"):
+    with pytest.raises(VocabularyError, match="density 3: the checkpoint"):
         build_prompt(OLDER, MetricPrompt(instruments=["piano"], bars=1, density=3))

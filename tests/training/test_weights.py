@@ -21,7 +21,7 @@ from mortm_hf.training.weights import set_experts
     ],
 )
 def test_experts_of_a_run(words, chosen, tmp_path):
-    words = ["--output_dir", str(tmp_path), "--use_cpu", "True", "--experts_implementation", "", *words]
+    words = ["--output_dir", str(tmp_path), "--use_cpu", "True", *words]
     arguments = read_recipe("starter", words).training
     model = MortmForCausalLM(MortmConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, eos_token_id=2))
     set_experts(model, arguments)
