@@ -1,8 +1,8 @@
 """A second validator of token sequences: a plain recursive-descent parser over token *names*.
 
 It shares no code with the grammar that generates (nothing is imported from the package but the rows of controls
-that were added to the first seven), so that an error in the state machine cannot hide here. Slow on purpose: one Python step
-a token.
+that were added to the first seven), so that an error in the state machine cannot hide here. Slow on purpose: one
+Python step a token.
 
 `validate(tokens)` returns a `Parsed` segment or raises `Invalid` with the index of the offending token.
 """

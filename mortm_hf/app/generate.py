@@ -131,6 +131,7 @@ def run(args: argparse.Namespace) -> None:
         MortmError: bad options, files or requests.
     """
     from ..data.synthesis import find_soundfont
+    from ..models.midi_files import OpenedMidi, open_midi
     from .rendering import draw_piano_roll, render_wav, require_matplotlib
 
     args.model = args.model and find_model(args.model)
@@ -142,6 +143,7 @@ def run(args: argparse.Namespace) -> None:
     soundfont = find_soundfont(args.soundfont) if args.wav or args.soundfont else None
     if args.png:
         require_matplotlib()
+    song = None if args.input is None else OpenedMidi(*open_midi(args.input))  # before a model is loaded
 
     paths = output_paths(args.output, args.num)
     with Outputs([args.input] if args.input else [], args.json) as out:
@@ -155,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
         pipe = load_pipeline(args.model, "cpu" if args.fast else None)
         progress = {"progress": sys.stderr.isatty()}
         began = time.perf_counter()
-        results = pipe(str(args.input) if args.input else None, num_return_sequences=args.num, **progress, **request)
+        results = pipe(song, num_return_sequences=args.num, **progress, **request)
         seconds = time.perf_counter() - began
 
         for target, result in zip(staged, results):

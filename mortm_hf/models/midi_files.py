@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -387,6 +388,19 @@ def quantize(score, caps: Caps = Caps(), pedal: str = "ignore", paired: bool = F
         explicit_velocity={"0": False, "1": True}.get(fields.get("velocity", "")),
         report=report,
     )
+
+
+@dataclass(frozen=True)
+class OpenedMidi:
+    """A file that was read already: pipelines take it in place of a path.
+
+    Attributes:
+        score: `symusic.Score` in ticks, as the file is.
+        music: `MetricScore` of it.
+    """
+
+    score: Any
+    music: MetricScore
 
 
 def open_midi(midi, caps: Caps = Caps(), pedal: str = "ignore"):

@@ -80,7 +80,7 @@ class MusicPipeline(Pipeline):
         """A song as it is in its file, and on the grid.
 
         Args:
-            midi: path, MIDI bytes, `symusic.Score` or `MetricScore`.
+            midi: path, MIDI bytes, `symusic.Score`, `MetricScore` or `OpenedMidi`.
 
         Returns:
             `symusic.Score` in ticks (None for a `MetricScore`), and the `MetricScore`.
@@ -91,6 +91,8 @@ class MusicPipeline(Pipeline):
         """
         if midi is None:
             raise PromptError(f"{self.task} needs a MIDI file, but the input is None")
+        if hasattr(midi, "score") and hasattr(midi, "music"):  # an `OpenedMidi` of whatever copy of the code
+            return midi.score, midi.music
         return (None, midi) if is_score(midi) else open_midi(midi)
 
     def save_pretrained(self, save_directory, **kwargs):
