@@ -37,7 +37,6 @@ def add_command(commands) -> None:
     """Adds `convert` and `export-upstream` to the parser's commands."""
     parser = commands.add_parser(
         "convert",
-        help="turn an upstream .pth checkpoint into a model folder",
         description="Turns an upstream checkpoint (4.0 to 4.9) into a folder for from_pretrained.",
         epilog=CONVERT_EXAMPLES,
     )
@@ -69,7 +68,6 @@ def add_command(commands) -> None:
 
     parser = commands.add_parser(
         "export-upstream",
-        help="write upstream's files from a model folder",
         description="Writes model.pth, config.json and vocab_list.json from a model folder, converted or made here.",
         epilog=EXPORT_EXAMPLES,
     )

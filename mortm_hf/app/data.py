@@ -54,7 +54,6 @@ def add_command(commands) -> None:
     """Adds `data` with its own commands to the parser's commands."""
     parser = commands.add_parser(
         "data",
-        help="MIDI to a data set for training",
         description="Prepares MIDI for training, describes it, pushes it to the Hub.",
     )
     inner = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -42,7 +42,6 @@ def add_command(commands) -> None:
     """Adds `eval` to the parser's commands."""
     parser = commands.add_parser(
         "eval",
-        help="measure a model, or generated music",
         description="Measures a checkpoint, or a folder of generated MIDI files, against a split of a data set.",
         epilog=EXAMPLES,
     )

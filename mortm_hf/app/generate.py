@@ -44,7 +44,6 @@ def add_command(commands) -> None:
     """Adds `generate` to the parser's commands."""
     parser = commands.add_parser(
         "generate",
-        help="continue, rewrite, accompany or invent music",
         description="Generates new bars for a MIDI file, or music from nothing.",
         epilog=EXAMPLES,
     )
@@ -132,6 +131,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from ..data.synthesis import find_soundfont
     from ..models.midi_files import OpenedMidi, open_midi
+    from ..models.prompt_words import check_words
     from .rendering import draw_piano_roll, render_wav, require_matplotlib
 
     args.model = args.model and find_model(args.model)
@@ -143,7 +143,9 @@ def run(args: argparse.Namespace) -> None:
     soundfont = find_soundfont(args.soundfont) if args.wav or args.soundfont else None
     if args.png:
         require_matplotlib()
-    song = None if args.input is None else OpenedMidi(*open_midi(args.input))  # before a model is loaded
+    # before a model is loaded
+    song = None if args.input is None else OpenedMidi(*open_midi(args.input))
+    check_words(**given(args, REQUEST))
 
     paths = output_paths(args.output, args.num)
     with Outputs([args.input] if args.input else [], args.json) as out:

@@ -27,7 +27,6 @@ def add_command(commands) -> None:
     """Adds `info` to the parser's commands."""
     parser = commands.add_parser(
         "info",
-        help="bars, meters, tempo, key and tracks of a MIDI file",
         description="Shows what a MIDI file holds: bars, meters, tempo, key, tracks and notes.",
         epilog=EXAMPLES,
     )

@@ -40,7 +40,6 @@ def add_command(commands) -> None:
     """Adds `live` to the parser's commands."""
     parser = commands.add_parser(
         "live",
-        help="play with a MORTM Live checkpoint",
         description="Hears some instruments and plays the others, in real time or along a MIDI file.",
         epilog=EXAMPLES,
     )

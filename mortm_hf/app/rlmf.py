@@ -31,7 +31,6 @@ def add_command(commands) -> None:
     """Adds `rlmf` to the parser's commands."""
     parser = commands.add_parser(
         "rlmf",
-        help="align a model with a musical reward (PPO, GRPO, RLOO)",
         description="Trains a model by reinforcement learning: its music is rated by BERTM or by rules.",
         epilog=EXAMPLES,
     )

@@ -36,7 +36,6 @@ def add_command(commands) -> None:
     """Adds `tokenize` to the parser's commands."""
     parser = commands.add_parser(
         "tokenize",
-        help="MIDI files to token ids",
         description="Turns MIDI files into token ids. Files that cannot be read are skipped and listed.",
         epilog=EXAMPLES,
     )

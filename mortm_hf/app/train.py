@@ -55,7 +55,6 @@ def add_command(commands) -> None:
     """Adds `train` and `finetune` to the parser's commands."""
     train = commands.add_parser(
         "train",
-        help="train from a recipe",
         description="Trains (or goes on training) a model as a recipe states it.",
         epilog=TRAIN_EXAMPLES,
     )
@@ -67,7 +66,6 @@ def add_command(commands) -> None:
 
     tune = commands.add_parser(
         "finetune",
-        help="a checkpoint on your own MIDI files",
         description="Trains a checkpoint further on a folder of MIDI files and measures it on songs held out.",
         epilog=FINETUNE_EXAMPLES,
     )

@@ -40,6 +40,7 @@ Prompts: what a musician asks for
 Models: tensors only
 - `configuration_mortm`, `configuration_bertm`, `configuration_vmortm`, `configuration_mortm_live`: shapes and options.
 - `attention_mortm`: ALiBi inside the attention implementations of transformers.
+- `experts_mortm`: how experts are computed: `padded_mm`, `grouped_mm` under autocast.
 - `modeling_mortm`: the decoder, whose layers the others share.
 - `modeling_bertm`: both directions, heads that judge.
 - `modeling_vmortm`: patches of mel frames.

@@ -147,6 +147,24 @@ def read_words(prompt, dialect: str) -> Words:
     )
 
 
+def check_words(**words) -> None:
+    """Read the words of a request that stand for themselves, without any music: what is wrong is refused at once.
+
+    Args:
+        words: of a request, by name; what speaks of a song, and names that are no words, are passed over.
+
+    Raises:
+        PromptError, VocabularyError: a word that cannot be read.
+    """
+    readers = {control.name: control.read for control in CONTROLS if control.name not in ("bars", "meter")}
+    readers |= {"meter": read_meters, "scale": read_scale, "pitch_range": read_pitch_range}
+    for name, word in words.items():
+        if name in readers and word is not None:
+            readers[name](word)
+    if not is_chord_file(words.get("chords")) and words.get("chords") is not True:
+        read_chords(words.get("chords"))
+
+
 def read_task(task: str) -> TokenKind:
     """The marker of a task's generated field.
 

@@ -334,3 +334,31 @@ def test_missing_model_and_soundfont(capsys, tmp_path, band):
     assert_refused(run(capsys, *args, "--soundfont", tmp_path / "none.sf2"), "soundfont")
     assert_refused(run(capsys, "generate", band, "-o", band), "is the input")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, refusal",
+    [
+        (["--instruments", "theremin"], "unknown instrument 'theremin'"),
+        (["--key", "H"], "unknown key 'H'"),
+        (["--genre", "polka"], "unknown genre 'polka'"),
+        (["--chords", "C Xyz"], "unknown chord 'Xyz'"),
+        (["--meter", "17/16"], "unknown meter '17/16'"),
+        (["--tempo", "900"], "tempo must be between 10 and 500"),
+        (["--density", "3,11"], "density must be 1 (sparse) to 10 (dense)"),
+        (["--scale", "H"], "unknown key 'H'"),
+        (["--pitch-range", "60:200"], "pitch_range must be"),
+    ],
+)
+def test_wrong_words_are_refused_before_a_model_loads(words, refusal, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mortm_hf.app.generate.load_pipeline", lambda *args: pytest.fail("a model was loaded"))
+    assert main(["generate", "-o", str(tmp_path / "new.mid"), *words]) == 2
+    error = capsys.readouterr().err
+    assert refusal in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_help_imports_no_command():
+    code = "import sys; from mortm_hf.app.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'numpy', 'torch', 'transformers', 'mortm_hf.app.generate'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
