@@ -31,7 +31,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.utils import logging
 
-from .errors_mortm import GenerationError
+from .errors_mortm import GenerationError, PromptError
 from .generation_compiled import announce, load_compiled, missing
 from .generation_fused import FusedChoice, read_chain
 
@@ -467,7 +467,7 @@ class DecodingState:
             `logits` [batch, vocab].
 
         Raises:
-            GenerationError: there is no room left.
+            PromptError: there is no room left (`prompt.too_long`).
         """
         self.advance(np.ascontiguousarray(tokens.numpy()), np.arange(len(tokens)))
         return self.logits
@@ -481,7 +481,7 @@ class DecodingState:
         """
         d, a = self.decoder, self.decoder.arrays
         if self.made >= self.room:
-            raise GenerationError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
+            raise PromptError(f"no room for more than {self.room} tokens: raise max_new_tokens", "prompt.too_long")
         given = a.weights, a.tables, a.vectors, a.sizes, a.reals, a.layers, d.slopes, self.cos, self.sin
         given += self.prompt, self.source, self.first, self.cache, self.made
         rest = tokens, *self.buffers, self.logits.numpy()
