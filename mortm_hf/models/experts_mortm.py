@@ -113,7 +113,8 @@ def padded_mm_experts_forward(
     Returns:
         [tokens, H].
     """
-    if torch.compiler.is_compiling() or experts._is_expert_parallel:
+    # older transformers spread experts without saying so on the module
+    if torch.compiler.is_compiling() or getattr(experts, "_is_expert_parallel", False):
         return grouped_mm_autocast(experts, hidden_states, top_k_index, top_k_weights)
     dtype = computing_type(hidden_states)
     granule = GRANULE if dtype in (torch.bfloat16, torch.float16) else 1
